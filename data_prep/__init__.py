@@ -1,0 +1,1 @@
+"""Raw medical images to WebDataset shards, and shards back to samples in a reproducible order."""
