@@ -75,7 +75,9 @@ def run_commands(
     parsers = {}
     for name, (config_class, function) in commands.items():
         parsers[name] = config_parser(config_class, f"{program} {name}")
-        subcommands.add_subcommand(name, parsers[name], help=(function.__doc__ or "").split("\n")[0])
+        subcommands.add_subcommand(
+            name, parsers[name], help=(function.__doc__ or "").split("\n")[0]
+        )
     parsed = parser.parse_args(arguments)
     name = parsed["command"]
     config_class, function = commands[name]
