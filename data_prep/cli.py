@@ -1,4 +1,4 @@
-"""Command lines from dataclasses: `--help`, `--config FILE.yaml`, dotted overrides, one-line errors.
+"""Command lines from dataclasses: `--help`, `--config FILE`, dotted overrides, one-line errors.
 
 A command is a function of one dataclass. Its options are the dataclass's fields, its help is their
 docstrings, and an unknown key is refused by name.
@@ -69,7 +69,7 @@ def run_commands(
     commands: Mapping[str, tuple[type[Any], Callable[[Any, str], Any]]],
     arguments: Sequence[str] | None = None,
 ) -> None:
-    """Run one of several subcommands, each a (config dataclass, function(config, resolved YAML))."""
+    """Run one of several subcommands: name -> (config dataclass, function(config, resolved))."""
     parser = ArgumentParser(prog=program)
     subcommands = parser.add_subcommands(dest="command")
     parsers = {}
