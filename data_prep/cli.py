@@ -81,5 +81,4 @@ def run_commands(
     parsed = parser.parse_args(arguments)
     name = parsed["command"]
     config_class, function = commands[name]
-    config, resolved = _instantiate(parsers[name], config_class, parsed[name])
-    run(lambda: function(config, resolved))
+    run(lambda: function(*_instantiate(parsers[name], config_class, parsed[name])))

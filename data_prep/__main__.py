@@ -1,0 +1,56 @@
+"""`python -m data_prep shard | shard-seg | info | verify`."""
+
+import yaml
+
+from data_prep.cli import run_commands, write_resolved_config
+from data_prep.datasets import find_layout
+from data_prep.errors import UserError
+from data_prep.info import InfoConfig, info
+from data_prep.manifest import DEFAULT_SPLIT, assign_splits
+from data_prep.options import ShardConfig, ShardSegConfig, WriteOptions
+from data_prep.records import Source
+from data_prep.shards import write_shards
+from data_prep.verify import VerifyConfig, verify
+
+
+def shard(config: ShardConfig, resolved: str) -> None:
+    """Images to shards for stage one."""
+    _write(find_layout(config.layout, "pretraining")(config), config, resolved)
+
+
+def shard_seg(config: ShardSegConfig, resolved: str) -> None:
+    """Images and masks to shards for stage two."""
+    source = find_layout(config.layout, "segmentation")(config)
+    has_split = {reference.split for reference in source.references} != {"train"}
+    if has_split and config.split is not None:
+        raise UserError(f"split: layout {config.layout} has a split of its own")
+    if source.references and not has_split:
+        fractions = config.split or DEFAULT_SPLIT
+        references = assign_splits(source.references, fractions, config.seed)
+        source = Source(source.layout, references, source.read, source.recipe, source.labels)
+    _write(source, config, resolved)
+
+
+def _write(source: Source, options: WriteOptions, resolved: str) -> None:
+    document = write_shards(source, options)
+    if document is None:
+        return
+    values = yaml.safe_load(resolved)
+    values["salt"] = "(not stored)"
+    write_resolved_config(options.output, yaml.safe_dump(values, sort_keys=False))
+    print(
+        f"{options.output}: {document['records']} records,"
+        f" {document['skipped']} files passed over, {document['unreadable']} unreadable"
+    )
+
+
+if __name__ == "__main__":
+    run_commands(
+        "python -m data_prep",
+        {
+            "shard": (ShardConfig, shard),
+            "shard-seg": (ShardSegConfig, shard_seg),
+            "info": (InfoConfig, info),
+            "verify": (VerifyConfig, verify),
+        },
+    )

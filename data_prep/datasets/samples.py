@@ -1,0 +1,133 @@
+"""Real images that come with the installed packages: no download.
+
+Stage one: nilearn's MNI152 T1 brain template, 1 mm, through the NIfTI reader, and pydicom's own
+test files, through the DICOM reader. Stage two: axial slices of the same template with a label map
+of grey matter, white matter and the rest of the brain.
+
+The template is one brain, so the split is by place (`TRAIN_SLICES`, `TEST_SLICES`): a contiguous
+slab is held out, with a gap between it and the training slices. Stage one never sees the slab: the
+volume is cut off at `STAGE_ONE_END`, below gap and slab, before it is sliced in any plane.
+"""
+
+from collections.abc import Iterator
+from functools import cache, partial
+from pathlib import Path
+from typing import Literal
+
+import nibabel
+import numpy as np
+import pydicom
+
+from data_prep.datasets.dicom import read_file
+from data_prep.datasets.nifti import slice_volume
+from data_prep.dicom import is_dicom
+from data_prep.find import find_files
+from data_prep.intensity import intensity_limits, to_integers
+from data_prep.nifti import volume_from_nifti
+from data_prep.options import ShardConfig, ShardSegConfig, Window
+from data_prep.records import NotAnImage, Reference, Sample, Source, Unreadable
+
+TRAIN_SLICES = range(28, 108)
+"""Axial slices (of 189, foot to head, 1 mm) with masks to train on."""
+TEST_SLICES = range(116, 136)
+"""The held-out slab."""
+STAGE_ONE_END = TRAIN_SLICES.stop
+"""Stage one sees the template below this axial slice only."""
+
+LABELS = {"grey matter": [1], "white matter": [2], "brain": [1, 2, 3]}
+"""Targets of stage two; value 3 is brain that is neither (mostly fluid)."""
+
+T1 = "MNI152_T1_1mm"
+TEST_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
+
+
+def pretraining(config: ShardConfig) -> Source:
+    """The template's slices in the chosen planes, and pydicom's test files."""
+    references = [
+        Reference(T1, part=plane, group=T1, records=STAGE_ONE_END) for plane in config.planes
+    ]
+    references += [
+        Reference(name, part="dicom", group=name)
+        for name in find_files(TEST_FILES)
+        if is_dicom(TEST_FILES / name)
+    ]
+    return Source(config.layout, references, partial(_read, config=config), config.recipe())
+
+
+def segmentation(config: ShardSegConfig) -> Source:
+    """Axial slices with masks, in a train and a test split."""
+    references = [
+        Reference(T1, part=f"axial-{depth:03d}", group=T1, split=split)
+        for split, depths in (("train", TRAIN_SLICES), ("test", TEST_SLICES))
+        for depth in depths
+    ]
+    read = partial(_read_labelled, config=config)
+    return Source(config.layout, references, read, config.recipe(), LABELS)
+
+
+def _read(reference: Reference, config: ShardConfig) -> Iterator[Sample]:
+    if reference.part != "dicom":
+        image = template()
+        seen = nibabel.Nifti1Image(image.get_fdata()[:, :, :STAGE_ONE_END], image.affine)
+        for sample in slice_volume(seen, reference.part, config):
+            sample.meta["modality"] = "MR"
+            yield sample
+        return
+    try:
+        yield from read_file(TEST_FILES / reference.path, config)
+    except Unreadable as error:
+        # Some of these files are damaged on purpose, to test pydicom.
+        raise NotAnImage(f"damaged on purpose: {error}") from error
+
+
+@cache
+def template() -> nibabel.Nifti1Image:
+    """The T1 template, (197, 233, 189) voxels of 1 mm, without skull."""
+    from nilearn.datasets import load_mni152_template
+
+    return load_mni152_template(resolution=1)
+
+
+@cache
+def tissue_map() -> nibabel.Nifti1Image:
+    """Label map in the template's geometry: 1 grey matter, 2 white matter, 3 rest of the brain.
+
+    A voxel is of a tissue if that is the more probable one, with at least one half.
+    """
+    from nilearn.datasets import (
+        load_mni152_brain_mask,
+        load_mni152_gm_template,
+        load_mni152_wm_template,
+    )
+
+    grey = load_mni152_gm_template(resolution=1).get_fdata()
+    white = load_mni152_wm_template(resolution=1).get_fdata()
+    labels = np.where(load_mni152_brain_mask(resolution=1).get_fdata() > 0, 3, 0).astype(np.uint8)
+    labels[(grey >= 0.5) & (grey >= white)] = 1
+    labels[(white >= 0.5) & (white > grey)] = 2
+    return nibabel.Nifti1Image(labels, template().affine)
+
+
+@cache
+def _axial(
+    window: Window, bits: Literal[8, 16]
+) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
+    """Images and label maps of all axial slices, (189, 233, 197), and the window."""
+    volume = volume_from_nifti(template())
+    # The window is that of the training slices: the test slab has no part in it.
+    limits = intensity_limits(volume.array[: TRAIN_SLICES.stop], window)
+    images = to_integers(volume.array, limits, bits)
+    return images, volume_from_nifti(tissue_map()).array, limits
+
+
+def _read_labelled(reference: Reference, config: ShardSegConfig) -> Iterator[Sample]:
+    images, masks, limits = _axial(config.window, config.bits)
+    depth = int(reference.part.removeprefix("axial-"))
+    meta = {
+        "spacing": [1.0, 1.0],
+        "modality": "MR",
+        "plane": "axial",
+        "slice": depth,
+        "window": list(limits),
+    }
+    yield Sample(images[depth], masks[depth], meta=meta)

@@ -1,0 +1,104 @@
+"""The index beside a shard: where each member lies, so that samples are read without parsing tar.
+
+`train-000000.index.json` holds `shard`, `bytes` and `sha256` of the tar, `recipe` (a hash of what
+it was made from), `records` (key and, for each member, [offset, bytes, CRC-32]), `summary` (counts
+and sums for dataset.json) and `quarantined` (hashed key, kind and reason of files left out).
+"""
+
+import io
+import json
+import os
+import tarfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from data_prep.errors import UserError
+
+Member = tuple[int, int, int]
+"""Offset in the tar, size in bytes, CRC-32."""
+
+
+@dataclass
+class ShardIndex:
+    """Keys and members of one shard's records, in the order of the tar."""
+
+    keys: list[str]
+    members: list[dict[str, Member]]
+
+
+def index_path(shard: Path) -> Path:
+    """Path of the index of a tar."""
+    return shard.with_suffix(".index.json")
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file of a shard set.
+
+    Raises:
+        UserError: if it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; run the shard command again to complete it") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+def load_index(shard: Path) -> ShardIndex:
+    """The index of a tar.
+
+    Raises:
+        UserError: if it is missing or damaged.
+    """
+    path = index_path(shard)
+    document = read_json(path)
+    try:
+        keys = [record["key"] for record in document["records"]]
+        members = [
+            {name: (member[0], member[1], member[2]) for name, member in record["members"].items()}
+            for record in document["records"]
+        ]
+    except (KeyError, TypeError, IndexError, AttributeError):
+        raise UserError(f"{path}: is not a shard index; shard again") from None
+    return ShardIndex(keys, members)
+
+
+def read_at(descriptor: int, offset: int, size: int, shard: Path) -> bytes:
+    """`size` bytes at `offset` of an open shard; leaves the file position alone.
+
+    Raises:
+        UserError: if the file ends before.
+    """
+    data = os.pread(descriptor, size, offset)
+    if len(data) < size and data:  # a signal, or the kernel's limit of 2 GiB a call
+        data += read_at(descriptor, offset + len(data), size - len(data), shard)
+    if len(data) < size:
+        raise UserError(f"{shard}: is shorter than its index; run `python -m data_prep verify`")
+    return data
+
+
+class TarWriter:
+    """Writes a plain tar whose bytes depend on its members alone, and notes where they lie."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self.records: list[dict[str, Any]] = []
+
+    def add(self, key: str, members: dict[str, bytes]) -> None:
+        """Append one record, a file `<key>.<extension>` for each member."""
+        places = {}
+        for extension, data in members.items():
+            header = tarfile.TarInfo(f"{key}.{extension}")
+            header.size = len(data)
+            header.mode = 0o644
+            # the header is one block, as the name is short
+            places[extension] = [self._tar.offset + tarfile.BLOCKSIZE, len(data), zlib.crc32(data)]
+            self._tar.addfile(header, io.BytesIO(data))
+        self.records.append({"key": key, "members": places})
+
+    def close(self) -> None:
+        """Write the end of the archive; the file stays open."""
+        self._tar.close()

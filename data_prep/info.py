@@ -1,0 +1,98 @@
+"""The fingerprint of a shard set: a table and a contact sheet."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from data_prep.files import atomic_path
+from data_prep.index import read_json
+from data_prep.loader import Record, ShardDataset
+
+COLOURS = np.array(
+    [[230, 60, 60], [60, 180, 75], [67, 110, 230], [245, 190, 30], [170, 70, 200], [70, 200, 210]]
+)
+"""Outline colours of mask values 1, 2, ... (repeating)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoConfig:
+    """Print what a shard set holds, and draw a contact sheet."""
+
+    shards: Path
+    """Folder of the shard set."""
+    split: str = "train"
+    """Split shown on the contact sheet."""
+    sheet: Path | None = None
+    """PNG to write; default contact_sheet.png in the shard set."""
+    images: int = 48
+    """Records on the contact sheet, spread over the split's random order."""
+
+
+def info(config: InfoConfig, resolved: str) -> None:
+    """The fingerprint of a shard set, as a table and a contact sheet."""
+    dataset = ShardDataset(config.shards, config.split)
+    print(fingerprint(read_json(config.shards / "dataset.json")))
+    path = config.sheet or config.shards / "contact_sheet.png"
+    order = dataset.order(0)[: config.images]
+    sheet = contact_sheet([dataset.record(int(index)) for index in order])
+    with atomic_path(path) as temporary:
+        Image.fromarray(sheet).save(temporary, "PNG")
+    print(f"contact sheet: {path}")
+
+
+def fingerprint(document: dict[str, Any]) -> str:
+    """`dataset.json` as a table for people."""
+    lines = [
+        ("kind", f"{document['kind']} ({document['source']['layout']})"),
+        ("records", str(document["records"])),
+    ]
+    for name, split in document["splits"].items():
+        text = (
+            f"{split['records']} records, {split['groups']} groups, {len(split['shards'])} shards"
+        )
+        lines.append((f"  {name}", text))
+    for name in ("classes", "modalities", "present"):
+        for key, count in document.get(name, {}).items():
+            lines.append((f"{name.removesuffix('s')} {key}", str(count)))
+    for name, size in document["sizes"].items():
+        lines.append((f"{name} size", " x ".join(map(str, size))))
+    lines.append(("mean", ", ".join(f"{value:.4f}" for value in document["mean"])))
+    lines.append(("std", ", ".join(f"{value:.4f}" for value in document["std"])))
+    lines.append(("passed over", f"{document['skipped']} files"))
+    lines.append(("unreadable", f"{document['unreadable']} files"))
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
+
+
+def contact_sheet(records: list[Record], tile: int = 128, columns: int = 8) -> np.ndarray:
+    """(H, W, 3) uint8 sheet of records, masks outlined; a volume shows its fullest slice."""
+    rows = -(-len(records) // columns)
+    sheet = np.zeros((rows * tile, columns * tile, 3), np.uint8)
+    for number, record in enumerate(records):
+        top, left = number // columns * tile, number % columns * tile
+        picture = Image.fromarray(_picture(record))
+        picture.thumbnail((tile, tile))
+        sheet[top : top + picture.height, left : left + picture.width] = np.asarray(picture)
+    return sheet
+
+
+def _picture(record: Record) -> np.ndarray:
+    """(H, W, 3) uint8 of a record or of one slice of it, with the outlines of its mask."""
+    image, mask = record.image, record.mask
+    if "slices" in record.meta:  # a volume
+        content = image if mask is None else mask > 0
+        depth = int(np.argmax(content.reshape(len(image), -1).sum(axis=1)))
+        image, mask = image[depth], None if mask is None else mask[depth]
+    grey = image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
+    picture = np.repeat(grey[..., None], 3, axis=2) if grey.ndim == 2 else grey.copy()
+    if mask is not None:
+        edge = np.zeros(mask.shape, bool)
+        edge[1:] |= mask[1:] != mask[:-1]
+        edge[:, 1:] |= mask[:, 1:] != mask[:, :-1]
+        # the pixel on the outside of an edge may be background: take the larger value
+        value = np.maximum(mask, np.maximum(np.roll(mask, 1, 0), np.roll(mask, 1, 1)))
+        picture[edge] = COLOURS[(value[edge].astype(int) - 1) % len(COLOURS)]
+    return picture

@@ -1,0 +1,78 @@
+"""What passes between a layout, which finds and reads files, and the shard writer."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+class NotAnImage(Exception):
+    """A file that holds no image for this set: passed over, and not counted as unreadable."""
+
+
+class Unreadable(Exception):
+    """A file that cannot be read; the message is the reason, and names no path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One file (or one part of it) in a manifest; it becomes no, one or many records."""
+
+    path: str
+    """Path relative to the input folder, with forward slashes."""
+    part: str = ""
+    """Which part of the file, such as a plane."""
+    group: str = ""
+    """Patient, case or file: what a split never cuts in two. Hashed before it is written."""
+    label: str | None = None
+    """Class name, where the layout has one."""
+    mask: str = ""
+    """Path of the mask, relative to the input folder."""
+    split: str = "train"
+    records: int = 1
+    """About how many records it becomes, to fill shards evenly."""
+
+
+@dataclass
+class Sample:
+    """One record to be written."""
+
+    image: np.ndarray
+    """(H, W), (H, W, 3) or a volume (D, H, W); uint8 or uint16, white is the dtype's maximum."""
+    mask: np.ndarray | None = None
+    """Label map of the image's height and width (and depth); uint8 or uint16, 0 is background."""
+    encoded: tuple[str, bytes] | None = None
+    """Extension and bytes of the image where it is already encoded as it shall be stored."""
+    group: str = ""
+    """Patient, if only the file itself tells it; otherwise that of the reference."""
+    meta: dict[str, Any] = field(default_factory=dict)
+    """Further members of the record's JSON, free of anything that names a patient."""
+    volume: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """A manifest and the function that reads its references (picklable, for worker processes)."""
+
+    layout: str
+    references: list[Reference]
+    read: Callable[[Reference], Iterable[Sample]]
+    recipe: str
+    """Options that decide the pixels (`ReadOptions.recipe`)."""
+    labels: dict[str, list[int]] | None = None
+    """Segmentation: the mask values of each target. A value may belong to several targets."""
+
+
+def keyed_hash(text: str, salt: str, digest_size: int = 16) -> str:
+    """BLAKE2b of `text` under the key `salt`, hexadecimal."""
+    return hashlib.blake2b(
+        os.fsencode(text), key=salt.encode(), digest_size=digest_size
+    ).hexdigest()
+
+
+def record_key(reference: Reference, salt: str) -> str:
+    """Key of a reference's records: a keyed hash of its path and part."""
+    return keyed_hash(f"{reference.path}\0{reference.part}", salt)

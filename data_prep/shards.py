@@ -1,0 +1,229 @@
+"""Write a shard set: plain WebDataset tars, an index beside each, and `dataset.json`.
+
+Every shard is made by one process from its own references alone, so its bytes depend neither on
+the number of processes nor on which shards were already there.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from data_prep.codec import encode_npy, encode_png
+from data_prep.errors import UserError
+from data_prep.files import atomic_path, sha256, write_json, write_text
+from data_prep.index import TarWriter, index_path, read_json
+from data_prep.manifest import Shard, plan_shards
+from data_prep.options import WriteOptions
+from data_prep.quiet import quiet
+from data_prep.records import (
+    NotAnImage,
+    Reference,
+    Sample,
+    Source,
+    Unreadable,
+    keyed_hash,
+    record_key,
+)
+from data_prep.summary import FORMAT, Summary, dataset_document
+from data_prep.workers import write_in_parallel
+
+
+def write_shards(source: Source, options: WriteOptions) -> dict[str, Any] | None:
+    """Write the shards of `source` that are not yet there, and the set's `dataset.json`.
+
+    A job of an array (`options.tasks` > 1) writes its own shards only; the call with one task
+    afterwards finds them done and writes `dataset.json`.
+
+    Returns:
+        The contents of `dataset.json`, or None for a job of an array.
+
+    Raises:
+        UserError: nothing to write, an output folder of another recipe, a full disk, or (after
+            everything was written) more unreadable files than `options.max_bad` allows.
+    """
+    shards = plan_shards(source.references, options.shard_records, options.seed)
+    if not shards:
+        raise UserError(f"layout {source.layout}: found no image in the input")
+    options.output.mkdir(parents=True, exist_ok=True)
+    done = _finished(shards, source, options)
+    todo = [
+        shard
+        for number, shard in enumerate(shards)
+        if number % options.tasks == options.task and shard.name not in done
+    ]
+    try:
+        write_in_parallel(write_shard, todo, source, options)
+    except OSError as error:
+        raise UserError(f"{options.output}: cannot be written: {error.strerror}") from error
+    if options.tasks > 1:
+        return None
+    return _finish(shards, source, options)
+
+
+def write_shard(
+    shard: Shard, source: Source, options: WriteOptions, progress: Callable[[int], None]
+) -> None:
+    """Write one tar and its index, each whole or not at all; the index comes last.
+
+    Args:
+        progress: called with `Reference.records` after each reference.
+    """
+    path = options.output / f"{shard.name}.tar"
+    summary = Summary()
+    quarantined = []
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        writer = TarWriter(file)
+        for reference in shard.references:
+            key = record_key(reference, options.salt)
+            try:
+                records = _read(reference, source, options.salt)
+            except (NotAnImage, Unreadable) as error:
+                kind = "skipped" if isinstance(error, NotAnImage) else "unreadable"
+                quarantined.append([key, kind, str(error)])
+                records = []
+            for number, (sample, meta, members) in enumerate(records):
+                summary.add(sample, meta)
+                writer.add(key if len(records) == 1 else f"{key}-{number:04d}", members)
+            progress(reference.records)
+        writer.close()
+    document = {
+        "shard": path.name,
+        "bytes": path.stat().st_size,
+        "sha256": sha256(path),
+        "recipe": _recipe(shard, source, options.salt),
+        "summary": summary.document(),
+        "quarantined": quarantined,
+        "records": writer.records,
+    }
+    write_text(index_path(path), json.dumps(document, separators=(",", ":")) + "\n")
+
+
+def _read(
+    reference: Reference, source: Source, salt: str
+) -> list[tuple[Sample, dict[str, Any], dict[str, bytes]]]:
+    """All records of a reference, ready to be written, or none of them.
+
+    Raises:
+        NotAnImage, Unreadable: with a reason that names no path.
+    """
+    try:
+        with quiet():
+            return [_encode(sample, reference, source, salt) for sample in source.read(reference)]
+    except (NotAnImage, Unreadable):
+        raise
+    # A damaged file makes its decoder raise nearly anything; the message may quote the path or a
+    # header, so only its kind is kept.
+    except Exception as error:
+        raise Unreadable(f"its decoder failed ({type(error).__name__})") from error
+
+
+def _encode(
+    sample: Sample, reference: Reference, source: Source, salt: str
+) -> tuple[Sample, dict[str, Any], dict[str, bytes]]:
+    meta = {
+        "group": keyed_hash(sample.group or reference.group or reference.path, salt, 8),
+        "label": reference.label,
+        "modality": None,
+        "spacing": None,
+        "size": list(sample.image.shape),
+        **sample.meta,
+    }
+    if sample.volume:
+        members = {"npy": encode_npy(sample.image)}
+    elif sample.encoded is not None:
+        members = dict([sample.encoded])
+    else:
+        members = {"png": encode_png(sample.image)}
+    if source.labels is not None:
+        if sample.mask is None:
+            raise Unreadable("has no mask")
+        meta |= _describe_mask(sample, source.labels)
+        if sample.volume:
+            members["mask.npy"] = encode_npy(sample.mask)
+        else:
+            members["mask.png"] = encode_png(sample.mask)
+    members["json"] = json.dumps(meta, separators=(",", ":"), allow_nan=False).encode()
+    return sample, meta, members
+
+
+def _describe_mask(sample: Sample, labels: dict[str, list[int]]) -> dict[str, Any]:
+    """Which targets a mask holds and, for a volume, in which slices."""
+    mask = sample.mask
+    assert mask is not None
+    spatial = sample.image.shape if sample.volume else sample.image.shape[:2]
+    if mask.shape != spatial:
+        raise Unreadable(f"a mask of {mask.shape} for an image of {spatial}")
+    values = np.unique(mask)
+    named = {0}.union(*labels.values())
+    if unnamed := sorted(set(values.tolist()) - named):
+        raise Unreadable(f"its mask has the value {unnamed[0]}, which no label has")
+    found = set(values.tolist())
+    present = [name for name, members in labels.items() if found & set(members)]
+    if not sample.volume:
+        return {"present": present}
+    slices = {}
+    for name, members in labels.items():
+        wanted = np.isin(mask, members).any(axis=(1, 2))  # (D,)
+        slices[name] = np.flatnonzero(wanted).tolist()
+    return {"present": present, "slices": slices}
+
+
+def _recipe(shard: Shard, source: Source, salt: str) -> str:
+    """Hash of all that a shard is made from but the files' contents."""
+    parts = [FORMAT, source.layout, source.recipe, source.labels]
+    parts += [asdict(reference) for reference in shard.references]
+    return keyed_hash(hashlib.sha256(json.dumps(parts).encode()).hexdigest(), salt)
+
+
+def _finished(shards: list[Shard], source: Source, options: WriteOptions) -> set[str]:
+    """Names of the shards that an earlier run has completed in the output folder.
+
+    Raises:
+        UserError: if the folder holds shards of other inputs or options.
+    """
+    planned = {shard.name: shard for shard in shards}
+    done = set()
+    for path in sorted(options.output.glob("*-*.index.json")):
+        name = path.name.removesuffix(".index.json")
+        tar = options.output / f"{name}.tar"
+        document = read_json(path)
+        if name not in planned or document["recipe"] != _recipe(
+            planned[name], source, options.salt
+        ):
+            raise UserError(
+                f"{tar}: was made from other inputs or options; give another --output or delete it"
+            )
+        if tar.is_file() and tar.stat().st_size == document["bytes"]:
+            done.add(name)
+    return done
+
+
+def _finish(shards: list[Shard], source: Source, options: WriteOptions) -> dict[str, Any]:
+    """Write quarantine.jsonl and dataset.json, then judge how many files were unreadable."""
+    indexes = [read_json(options.output / f"{shard.name}.index.json") for shard in shards]
+    paths = {
+        record_key(reference, options.salt): reference.path
+        for shard in shards
+        for reference in shard.references
+    }
+    lines = [
+        json.dumps({"path": paths[key], "kind": kind, "reason": reason})
+        for index in indexes
+        for key, kind, reason in index["quarantined"]
+    ]
+    quarantine = options.output / "quarantine.jsonl"
+    write_text(quarantine, "".join(f"{line}\n" for line in sorted(lines)))
+    document = dataset_document(source.layout, source.labels, options.seed, indexes)
+    if document["records"] == 0:
+        raise UserError(f"layout {source.layout}: no file gave an image; see {quarantine}")
+    write_json(options.output / "dataset.json", document)
+    if document["unreadable"] > options.max_bad * len(paths):
+        raise UserError(
+            f"{document['unreadable']} of {len(paths)} files could not be read, more than"
+            f" --max-bad {options.max_bad}; the others are written, see {quarantine}"
+        )
+    return document

@@ -1,0 +1,173 @@
+"""Counts and sums of a shard, and `dataset.json` of a set from those of its shards.
+
+Sums are integers, so that they are exact and the mean and std of a set do not depend on the order
+in which its records were read.
+"""
+
+import platform
+from collections import Counter
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from data_prep.records import Sample
+
+FORMAT = 1
+"""Version of the shard set format."""
+
+SOFTWARE = ("samaritan", "numpy", "pillow", "pydicom", "nibabel")
+
+
+class Summary:
+    """Running counts and sums over the records of one shard."""
+
+    def __init__(self) -> None:
+        self.groups: set[str] = set()
+        self.shapes: Counter[tuple[int, ...]] = Counter()
+        self.classes: Counter[str] = Counter()
+        self.modalities: Counter[str] = Counter()
+        self.present: Counter[str] = Counter()
+        self.sums: dict[str, list[list[int]]] = {}
+
+    def add(self, sample: Sample, meta: dict[str, Any]) -> None:
+        """Count one record."""
+        self.groups.add(meta["group"])
+        self.shapes[sample.image.shape] += 1
+        self.classes.update([meta["label"]] if meta["label"] else [])
+        self.modalities.update([meta["modality"]] if meta["modality"] else [])
+        self.present.update(meta.get("present", []))
+        colour = sample.image.ndim == 3 and not sample.volume
+        pixels = sample.image.reshape(-1, 3 if colour else 1)
+        totals = self.sums.setdefault(
+            f"{sample.image.dtype.name}x{pixels.shape[1]}", [[0, 0, 0] for _ in pixels[0]]
+        )
+        for total, channel in zip(totals, pixels.T, strict=True):
+            count, value, square = exact_sums(channel)
+            total[0] += count
+            total[1] += value
+            total[2] += square
+
+    def document(self) -> dict[str, Any]:
+        """As stored in the shard's index."""
+        return {
+            "groups": sorted(self.groups),
+            "shapes": [[list(shape), count] for shape, count in sorted(self.shapes.items())],
+            "classes": dict(sorted(self.classes.items())),
+            "modalities": dict(sorted(self.modalities.items())),
+            "present": dict(sorted(self.present.items())),
+            "sums": dict(sorted(self.sums.items())),
+        }
+
+
+def exact_sums(values: np.ndarray) -> tuple[int, int, int]:
+    """Number, sum and sum of squares of unsigned integers."""
+    levels = np.arange(np.iinfo(values.dtype).max + 1, dtype=np.int64)
+    histogram = np.bincount(values, minlength=levels.size)
+    return values.size, int(histogram @ levels), int(histogram @ levels**2)
+
+
+def mean_and_std(summaries: Iterable[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """Per-channel mean and std of pixels on [0, 1], white being the maximum of the stored dtype.
+
+    One channel if all images are grey; otherwise three, to which a grey image counts alike.
+    """
+    totals: dict[str, np.ndarray] = {}
+    for summary in summaries:
+        for kind, sums in summary["sums"].items():
+            # Python's integers: the sum of squares of a large set exceeds 64 bits
+            totals[kind] = totals.get(kind, 0) + np.array(sums, dtype=object)
+    channels = max((len(sums) for sums in totals.values()), default=1)
+    count, first, second = (np.zeros(channels) for _ in range(3))
+    for kind, sums in sorted(totals.items()):
+        top = np.iinfo(kind.split("x")[0]).max
+        parts = np.broadcast_to(sums, (channels, 3))
+        count += parts[:, 0].astype(float)
+        first += (parts[:, 1] / top).astype(float)
+        second += (parts[:, 2] / top**2).astype(float)
+    count = np.maximum(count, 1)
+    mean = first / count
+    std = np.sqrt(np.maximum(second / count - mean**2, 0))
+    return [round(float(x), 6) for x in mean], [round(float(x), 6) for x in std]
+
+
+def dataset_document(
+    layout: str, labels: dict[str, list[int]] | None, seed: int, indexes: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The contents of `dataset.json` from the index documents of all shards, in order of name."""
+    splits: dict[str, Any] = {}
+    members: dict[str, list[dict[str, Any]]] = {}
+    for index in indexes:
+        members.setdefault(index["shard"].rsplit("-", 1)[0], []).append(index)
+    for split, parts in members.items():
+        splits[split] = {
+            "records": sum(len(part["records"]) for part in parts),
+            "groups": len(set().union(*(part["summary"]["groups"] for part in parts))),
+            "shards": [
+                {
+                    "name": part["shard"],
+                    "records": len(part["records"]),
+                    "bytes": part["bytes"],
+                    "sha256": part["sha256"],
+                }
+                for part in parts
+            ],
+        }
+    summaries = [index["summary"] for index in indexes]
+    mean, std = mean_and_std(index["summary"] for index in members.get("train", indexes))
+    kinds = Counter(kind for index in indexes for _, kind, _ in index["quarantined"])
+    document = {
+        "format": FORMAT,
+        "kind": "pretraining" if labels is None else "segmentation",
+        "source": {"layout": layout, "seed": seed},
+        "records": sum(split["records"] for split in splits.values()),
+        "splits": splits,
+        "classes": _total(summaries, "classes"),
+        "modalities": _total(summaries, "modalities"),
+        "sizes": _sizes(summaries, volumes=_volumes(indexes)),
+        "mean": mean,
+        "std": std,
+        "skipped": kinds["skipped"],
+        "unreadable": kinds["unreadable"],
+        "software": {"python": platform.python_version()}
+        | {name: version(name) for name in SOFTWARE},
+    }
+    if labels is not None:
+        document["labels"] = labels
+        document["present"] = _total(summaries, "present")
+    return document
+
+
+def _total(summaries: list[dict[str, Any]], name: str) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for summary in summaries:
+        counts.update(summary[name])
+    return dict(sorted(counts.items()))
+
+
+def _volumes(indexes: list[dict[str, Any]]) -> bool:
+    return any("npy" in record["members"] for index in indexes for record in index["records"][:1])
+
+
+def _sizes(summaries: list[dict[str, Any]], volumes: bool) -> dict[str, list[int]]:
+    """Smallest, median and largest (depth,) height and width, each axis on its own."""
+    axes = 3 if volumes else 2
+    counts: Counter[tuple[int, ...]] = Counter()
+    for summary in summaries:
+        for shape, count in summary["shapes"]:
+            counts[tuple(shape[:axes])] += count
+    if not counts:
+        return {}
+    shapes = np.array(sorted(counts))  # (distinct shapes, axes)
+    weights = np.array([counts[tuple(shape)] for shape in shapes.tolist()])
+    median = []
+    for axis in range(axes):
+        order = np.argsort(shapes[:, axis], kind="stable")
+        middle = np.searchsorted(np.cumsum(weights[order]), weights.sum() / 2)
+        median.append(int(shapes[order[middle], axis]))
+    return {
+        "smallest": shapes.min(axis=0).tolist(),
+        "median": median,
+        "largest": shapes.max(axis=0).tolist(),
+    }
