@@ -1,0 +1,247 @@
+"""Attention with SAM's decomposed relative positions, on flat tokens, in three equal forms.
+
+SAM adds to each attention logit a bias that splits over rows and columns (segment_anything's
+`add_decomposed_rel_pos`, after MViTv2):
+
+    logit[i, j] = scale * q_i . k_j + row_bias[i, row_j] + column_bias[i, column_j]
+    row_bias[i, r] = q_i . table_h[row_i - r + G - 1],    likewise for columns
+
+The stock code materialises the (N, N) logits several times. Here the same numbers come from
+
+- `folded`: one plain dot product of extended vectors, q' = [scale q, row_bias, column_bias] and
+  k' = [k, onehot(row), onehot(column)]. Exact, takes any subset of tokens, needs no (N, N) bias.
+- `biased`: fused attention with the bias as a tensor. The fewest operations for small windows.
+- `blockwise`: a block of queries at a time, so the logits of one block stay in the processor's
+  cache; the backward pass recomputes them. For large grids on a CPU.
+
+`choose_backend` picks by device and size, from the figures that
+`python -m pretrain benchmark` prints.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where the tokens of an attention call sit in its grid.
+
+    Attributes:
+        rows, columns: (B or 1, n) int64 coordinates of each token.
+        grid: (height, width) of the grid that the coordinates refer to.
+        dense: the tokens are all of the grid's, in row-major order.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    grid: tuple[int, int]
+    dense: bool
+
+
+def dense_positions(height: int, width: int, device: torch.device) -> Positions:
+    """Positions of a whole grid in row-major order."""
+    index = torch.arange(height * width, device=device)
+    return Positions((index // width)[None], (index % width)[None], (height, width), dense=True)
+
+
+def resize_table(table: Tensor, size: int) -> Tensor:
+    """Relative-position table for a grid of `size` tokens, as segment_anything's `get_rel_pos`.
+
+    Args:
+        table: (2 * S - 1, d) for a grid of S tokens.
+        size: number of tokens along the axis.
+
+    Returns:
+        (2 * size - 1, d), linearly interpolated where the sizes differ. Differentiable.
+    """
+    if table.shape[0] == 2 * size - 1:
+        return table
+    resized = F.interpolate(table.T[None], size=2 * size - 1, mode="linear")
+    return resized[0].T
+
+
+def relative_biases(
+    q: Tensor, table_h: Tensor, table_w: Tensor, positions: Positions
+) -> tuple[Tensor, Tensor]:
+    """Row and column bias of each query against each row and column of the grid.
+
+    Args:
+        q: (B, heads, n, d) unscaled queries.
+        table_h, table_w: (2 * H - 1, d), (2 * W - 1, d) tables of the grid's own size.
+
+    Returns:
+        (B, heads, n, H) and (B, heads, n, W).
+    """
+    height, width = positions.grid
+    by_offset = q @ torch.cat([table_h, table_w]).to(q.dtype).T  # (B, heads, n, 2H - 1 + 2W - 1)
+    every_row = torch.arange(height, device=q.device)
+    every_column = torch.arange(width, device=q.device)
+    row_offsets = positions.rows[..., None] - every_row + height - 1  # (B or 1, n, H)
+    column_offsets = positions.columns[..., None] - every_column + width - 1 + 2 * height - 1
+    offsets = torch.cat([row_offsets, column_offsets], dim=-1)[:, None]  # (B or 1, 1, n, H + W)
+    biases = by_offset.gather(-1, offsets.expand(*q.shape[:3], -1))
+    return biases[..., :height], biases[..., height:]
+
+
+def folded(
+    q: Tensor, k: Tensor, v: Tensor, row: Tensor, column: Tensor, positions: Positions, scale: float
+) -> Tensor:
+    """Attention with the relative bias folded into longer queries and keys. Any token subset."""
+    height, width = positions.grid
+    row_of_key = F.one_hot(positions.rows, height)
+    column_of_key = F.one_hot(positions.columns, width)
+    one_hot = torch.cat([row_of_key, column_of_key], dim=-1).to(k.dtype)[:, None]  # (B|1, 1, n, .)
+    q = torch.cat([q * scale, row, column], dim=-1)
+    k = torch.cat([k, one_hot.expand(*k.shape[:3], -1)], dim=-1)
+    if q.device.type == "cpu":
+        # PyTorch's fused CPU kernel wants values as long as the queries; padding them costs more
+        # than the plain product for the short sequences that come here.
+        return torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, scale=1.0)
+
+
+def biased(
+    q: Tensor, k: Tensor, v: Tensor, row: Tensor, column: Tensor, positions: Positions, scale: float
+) -> Tensor:
+    """Fused attention with the relative bias as a (B, heads, n, n) tensor. Dense grids."""
+    _require_dense(positions)
+    bias = (row[..., :, None] + column[..., None, :]).flatten(-2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+
+
+def blockwise(
+    q: Tensor, k: Tensor, v: Tensor, row: Tensor, column: Tensor, positions: Positions, scale: float
+) -> Tensor:
+    """Attention a block of queries at a time, memory linear in the tokens. Dense grids."""
+    _require_dense(positions)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, row, column)):
+        return _Blockwise.apply(q, k, v, row, column, scale)
+    out = torch.empty_like(q)
+    block = 1024
+    for b in range(q.shape[0]):
+        for h in range(q.shape[1]):
+            head = (slice(b, b + 1), slice(h, h + 1))
+            for start in range(0, q.shape[2], block):
+                part = (*head, slice(start, start + block))
+                out[part] = biased(
+                    q[part], k[head], v[head], row[part], column[part], positions, scale
+                )
+    return out
+
+
+def _require_dense(positions: Positions) -> None:
+    if not positions.dense:
+        raise ValueError("this attention backend takes whole grids only; use 'folded' for subsets")
+
+
+class _Blockwise(torch.autograd.Function):
+    """Exact attention that keeps only the log-sum-exp of each query (as FlashAttention does)."""
+
+    block = 256  # 256 queries x 4096 keys in fp32 are 4 MiB: they stay in a processor's cache
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        row: Tensor,
+        column: Tensor,
+        scale: float,
+    ) -> Tensor:
+        shape = q.shape
+        q, k, v, row, column = (t.flatten(0, 1) for t in (q, k, v, row, column))
+        out = torch.empty_like(q)
+        log_sum = torch.empty(q.shape[:2], device=q.device, dtype=torch.float32)
+        for i in range(q.shape[0]):
+            for part in _blocks(q.shape[1]):
+                logits = _logits(q[i, part], k[i], row[i, part], column[i, part], scale)
+                log_sum[i, part] = torch.logsumexp(logits, dim=-1)
+                weights = logits.sub_(log_sum[i, part, None]).exp_().to(v.dtype)
+                out[i, part] = weights @ v[i]
+        ctx.save_for_backward(q, k, v, row, column, out, log_sum)
+        ctx.scale, ctx.shape = scale, shape
+        return out.view(shape)
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, grad: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        q, k, v, row, column, out, log_sum = ctx.saved_tensors
+        grad = grad.reshape(q.shape)
+        grad_q, grad_row, grad_column = (torch.empty_like(t) for t in (q, row, column))
+        grad_k, grad_v = (torch.zeros_like(t, dtype=torch.float32) for t in (k, v))
+        # d softmax: dlogit = weight * (dweight - sum over the values of grad * out)
+        delta = (grad.float() * out.float()).sum(-1)  # (B * heads, N)
+        for i in range(q.shape[0]):
+            for part in _blocks(q.shape[1]):
+                logits = _logits(q[i, part], k[i], row[i, part], column[i, part], ctx.scale)
+                weights = logits.sub_(log_sum[i, part, None]).exp_()
+                grad_v[i] += weights.to(v.dtype).T @ grad[i, part]
+                grad_logits = (grad[i, part] @ v[i].T).float()
+                grad_logits.sub_(delta[i, part, None]).mul_(weights)
+                by_grid = grad_logits.view(-1, row.shape[2], column.shape[2])
+                grad_row[i, part] = by_grid.sum(2)
+                grad_column[i, part] = by_grid.sum(1)
+                grad_logits = grad_logits.to(q.dtype)
+                grad_q[i, part] = (grad_logits @ k[i]).mul_(ctx.scale)
+                grad_k[i].add_(grad_logits.T @ q[i, part], alpha=ctx.scale)
+        grads = (grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), grad_row, grad_column)
+        return *(t.unflatten(0, ctx.shape[:2]) for t in grads), None
+
+
+def _blocks(n: int) -> list[slice]:
+    return [slice(start, start + _Blockwise.block) for start in range(0, n, _Blockwise.block)]
+
+
+def _logits(q: Tensor, k: Tensor, row: Tensor, column: Tensor, scale: float) -> Tensor:
+    """Logits of one block of queries, (block, N) fp32."""
+    bias = (row[:, :, None] + column[:, None, :]).flatten(1)
+    if q.dtype == torch.float32:
+        return torch.addmm(bias, q, k.T, alpha=scale)
+    return (q @ k.T).float().mul_(scale).add_(bias)
+
+
+Backend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Positions, float], Tensor]
+BACKENDS: dict[str, Backend] = {"folded": folded, "biased": biased, "blockwise": blockwise}
+
+
+def choose_backend(positions: Positions, device: torch.device, dtype: torch.dtype) -> str:
+    """Name of the fastest backend, by measurement (see the module's text)."""
+    if not positions.dense or device.type != "cpu":
+        return "folded"
+    if positions.grid[0] * positions.grid[1] >= 1024:
+        return "blockwise"
+    return "biased" if dtype == torch.float32 else "folded"
+
+
+def attend(
+    qkv: Tensor,
+    heads: int,
+    table_h: Tensor,
+    table_w: Tensor,
+    positions: Positions,
+    backend: str | None = None,
+) -> Tensor:
+    """Multi-head attention with relative positions, from joint projections to joined heads.
+
+    Args:
+        qkv: (B, n, 3 * C) queries, keys and values, in segment_anything's order.
+        table_h, table_w: (any odd length, C / heads) relative-position tables; resized as needed.
+        backend: one of `BACKENDS`; None chooses by measurement.
+
+    Returns:
+        (B, n, C), before the output projection.
+    """
+    batch, n, width = qkv.shape
+    q, k, v = qkv.view(batch, n, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4)
+    table_h = resize_table(table_h, positions.grid[0])
+    table_w = resize_table(table_w, positions.grid[1])
+    row, column = relative_biases(q, table_h, table_w, positions)
+    backend = backend or choose_backend(positions, qkv.device, q.dtype)
+    out = BACKENDS[backend](q, k, v, row, column, positions, q.shape[-1] ** -0.5)
+    return out.transpose(1, 2).reshape(batch, n, width // 3)
