@@ -1,0 +1,52 @@
+"""Box prompts: the box of a mask, and boxes drawn less exactly than that.
+
+A box is (x0, y0, x1, y1) in pixel indices, as SAM takes it: x0 and x1 are the first and the last
+column the object covers, y0 and y1 the first and the last row. One pixel at (x, y) has the box
+(x, y, x, y).
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+REFERENCE_SIDE = 1024
+"""Longest side, in pixels, of the images for which `jitter_box` states its `max_pixels`."""
+
+
+def box_of(mask: NDArray[np.bool_]) -> NDArray[np.float64] | None:
+    """The smallest box around a mask (H, W), (4,) float (x0, y0, x1, y1); None if it is empty."""
+    columns = np.flatnonzero(mask.any(axis=0))
+    rows = np.flatnonzero(mask.any(axis=1))
+    if columns.size == 0:
+        return None
+    return np.array([columns[0], rows[0], columns[-1], rows[-1]], dtype=np.float64)
+
+
+def jitter_box(
+    box: ArrayLike,
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    ratio: float = 0.1,
+    max_pixels: float = 20.0,
+) -> NDArray[np.float64]:
+    """Move each side of a box by Gaussian noise, as SAM does in training (SAM paper, appendix A).
+
+    Args:
+        box: (x0, y0, x1, y1).
+        rng: source of the noise.
+        size: (height, width) of the image.
+        ratio: standard deviation of the noise as a share of the box's width (for x0, x1) or
+            height (for y0, y1), counted in pixels covered.
+        max_pixels: bound on the noise in an image whose longest side is `REFERENCE_SIDE`; scaled
+            in proportion in others.
+
+    Returns:
+        (4,) float, inside the image, with x0 <= x1 and y0 <= y1.
+    """
+    x0, y0, x1, y1 = np.asarray(box, dtype=np.float64)
+    height, width = size
+    bound = max_pixels * max(size) / REFERENCE_SIDE
+    deviation = ratio * np.array([x1 - x0 + 1, y1 - y0 + 1] * 2)
+    noise = (rng.standard_normal(4) * deviation).clip(-bound, bound)
+    corners = (np.array([x0, y0, x1, y1]) + noise).reshape(2, 2)  # rows: corners; columns: x, y
+    corners = np.sort(corners, axis=0)  # noise may carry one side of a thin box past the other
+    return corners.clip(0.0, [width - 1, height - 1]).reshape(4)
