@@ -78,6 +78,9 @@ def read_header(path: Path) -> Dataset:
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         if dataset.get("Rows"):
             raise Unreadable("its header describes an image, but it has no pixel data")
+        meta = getattr(dataset, "file_meta", None) or {}
+        if "SOPClassUID" not in dataset and "MediaStorageSOPClassUID" not in meta:
+            raise Unreadable("not a DICOM file, or one whose header is damaged")
         raise NotAnImage("has no pixel data")
     if what := NOT_PICTURES.get(str(dataset.get("Modality", ""))):
         raise NotAnImage(f"is {what}")

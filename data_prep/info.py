@@ -56,7 +56,7 @@ def fingerprint(document: dict[str, Any]) -> str:
         lines.append((f"  {name}", text))
     for name in ("classes", "modalities", "present"):
         for key, count in document.get(name, {}).items():
-            lines.append((f"{name.removesuffix('s')} {key}", str(count)))
+            lines.append((f"{name} {key}", str(count)))
     for name, size in document["sizes"].items():
         lines.append((f"{name} size", " x ".join(map(str, size))))
     lines.append(("mean", ", ".join(f"{value:.4f}" for value in document["mean"])))

@@ -74,7 +74,10 @@ def _read(reference: Reference, config: ShardConfig) -> Iterator[Sample]:
             yield sample
         return
     try:
-        yield from read_file(TEST_FILES / reference.path, config)
+        for sample in read_file(TEST_FILES / reference.path, config):
+            if sample.meta["modality"] == "OT":
+                raise NotAnImage("a test pattern")
+            yield sample
     except Unreadable as error:
         # Some of these files are damaged on purpose, to test pydicom.
         raise NotAnImage(f"damaged on purpose: {error}") from error

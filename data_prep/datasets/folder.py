@@ -1,0 +1,32 @@
+"""Image files in folders of any depth."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from data_prep.find import find_files
+from data_prep.images import SUFFIXES, read_image
+from data_prep.options import ShardConfig
+from data_prep.records import NotAnImage, Reference, Sample, Source
+
+
+def pretraining(config: ShardConfig) -> Source:
+    """One reference for each image file; with `config.class_folders` its folder is its class."""
+    root = config.root()
+    references = []
+    for name in find_files(root):
+        if not name.lower().endswith(SUFFIXES):
+            continue
+        folder = PurePosixPath(name).parent.as_posix()
+        label = folder if config.class_folders and folder != "." else None
+        references.append(Reference(name, group=name, label=label))
+    read = partial(_read, root=root, config=config)
+    return Source(config.layout, references, read, config.recipe())
+
+
+def _read(reference: Reference, root: Path, config: ShardConfig) -> Iterator[Sample]:
+    picture = read_image(root / reference.path, config, config.max_size)
+    height, width = picture.array.shape[:2]
+    if min(height, width) < config.min_size:
+        raise NotAnImage(f"{height} x {width} pixels are smaller than min_size")
+    yield Sample(picture.array, encoded=picture.encoded)

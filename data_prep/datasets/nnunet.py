@@ -1,0 +1,119 @@
+"""Medical Segmentation Decathlon and nnU-Net folders: imagesTr, labelsTr and dataset.json.
+
+Volumes stay whole. Labels are read from `{"0": "background", "1": "liver"}` (MSD), from
+`{"background": 0, "liver": 1}` or from regions `{"whole tumour": [1, 2, 3]}` (nnU-Net v2).
+"""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.errors import UserError
+from data_prep.intensity import intensity_limits, to_integers
+from data_prep.nifti import load_nifti, volume_from_nifti
+from data_prep.options import ShardSegConfig
+from data_prep.records import Reference, Sample, Source, Unreadable
+
+SUFFIXES = (".nii.gz", ".nii")
+
+
+def segmentation(config: ShardSegConfig) -> Source:
+    """One reference for each case of labelsTr, which is its group.
+
+    Raises:
+        UserError: no dataset.json, no labels in it, no labelled case, a case without its image.
+    """
+    root = config.root()
+    document = _document(root)
+    labels = read_labels(document.get("labels"), root / "dataset.json")
+    references = []
+    for path in sorted((root / "labelsTr").glob("[!.]*")):
+        suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), None)
+        if suffix is None:
+            raise UserError(f"{path}: is not NIfTI; layout nnunet reads .nii and .nii.gz")
+        case = path.name.removesuffix(suffix)
+        references.append(_reference(root, case, path, config.channel))
+    if not references:
+        raise UserError(f"{root / 'labelsTr'}: holds no label file")
+    modality = _modality(document, config.channel)
+    read = partial(_read, root=root, config=config, modality=modality)
+    return Source(config.layout, references, read, config.recipe(), labels)
+
+
+def read_labels(labels: Any, path: Path) -> dict[str, list[int]]:
+    """Mask values of each target, from the `labels` of a dataset.json.
+
+    Background and nnU-Net's `ignore` are no targets.
+
+    Raises:
+        UserError: if they are in none of the three forms.
+    """
+    targets: dict[str, list[int]] = {}
+    try:
+        for key, value in labels.items():
+            # MSD has value: name, nnU-Net v2 has name: value or name: [values]
+            name, values = (value, [int(key)]) if isinstance(value, str) else (key, value)
+            values = [values] if isinstance(values, int) else [int(item) for item in values]
+            if name.lower() not in ("background", "ignore") and values != [0]:
+                targets[name] = values
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(f"{path}: labels: {labels!r} are not in MSD or nnU-Net form") from None
+    if not targets:
+        raise UserError(f"{path}: labels: names no target beside the background")
+    return targets
+
+
+def _document(root: Path) -> dict[str, Any]:
+    path = root / "dataset.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; layout nnunet needs it for the labels") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is not JSON ({error})") from None
+
+
+def _reference(root: Path, case: str, label: Path, channel: int) -> Reference:
+    for stem in (f"{case}_{channel:04d}", case):
+        for suffix in SUFFIXES:
+            image = root / "imagesTr" / f"{stem}{suffix}"
+            if image.is_file():
+                path = image.relative_to(root).as_posix()
+                return Reference(path, group=case, mask=label.relative_to(root).as_posix())
+    raise UserError(f"{label}: has no image {case}.nii.gz or {case}_{channel:04d}.nii.gz")
+
+
+def _modality(document: dict[str, Any], channel: int) -> str | None:
+    names = document.get("channel_names") or document.get("modality")
+    name = names.get(str(channel)) if isinstance(names, dict) else None
+    return "MR" if name == "MRI" else name
+
+
+def _read(
+    reference: Reference, root: Path, config: ShardSegConfig, modality: str | None
+) -> Iterator[Sample]:
+    image = load_nifti(root / reference.path)
+    label = load_nifti(root / reference.mask)
+    if image.shape[:3] != label.shape[:3]:
+        raise Unreadable(f"an image of {image.shape[:3]} with a label map of {label.shape[:3]}")
+    if not np.allclose(image.affine, label.affine, atol=1e-2):
+        raise Unreadable("its label map lies elsewhere in space (another affine)")
+    # A file `case_0001` holds one channel; which one is in its name.
+    channel = config.channel if len(image.shape) > 3 else 0
+    volume = volume_from_nifti(image, channel=channel, max_pixels=config.max_pixels)
+    mask = volume_from_nifti(label, max_pixels=config.max_pixels).array
+    whole = mask.astype(np.uint16)
+    if (whole != mask).any():
+        raise Unreadable("its label map has values that are no labels")
+    limits = intensity_limits(volume.array, config.window)
+    meta = volume.meta() | {"modality": modality, "window": list(limits)}
+    yield Sample(
+        to_integers(volume.array, limits, config.bits),
+        whole.astype(np.uint8) if whole.max() < 256 else whole,
+        meta=meta,
+        volume=True,
+    )
