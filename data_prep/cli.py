@@ -37,8 +37,19 @@ def parse(
         The instantiated config, and its resolved YAML to be written beside the output.
     """
     parser = config_parser(config_class, program)
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse_args(_underscored(arguments))
     return _instantiate(parser, config_class, parsed)
+
+
+def _underscored(arguments: Sequence[str] | None) -> list[str]:
+    """Command-line arguments with `--max-bad` written `--max_bad`, as the field is called."""
+    result = []
+    for argument in sys.argv[1:] if arguments is None else arguments:
+        name, equals, value = argument.partition("=")
+        if name.startswith("--"):
+            name = "--" + name[2:].replace("-", "_")
+        result.append(name + equals + value)
+    return result
 
 
 def _instantiate(
@@ -78,7 +89,7 @@ def run_commands(
         subcommands.add_subcommand(
             name, parsers[name], help=(function.__doc__ or "").split("\n")[0]
         )
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse_args(_underscored(arguments))
     name = parsed["command"]
     config_class, function = commands[name]
     run(lambda: function(*_instantiate(parsers[name], config_class, parsed[name])))

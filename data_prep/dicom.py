@@ -153,8 +153,8 @@ def _grey(
     """Grey frame as integers, and the linear window used (None for a LUT or a sigmoid)."""
     rescale = _functional_group(dataset, number, "PixelValueTransformationSequence") or dataset
     voi = _functional_group(dataset, number, "FrameVOILUTSequence") or dataset
-    values = replace_not_finite(apply_modality_lut(frame, rescale))
-    if window == "auto" and "VOILUTSequence" in voi:
+    values = replace_not_finite(_output_units(frame, rescale))
+    if window == "auto" and _has_table(voi, "VOILUT"):
         table = voi.VOILUTSequence[0]
         top = (1 << int(table.LUTDescriptor[2])) - 1
         return unit_to_integers(apply_voi(values, voi) / top, bits), None
@@ -185,6 +185,22 @@ def _windowed(
     if limits[0] >= limits[1]:  # a width of 1 is a threshold
         return unit_to_integers((values > limits[0]).astype(np.float32), bits), None
     return to_integers(values, limits, bits), limits
+
+
+def _output_units(frame: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """Stored values to the modality's units, such as Hounsfield (PS3.3 C.11.1)."""
+    if _has_table(dataset, "ModalityLUT"):
+        return apply_modality_lut(frame, dataset)
+    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
+    if slope is None or intercept is None:
+        return frame
+    return frame.astype(np.float64) * float(slope) + float(intercept)
+
+
+def _has_table(dataset: Dataset, name: str) -> bool:
+    """Whether a data set has a lookup table; some files carry its sequence empty."""
+    tables = dataset.get(f"{name}Sequence")
+    return bool(tables) and tables[0].get("LUTDescriptor") is not None
 
 
 def _to_eight_bits(frame: np.ndarray, bits: int) -> np.ndarray:

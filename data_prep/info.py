@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import maximum_filter, minimum_filter
 
 from data_prep.files import atomic_path
 from data_prep.index import read_json
@@ -73,26 +74,27 @@ def contact_sheet(records: list[Record], tile: int = 128, columns: int = 8) -> n
     sheet = np.zeros((rows * tile, columns * tile, 3), np.uint8)
     for number, record in enumerate(records):
         top, left = number // columns * tile, number % columns * tile
-        picture = Image.fromarray(_picture(record))
-        picture.thumbnail((tile, tile))
-        sheet[top : top + picture.height, left : left + picture.width] = np.asarray(picture)
+        picture = _picture(record, tile)
+        sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
     return sheet
 
 
-def _picture(record: Record) -> np.ndarray:
-    """(H, W, 3) uint8 of a record or of one slice of it, with the outlines of its mask."""
+def _picture(record: Record, tile: int) -> np.ndarray:
+    """(H, W, 3) uint8 of a record or of one slice of it, fitted to a tile, with mask outlines."""
     image, mask = record.image, record.mask
-    if "slices" in record.meta:  # a volume
+    if "axes" in record.meta:  # a volume
         content = image if mask is None else mask > 0
         depth = int(np.argmax(content.reshape(len(image), -1).sum(axis=1)))
         image, mask = image[depth], None if mask is None else mask[depth]
-    grey = image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
-    picture = np.repeat(grey[..., None], 3, axis=2) if grey.ndim == 2 else grey.copy()
+    eight_bit = image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
+    scale = tile / max(image.shape[:2])
+    size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
+    picture = np.array(Image.fromarray(eight_bit).convert("RGB").resize(size))
     if mask is not None:
-        edge = np.zeros(mask.shape, bool)
-        edge[1:] |= mask[1:] != mask[:-1]
-        edge[:, 1:] |= mask[:, 1:] != mask[:, :-1]
-        # the pixel on the outside of an edge may be background: take the larger value
-        value = np.maximum(mask, np.maximum(np.roll(mask, 1, 0), np.roll(mask, 1, 1)))
-        picture[edge] = COLOURS[(value[edge].astype(int) - 1) % len(COLOURS)]
+        # the mask is scaled before its edges are found, so that outlines stay one pixel wide
+        small = Image.fromarray(mask.astype(np.int32)).resize(size, Image.Resampling.NEAREST)
+        value = np.asarray(small)
+        largest, smallest = maximum_filter(value, 3), minimum_filter(value, 3)
+        edge = largest != smallest
+        picture[edge] = COLOURS[(largest[edge] - 1) % len(COLOURS)]
     return picture
