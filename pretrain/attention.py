@@ -41,6 +41,10 @@ class Positions:
     grid: tuple[int, int]
     dense: bool
 
+    def to(self, device: torch.device) -> "Positions":
+        """The same positions on another device."""
+        return Positions(self.rows.to(device), self.columns.to(device), self.grid, self.dense)
+
 
 def dense_positions(height: int, width: int, device: torch.device) -> Positions:
     """Positions of a whole grid in row-major order."""

@@ -179,6 +179,8 @@ class SamEncoder(ImageEncoderViT):
             ValueError: sizes no multiple of 16, padded windows or unequal windows with `keep`.
         """
         embeddings, grid = self.embed(images)
+        if keep is not None:
+            embeddings = take(embeddings, keep.to(embeddings.device))
         return self.encode(embeddings, grid, keep)
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -198,26 +200,28 @@ class SamEncoder(ImageEncoderViT):
     def encode(
         self, embeddings: Tensor, grid: tuple[int, int], keep: Tensor | None = None
     ) -> Tensor:
-        """Blocks over patch embeddings: adds position, drops what is not kept.
+        """Add position to patch embeddings and run the blocks.
 
         Args:
-            embeddings: (B, N, C) for all tokens of the grid, before position.
-            keep: as in `forward_tokens`.
+            embeddings: (B, n, C) before position, of the kept tokens in the order of `keep`, or of
+                all tokens of the grid.
+            keep: as in `forward_tokens`; on the CPU it costs a GPU no synchronisation.
 
         Returns:
             (B, n, C) in the order of `keep`.
         """
-        position = resample_abs_pos_embed_nhwc(self.pos_embed, list(grid))
-        tokens = embeddings + position.flatten(1, 2)
+        device = embeddings.device
+        position = resample_abs_pos_embed_nhwc(self.pos_embed, list(grid)).flatten(1, 2)
         if keep is None:
-            return self._run_blocks(tokens, dense_layout(*grid, WINDOW, embeddings.device))
+            return self._run_blocks(embeddings + position, dense_layout(*grid, WINDOW, device))
         layout = sparse_layout(*grid, WINDOW, keep)
-        tokens = self._run_blocks(take(tokens, layout.order), layout)
+        tokens = embeddings + position[0][keep.to(device)]
         if torch.equal(layout.order, keep):
-            return tokens
-        # From window order back to the caller's: both are permutations of the same indices.
-        to_caller = layout.order.argsort(1).gather(1, keep.argsort(1).argsort(1))
-        return take(tokens, to_caller)
+            return self._run_blocks(tokens, layout.to(device))
+        # Both orders are permutations of the same indices: into window order and back.
+        to_windows = keep.argsort(1).gather(1, layout.order.argsort(1).argsort(1)).to(device)
+        tokens = self._run_blocks(take(tokens, to_windows), layout.to(device))
+        return take(tokens, to_windows.argsort(1))
 
     def _run_blocks(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
         for block in self.blocks:

@@ -11,7 +11,7 @@ window, a global block needs their place in the grid; `TokenLayout` holds both.
   number of tokens and none is padded.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,6 +41,15 @@ class TokenLayout:
     window_positions: Positions
     to_windows: Tensor | None = None
     from_windows: Tensor | None = None
+
+    def to(self, device: torch.device) -> "TokenLayout":
+        """The same layout of dropped tokens on another device."""
+        return replace(
+            self,
+            order=self.order.to(device),
+            positions=self.positions.to(device),
+            window_positions=self.window_positions.to(device),
+        )
 
 
 def dense_layout(height: int, width: int, window: int, device: torch.device) -> TokenLayout:

@@ -1,0 +1,96 @@
+"""What an objective asks of the encoder, and what it makes of the answer.
+
+An objective looks at a batch and returns a plan: the token sequences that it wants encoded, and a
+function from the encoded sequences to its loss. Sequences of all objectives that have the same
+number of tokens share one encoder call, and a clean sequence that two objectives ask for is encoded
+once (see `pretrain.model`).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.encoder import WINDOW, take
+from pretrain.layout import balanced_keep
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A token sequence to be encoded.
+
+    Attributes:
+        embeddings: (B, n, C) patch embeddings before position.
+        keep: (B, n) row-major token indices on the CPU; None for all tokens in order.
+    """
+
+    embeddings: Tensor
+    keep: Tensor | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sequences to encode, and the loss of their (B, n, C) encodings, in the same order."""
+
+    views: Sequence[View]
+    loss: Callable[[Sequence[Tensor]], Tensor]
+
+
+class Inputs:
+    """A batch as the objectives see it.
+
+    Args:
+        images: (B, 3, H, W) normalised images.
+        embeddings: (B, N, C) their patch embeddings, before position.
+        grid: (height, width) in tokens.
+        generator: on the CPU; the only source of randomness.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        embeddings: Tensor,
+        grid: tuple[int, int],
+        generator: torch.Generator,
+    ) -> None:
+        self.images, self.embeddings, self.grid, self.generator = (
+            images,
+            embeddings,
+            grid,
+            generator,
+        )
+        self._clean: dict[float, View] = {}
+
+    def clean(self, keep_ratio: float) -> View:
+        """The uncorrupted images, on one random subset of tokens for all who ask for this ratio."""
+        if keep_ratio not in self._clean:
+            self._clean[keep_ratio] = self._draw(keep_ratio)
+        return self._clean[keep_ratio]
+
+    def _draw(self, keep_ratio: float) -> View:
+        if keep_ratio == 1.0:
+            return View(self.embeddings, None)
+        batch = len(self.embeddings)
+        keep = balanced_keep(batch, self.grid, WINDOW, keep_ratio, self.generator)
+        return View(take(self.embeddings, keep.to(self.embeddings.device)), keep)
+
+
+class Objective(nn.Module, ABC):
+    """A self-supervised loss with its heads.
+
+    Args:
+        weight: factor of this loss in the sum.
+        keep_ratio: share of tokens that the encoder sees, in (0, 1].
+    """
+
+    def __init__(self, weight: float, keep_ratio: float) -> None:
+        super().__init__()
+        if not 0 < keep_ratio <= 1:
+            raise ValueError(f"keep_ratio is {keep_ratio}; expected a share in (0, 1]")
+        self.weight, self.keep_ratio = weight, keep_ratio
+
+    @abstractmethod
+    def plan(self, inputs: Inputs) -> Plan:
+        """What to encode and how to score it."""

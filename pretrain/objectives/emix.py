@@ -1,0 +1,79 @@
+"""e-Mix (DABS, arXiv 2111.12062): contrast mixed patch embeddings with the clean ones."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightly.utils.dist import gather, rank, world_size
+from torch import Tensor, nn
+
+from pretrain.objectives.base import Inputs, Objective, Plan, View
+
+
+class EMix(Objective):
+    """Each image mixed with another must be recognised as both, in the proportion of the mix.
+
+    With lambda_i ~ Beta(alpha, alpha), lambda_i <- max(lambda_i, 1 - lambda_i), a permutation pi:
+
+        mix_i = lambda_i e_i + (1 - lambda_i) stopgrad(e_pi(i))
+        loss = mean_i[lambda_i CE(logits_i, i) + (1 - lambda_i) CE(logits_i, pi(i))]
+
+    where logits = z_mix z^T / temperature of projected, L2-normalised mean tokens, and lambda stays
+    with its own sample.
+
+    Args:
+        width: of the encoder's tokens.
+        weight: factor of this loss in the sum.
+        keep_ratio: share of tokens that the encoder sees; 1 is the paper's form.
+        alpha: of the Beta distribution.
+        temperature: of the logits.
+        projection: width of the projected vectors.
+        gather_negatives: contrast with the clean images of all processes, not only of this one.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        weight: float = 1.0,
+        keep_ratio: float = 0.25,
+        alpha: float = 1.0,
+        temperature: float = 0.2,
+        projection: int = 128,
+        gather_negatives: bool = False,
+    ) -> None:
+        super().__init__(weight, keep_ratio)
+        self.alpha, self.temperature = alpha, temperature
+        self.gather_negatives = gather_negatives
+        self.project = nn.Sequential(nn.LayerNorm(width, eps=1e-6), nn.Linear(width, projection))
+
+    def plan(self, inputs: Inputs) -> Plan:
+        """The clean view and the mixed one, both on the same tokens."""
+        clean = inputs.clean(self.keep_ratio)
+        batch = len(clean.embeddings)
+        device = clean.embeddings.device
+        # PyTorch's Beta distribution takes no generator; numpy's does.
+        seed = int(torch.randint(2**62, (), generator=inputs.generator))
+        drawn = np.random.default_rng(seed).beta(self.alpha, self.alpha, batch)
+        share = torch.from_numpy(np.maximum(drawn, 1 - drawn)).to(device, torch.float32)  # (B,)
+        partner = torch.randperm(batch, generator=inputs.generator).to(device)  # (B,)
+        mixed = torch.lerp(
+            clean.embeddings[partner].detach(),
+            clean.embeddings,
+            share[:, None, None].to(clean.embeddings.dtype),
+        )
+
+        def loss(encoded: Sequence[Tensor]) -> Tensor:
+            z, z_mix = (F.normalize(self.project(e.mean(dim=1)).float(), dim=-1) for e in encoded)
+            first = 0
+            if self.gather_negatives and world_size() > 1:
+                first = rank() * batch
+                z = torch.cat(gather(z.contiguous()))
+            logits = z_mix @ z.T / self.temperature  # (B, B * processes)
+            own = first + torch.arange(batch, device=device)
+            cross_entropy = nn.CrossEntropyLoss(reduction="none")
+            by_sample = share * cross_entropy(logits, own)
+            by_sample = by_sample + (1 - share) * cross_entropy(logits, first + partner)
+            return by_sample.mean()
+
+        return Plan([clean, View(mixed, clean.keep)], loss)

@@ -1,0 +1,113 @@
+"""Masked autoencoding (MAE, arXiv 2111.06377): reconstruct the patches the encoder did not see."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from lightly.models.utils import (
+    get_2d_sine_cosine_positional_embedding_from_grid,
+    get_at_index,
+    normalize_mean_var,
+    patchify,
+    set_at_index,
+)
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from pretrain.encoder import PATCH
+from pretrain.objectives.base import Inputs, Objective, Plan
+
+PATCH_VALUES = 3 * PATCH**2
+
+
+class MaskedAutoencoding(Objective):
+    """Mean squared error on dropped patches, decoded by a light transformer.
+
+    Args:
+        width: of the encoder's tokens.
+        weight: factor of this loss in the sum.
+        keep_ratio: share of tokens that the encoder sees; the rest are reconstructed.
+        decoder_width: token width of the decoder.
+        decoder_depth: transformer blocks in the decoder.
+        decoder_heads: attention heads in the decoder.
+        normalise_patches: predict each patch scaled to zero mean and unit variance (section 3 of
+            the paper: better features), not the pixels themselves.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        weight: float = 1.0,
+        keep_ratio: float = 0.25,
+        decoder_width: int = 256,
+        decoder_depth: int = 2,
+        decoder_heads: int = 8,
+        normalise_patches: bool = True,
+    ) -> None:
+        super().__init__(weight, keep_ratio)
+        if keep_ratio == 1:
+            raise ValueError("masked autoencoding with keep_ratio 1 has nothing to reconstruct")
+        self.normalise_patches = normalise_patches
+        self.decoder_width = decoder_width
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.embed = nn.Linear(width, decoder_width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
+        self.blocks = nn.Sequential(
+            *(
+                Block(
+                    decoder_width,
+                    decoder_heads,
+                    qkv_bias=True,
+                    norm_layer=partial(nn.LayerNorm, eps=1e-6),
+                )
+                for _ in range(decoder_depth)
+            )
+        )
+        self.decoder_norm = nn.LayerNorm(decoder_width, eps=1e-6)
+        self.predict = nn.Linear(decoder_width, PATCH_VALUES)
+        nn.init.normal_(self.mask_token, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def plan(self, inputs: Inputs) -> Plan:
+        """One clean view of the kept tokens; the loss is on all the others."""
+        view = inputs.clean(self.keep_ratio)
+        keep = view.keep.to(inputs.images.device)
+        dropped = self.dropped(keep, inputs.grid)
+
+        def loss(encoded: Sequence[Tensor]) -> Tensor:
+            predicted = self.predict(
+                get_at_index(self.decode(encoded[0], keep, inputs.grid), dropped)
+            )
+            target = get_at_index(self.targets(inputs.images), dropped)
+            return nn.functional.mse_loss(predicted.float(), target)
+
+        return Plan([view], loss)
+
+    def targets(self, images: Tensor) -> Tensor:
+        """Patches to predict, (B, N, 768), of images (B, 3, H, W)."""
+        patches = patchify(images, PATCH)
+        return normalize_mean_var(patches) if self.normalise_patches else patches
+
+    def decode(self, encoded: Tensor, keep: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Decoder tokens (B, N, decoder_width) of all patches, from (B, n, C) of the kept ones."""
+        tokens = self.embed(self.norm(encoded))
+        every = self.mask_token.to(tokens.dtype).expand(len(keep), grid[0] * grid[1], -1)
+        tokens = set_at_index(every, keep, tokens)
+        rows, columns = np.arange(grid[0], dtype=np.float32), np.arange(grid[1], dtype=np.float32)
+        axes = np.stack(np.meshgrid(columns, rows))[:, None]  # (2, 1, H, W), x first
+        position = get_2d_sine_cosine_positional_embedding_from_grid(self.decoder_width, axes)
+        position = torch.from_numpy(position).to(tokens.device, torch.float32)
+        return self.decoder_norm(self.blocks(tokens + position))
+
+    @staticmethod
+    def dropped(keep: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Row-major indices (B, N - n) of the tokens not in `keep` (B, n)."""
+        batch, kept = keep.shape
+        is_dropped = torch.ones(batch, grid[0] * grid[1], device=keep.device)
+        is_dropped.scatter_(1, keep, 0.0)
+        # A stable sort puts the dropped ones first, in order, with a size known without a look.
+        return is_dropped.argsort(dim=1, descending=True, stable=True)[:, : -kept or None]
