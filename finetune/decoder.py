@@ -1,0 +1,115 @@
+"""SAM's mask decoder, with a place for an adapter in each block of its transformer."""
+
+from collections.abc import Callable
+
+from segment_anything.modeling import MaskDecoder, TwoWayTransformer
+from segment_anything.modeling.transformer import TwoWayAttentionBlock
+from torch import Tensor, nn
+
+DECODER_WIDTH = 256
+DECODER_DEPTH = 2
+DECODER_HEADS = 8
+DECODER_MLP = 2048
+
+
+class DecoderBlockAdapter(nn.Module):
+    """What an adapter may change in a decoder block; this base changes nothing.
+
+    Set as `block.adapter`. C is the decoder's width, T the number of tokens (SAM's output tokens,
+    then those of the prompt), N = h * w the number of pixels of the image embedding.
+    """
+
+    def token_attention(self, attended: Tensor, prompt: Tensor) -> Tensor:
+        """What the tokens took from the image, before its residual.
+
+        Args:
+            attended: (M, T, C), output of the cross attention from tokens to image.
+            prompt: (M, T, C), the tokens as they entered the decoder.
+        """
+        return attended
+
+    def mlp(self, mlp: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+        """The MLP branch (M, T, C), before its residual."""
+        return mlp(tokens)
+
+    def image(self, image: Tensor) -> Tensor:
+        """Image embedding (M, N, C) after it attended to the tokens, between residual and norm."""
+        return image
+
+
+class DecoderBlock(TwoWayAttentionBlock):
+    """segment_anything's two-way block, with a place for an adapter."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__(
+            embedding_dim=DECODER_WIDTH,
+            num_heads=DECODER_HEADS,
+            mlp_dim=DECODER_MLP,
+            activation=nn.ReLU,
+            skip_first_layer_pe=first,
+        )
+        self.adapter: DecoderBlockAdapter | None = None
+
+    def forward(
+        self, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens (M, T, C) and image embedding (M, N, C) -> the same shapes.
+
+        `query_pe` are the tokens as they entered the decoder, `key_pe` the positions of the image.
+        """
+        adapter = self.adapter or _NO_ADAPTER
+        if self.skip_first_layer_pe:  # the queries still are `query_pe`
+            queries = self.norm1(self.self_attn(q=queries, k=queries, v=queries))
+        else:
+            placed = queries + query_pe
+            queries = self.norm1(queries + self.self_attn(q=placed, k=placed, v=queries))
+
+        placed_keys = keys + key_pe
+        attended = self.cross_attn_token_to_image(q=queries + query_pe, k=placed_keys, v=keys)
+        queries = self.norm2(queries + adapter.token_attention(attended, query_pe))
+        queries = self.norm3(queries + adapter.mlp(self.mlp, queries))
+
+        attended = self.cross_attn_image_to_token(q=placed_keys, k=queries + query_pe, v=queries)
+        return queries, self.norm4(adapter.image(keys + attended))
+
+
+_NO_ADAPTER = DecoderBlockAdapter()
+
+
+def build_mask_decoder() -> MaskDecoder:
+    """SAM's mask decoder; its state dict is the `mask_decoder.*` part of a SAM checkpoint."""
+    transformer = TwoWayTransformer(
+        depth=0, embedding_dim=DECODER_WIDTH, num_heads=DECODER_HEADS, mlp_dim=DECODER_MLP
+    )
+    transformer.depth = DECODER_DEPTH
+    transformer.layers = nn.ModuleList(DecoderBlock(first=i == 0) for i in range(DECODER_DEPTH))
+    return MaskDecoder(transformer_dim=DECODER_WIDTH, transformer=transformer)
+
+
+def decode_masks(
+    decoder: MaskDecoder,
+    embeddings: Tensor,
+    sparse: Tensor,
+    dense: Tensor,
+    position: Tensor,
+    multimask: bool,
+) -> tuple[Tensor, Tensor]:
+    """Masks of M prompts, each with an image embedding of its own.
+
+    Args:
+        embeddings: (M, 256, h, w), for each prompt that of its image.
+        sparse, dense, position: as from `encode_prompts`.
+        multimask: SAM's three masks for an ambiguous prompt instead of its single one.
+
+    Returns:
+        Logits (M, K, 4h, 4w) and predicted IoU (M, K); K is 3 with `multimask`, else 1.
+    """
+    # The stock decoder repeats one image embedding for all prompts and adds the dense prompts to
+    # it. Handing it the sums as dense prompts, over a zero, lets each prompt have its own image.
+    return decoder(
+        image_embeddings=embeddings.new_zeros(1, 1, 1, 1),
+        image_pe=position,
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=embeddings + dense,
+        multimask_output=multimask,
+    )
