@@ -1,5 +1,7 @@
 """`python -m data_prep shard | shard-seg | info | verify`."""
 
+from collections.abc import Sequence
+
 import yaml
 
 from data_prep.cli import run_commands, write_resolved_config
@@ -44,13 +46,16 @@ def _write(source: Source, options: WriteOptions, resolved: str) -> None:
     )
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line `arguments` (default `sys.argv`)."""
+    commands = {
+        "shard": (ShardConfig, shard),
+        "shard-seg": (ShardSegConfig, shard_seg),
+        "info": (InfoConfig, info),
+        "verify": (VerifyConfig, verify),
+    }
+    run_commands("python -m data_prep", commands, arguments)
+
+
 if __name__ == "__main__":
-    run_commands(
-        "python -m data_prep",
-        {
-            "shard": (ShardConfig, shard),
-            "shard-seg": (ShardSegConfig, shard_seg),
-            "info": (InfoConfig, info),
-            "verify": (VerifyConfig, verify),
-        },
-    )
+    main()

@@ -3,8 +3,10 @@ where they cannot.
 """
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -51,7 +53,7 @@ def read_image(path: Path, options: ReadOptions, max_size: int | None = None) ->
     data = path.read_bytes()
     image = _open(data, options.max_pixels)
     is_jpeg = image.format in ("JPEG", "MPO")
-    upright = image.getexif().get(ORIENTATION, 1) == 1
+    upright = _call(image.getexif).get(ORIENTATION, 1) == 1  # a PNG is decoded for it
     small = max_size is None or max(image.size) <= max_size
     if upright and small and _is_plain(image, data):
         array = _pixels(image)
@@ -87,10 +89,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    try:
-        return np.array(image)
-    except Exception as error:  # as above, for damaged pixels
-        raise Unreadable(f"truncated or damaged pixels ({type(error).__name__})") from error
+    return _call(np.array, image)
 
 
 def _is_plain(image: Image.Image, data: bytes) -> bool:
@@ -117,11 +116,11 @@ def _shrink(image: Image.Image, max_size: int) -> Image.Image:
     return smaller
 
 
-def _call(method, *arguments, **options) -> Image.Image:  # noqa: ANN001, ANN002, ANN003
-    """A Pillow method that decodes the image, whose damage becomes `Unreadable`."""
+def _call(method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call a Pillow method that decodes the image; its errors become `Unreadable`."""
     try:
         return method(*arguments, **options)
-    except Exception as error:
+    except Exception as error:  # as above, for damaged pixels
         raise Unreadable(f"truncated or damaged pixels ({type(error).__name__})") from error
 
 

@@ -80,6 +80,7 @@ class ShardDataset(Dataset):
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])  # (shards + 1,)
         if not len(self):
             raise UserError(f"{self.root}: split {split!r} has no records")
+        self._open_limit = max(OPEN_SHARDS, 2 * window)
         self._open: OrderedDict[int, tuple[int, ShardIndex]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -163,7 +164,7 @@ class ShardDataset(Dataset):
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}; run the shard command again") from None
         self._open[shard] = (descriptor, index)
-        if len(self._open) > max(OPEN_SHARDS, 2 * self.window):
+        if len(self._open) > self._open_limit:
             _, (oldest, _) = self._open.popitem(last=False)
             os.close(oldest)
         return self._open[shard]

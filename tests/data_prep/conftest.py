@@ -1,0 +1,63 @@
+"""Small inputs made on the fly."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep.datasets import find_layout
+from data_prep.options import ShardConfig
+from data_prep.shards import write_shards
+
+
+@pytest.fixture(scope="session")
+def make_images():
+    """Write PNG files, grey and RGB in turn, each of another size and content, in two folders."""
+
+    def make(folder: Path, count: int = 24, seed: int = 0) -> None:
+        generator = np.random.default_rng(seed)
+        for number in range(count):
+            path = folder / ("healthy", "ill")[number % 2] / f"image {number:03d} é.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shape = (40 + number, 36) if number % 3 else (40 + number, 36, 3)
+            Image.fromarray(generator.integers(0, 256, shape, dtype=np.uint8)).save(path)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shard_folder():
+    """Shard an image folder, by default four records a shard."""
+
+    def shard(folder: Path, output: Path, **options):
+        values = {"layout": "folder", "input": folder, "output": output, "shard_records": 4}
+        config = ShardConfig(**values | options)
+        return write_shards(find_layout(config.layout, "pretraining")(config), config)
+
+    return shard
+
+
+@pytest.fixture(scope="session")
+def folder_bytes():
+    """Contents of every file of a folder, hidden ones too."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory, make_images) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    make_images(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shard_set(image_folder, tmp_path_factory, shard_folder) -> Path:
+    """24 records in shards of four."""
+    output = tmp_path_factory.mktemp("set")
+    shard_folder(image_folder, output, class_folders=True)
+    return output

@@ -1,0 +1,298 @@
+"""Shards: the same bytes however they are made, and nothing lost on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import psutil
+import pytest
+import webdataset
+from PIL import Image
+
+from data_prep.datasets import find_layout
+from data_prep.errors import UserError
+from data_prep.loader import ShardDataset
+from data_prep.manifest import assign_splits, plan_shards
+from data_prep.options import ShardConfig
+from data_prep.records import Reference
+from data_prep.shards import write_shards
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_bytes_do_not_depend_on_workers(
+    workers, image_folder, tmp_path, shard_folder, folder_bytes
+):
+    shard_folder(image_folder, tmp_path / "one")
+    shard_folder(image_folder, tmp_path / "many", workers=workers)
+    one = folder_bytes(tmp_path / "one")
+    assert len(one) == 6 * 2 + 2  # tar and index of six shards, dataset.json, quarantine.jsonl
+    assert folder_bytes(tmp_path / "many") == one
+
+
+def test_job_array_writes_the_same_set(image_folder, tmp_path, shard_folder, folder_bytes):
+    shard_folder(image_folder, tmp_path / "one")
+    for task in (2, 0, 1):
+        assert shard_folder(image_folder, tmp_path / "array", task=task, tasks=3) is None
+        written = {path.name for path in (tmp_path / "array").glob("*.tar")}
+        assert f"train-{task:06d}.tar" in written and f"train-{task + 3:06d}.tar" in written
+    assert len(written) == 6
+    assert not (tmp_path / "array" / "dataset.json").exists()
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "array").glob("*.tar")}
+    shard_folder(image_folder, tmp_path / "array")
+    assert folder_bytes(tmp_path / "array") == folder_bytes(tmp_path / "one")
+    assert times == {path: path.stat().st_mtime_ns for path in times}  # none was written twice
+
+
+_SLOW_SHARD = """
+import sys, time
+from functools import partial
+from pathlib import Path
+from data_prep.datasets import folder
+from data_prep.options import ShardConfig
+from data_prep.records import Source
+from data_prep.shards import write_shards
+
+def slowly(reference, read):
+    time.sleep(0.02)
+    return list(read(reference))
+
+if __name__ == "__main__":
+    config = ShardConfig(
+        layout="folder",
+        input=Path(sys.argv[1]),
+        output=Path(sys.argv[2]),
+        shard_records=3,
+        workers=2,
+    )
+    source = folder.pretraining(config)
+    read = partial(slowly, read=source.read)
+    write_shards(Source(source.layout, source.references, read, source.recipe), config)
+"""
+
+
+def start_slowly(folder: Path, output: Path) -> psutil.Popen:
+    """Shard folder/images with two workers, 20 ms an image, in a process of its own."""
+    script = folder / "slow_shard.py"
+    script.write_text(_SLOW_SHARD)
+    command = [sys.executable, str(script), str(folder / "images"), str(output)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return psutil.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+
+
+def test_killed_runs_end_with_the_same_bytes(tmp_path, make_images, shard_folder, folder_bytes):
+    make_images(tmp_path / "images", count=60)
+    shard_folder(tmp_path / "images", tmp_path / "whole", shard_records=3)
+    output = tmp_path / "killed"
+    generator = np.random.default_rng(0)
+    done = [0]
+    for _ in range(4):
+        process = start_slowly(tmp_path, output)
+        deadline = time.monotonic() + 60
+        while len(list(output.glob("*.tar"))) < done[-1] + 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, 0.1))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        done.append(len(list(output.glob("*.tar"))))
+    assert 0 < done[1] < done[-1] < 20  # each run was killed at work, and went on from the last
+    time.sleep(1)  # until the workers have noticed
+    shard_folder(tmp_path / "images", output, shard_records=3)
+    assert folder_bytes(output) == folder_bytes(tmp_path / "whole")
+
+
+def test_workers_die_with_their_parent(tmp_path, make_images):
+    make_images(tmp_path / "images", count=60)
+    process = start_slowly(tmp_path, tmp_path / "set")
+    workers = []
+    while process.is_running() and len(workers) < 2:
+        children = process.children()
+        workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    process.kill()
+    process.wait()
+    assert len(workers) == 2
+    gone, alive = psutil.wait_procs(workers, timeout=20)
+    assert len(gone) == 2 and not alive
+
+
+def test_output_of_another_recipe_is_refused(image_folder, tmp_path, shard_folder, folder_bytes):
+    shard_folder(image_folder, tmp_path / "set")
+    before = folder_bytes(tmp_path / "set")
+    with pytest.raises(UserError, match="other inputs or options"):
+        shard_folder(image_folder, tmp_path / "set", max_size=32)
+    with pytest.raises(UserError, match="other inputs or options"):
+        shard_folder(image_folder, tmp_path / "set", salt="another")
+    with pytest.raises(UserError, match="other inputs or options"):
+        shard_folder(image_folder, tmp_path / "set", shard_records=8)
+    assert folder_bytes(tmp_path / "set") == before
+
+
+def test_a_truncated_shard_is_written_again(image_folder, tmp_path, shard_folder, folder_bytes):
+    shard_folder(image_folder, tmp_path / "set")
+    before = folder_bytes(tmp_path / "set")
+    os.truncate(tmp_path / "set" / "train-000002.tar", 1000)
+    (tmp_path / "set" / "train-000003.index.json").unlink()
+    shard_folder(image_folder, tmp_path / "set")
+    assert folder_bytes(tmp_path / "set") == before
+
+
+def test_unreadable_files_are_left_out_with_a_reason(
+    tmp_path, make_images, shard_folder, folder_bytes
+):
+    make_images(tmp_path / "images", count=10)
+    shard_folder(tmp_path / "images", tmp_path / "good", shard_records=100)
+    good = ShardDataset(tmp_path / "good")
+    whole = (tmp_path / "images" / "ill" / "image 001 é.png").read_bytes()
+    (tmp_path / "images" / "empty.png").touch()
+    (tmp_path / "images" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "images" / "text.jpg").write_text("Patient: Jane Roe")
+    for workers in (1, 2):
+        output = tmp_path / f"set{workers}"
+        with pytest.raises(UserError, match="3 of 13 files could not be read"):
+            shard_folder(tmp_path / "images", output, workers=workers)
+    assert folder_bytes(tmp_path / "set1") == folder_bytes(tmp_path / "set2")
+    lines = (tmp_path / "set1" / "quarantine.jsonl").read_text().splitlines()
+    reasons = {line["path"]: line["reason"] for line in map(json.loads, lines)}
+    assert reasons["empty.png"] == "the file is empty"
+    assert "truncated or damaged" in reasons["cut.png"]
+    assert "not an image" in reasons["text.jpg"]
+    kept = ShardDataset(tmp_path / "set1")
+    assert {kept.record(i).key for i in range(10)} == {good.record(i).key for i in range(10)}
+    assert len(kept) == 10 and kept.info["unreadable"] == 3
+    document = shard_folder(tmp_path / "images", tmp_path / "set1", max_bad=0.25)
+    assert document["records"] == 10
+
+
+def test_a_full_disk_is_told_and_leaves_no_file(image_folder, tmp_path, monkeypatch, shard_folder):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("data_prep.index.TarWriter.add", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        shard_folder(image_folder, tmp_path / "set")
+    assert not list((tmp_path / "set").iterdir())
+
+
+def test_no_input_is_refused(tmp_path, shard_folder):
+    (tmp_path / "images").mkdir()
+    with pytest.raises(UserError, match="found no image"):
+        shard_folder(tmp_path / "images", tmp_path / "set")
+    with pytest.raises(UserError, match="is not a folder"):
+        shard_folder(tmp_path / "nowhere", tmp_path / "set")
+    with pytest.raises(UserError, match="no layout 'folders'; there are dicom, folder"):
+        shard_folder(tmp_path / "images", tmp_path / "set", layout="folders")
+
+
+def test_members_have_fixed_headers_and_hashed_names(shard_set):
+    for path in shard_set.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            members = tar.getmembers()
+        assert members
+        for member in members:
+            assert (member.mtime, member.uid, member.gid, member.mode) == (0, 0, 0, 0o644)
+            assert member.uname == member.gname == ""
+            key, extension = member.name.split(".")
+            assert len(key) == 32 and int(key, 16) and extension in ("png", "json")
+    everything = b"".join(path.read_bytes() for path in shard_set.glob("train-*"))
+    assert b"image 0" not in everything
+
+
+def test_salt_changes_keys_and_groups(image_folder, tmp_path, shard_set, shard_folder):
+    shard_folder(image_folder, tmp_path / "set", class_folders=True, salt="secret")
+    ours, theirs = ShardDataset(shard_set), ShardDataset(tmp_path / "set")
+    assert not {ours.record(i).key for i in range(24)} & {theirs.record(i).key for i in range(24)}
+    groups = [{s.meta(i)["group"] for i in range(24)} for s in (ours, theirs)]
+    assert not groups[0] & groups[1]
+
+
+def test_statistics_are_those_of_the_stored_pixels(shard_set):
+    dataset = ShardDataset(shard_set)
+    pixels = []
+    for index in range(len(dataset)):
+        image = dataset.record(index).image
+        pixels.append(np.broadcast_to(image.reshape(len(image), 36, -1), (*image.shape[:2], 3)))
+    values = np.concatenate([array.reshape(-1, 3) for array in pixels]) / 255
+    assert dataset.info["mean"] == pytest.approx(values.mean(axis=0), abs=1e-6)
+    assert dataset.info["std"] == pytest.approx(values.std(axis=0), abs=1e-6)
+    assert dataset.info["classes"] == {"healthy": 12, "ill": 12}
+    assert dataset.info["sizes"] == {"smallest": [40, 36], "median": [51, 36], "largest": [63, 36]}
+
+
+def test_webdataset_reads_the_same_pixels(shard_set):
+    dataset = ShardDataset(shard_set)
+    ours = {record.key: record for record in map(dataset.record, range(len(dataset)))}
+    urls = [str(path) for path in sorted(shard_set.glob("*.tar"))]
+    theirs = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil"))
+    assert {sample["__key__"] for sample in theirs} == ours.keys()
+    for sample in theirs:
+        expected = Image.fromarray(ours[sample["__key__"]].image).convert("RGB")
+        assert np.array_equal(np.asarray(sample["png"]), np.asarray(expected))
+        assert sample["json"] == ours[sample["__key__"]].meta
+
+
+def test_datasets_reads_the_same_pixels(shard_set, tmp_path):
+    dataset = ShardDataset(shard_set)
+    ours = {record.key: record for record in map(dataset.record, range(len(dataset)))}
+    theirs = datasets.load_dataset(
+        "webdataset",
+        data_files=[str(path) for path in sorted(shard_set.glob("*.tar"))],
+        split="train",
+        cache_dir=str(tmp_path),
+    )
+    assert set(theirs["__key__"]) == ours.keys()
+    for sample in theirs:
+        assert np.array_equal(np.asarray(sample["png"]), ours[sample["__key__"]].image)
+        assert sample["json"]["label"] == ours[sample["__key__"]].meta["label"]
+
+
+def test_plan_does_not_depend_on_the_order_of_files():
+    references = [Reference(f"image{number}.png", records=number % 3) for number in range(50)]
+    plan = plan_shards(references, 8, seed=1)
+    assert plan_shards(references[::-1], 8, seed=1) == plan
+    assert plan_shards(references, 8, seed=2) != plan
+    listed = [reference for shard in plan for reference in shard.references]
+    assert sorted(listed, key=lambda r: r.path) == sorted(references, key=lambda r: r.path)
+    assert all(sum(r.records for r in shard.references) <= 8 for shard in plan)
+
+
+def test_splits_keep_groups_whole():
+    references = [Reference(f"{n}.png", group=f"patient {n // 5}") for n in range(100)]
+    fractions = {"train": 0.6, "val": 0.2, "test": 0.2}
+    split = assign_splits(references, fractions, seed=0)
+    of_group = {(reference.group, reference.split) for reference in split}
+    assert len(of_group) == 20  # each group in one split
+    sizes = [sum(s == name for _, s in of_group) for name in ("train", "val", "test")]
+    assert sizes == [12, 4, 4]
+    assert (
+        assign_splits(references[::-1], {"train": 0.6, "val": 0.2, "test": 0.2}, 0)[::-1] == split
+    )
+    with pytest.raises(UserError, match="test is empty"):
+        assign_splits(references[:5], {"train": 0.9, "test": 0.1}, seed=0)
+    with pytest.raises(UserError, match="sum to 1"):
+        assign_splits(references, {"train": 0.9, "test": 0.2}, seed=0)
+
+
+def test_files_of_one_name_in_two_folders_are_two_records(tmp_path, shard_folder):
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        image = np.full((40, 40), ord(name), np.uint8)
+        Image.fromarray(image).save(tmp_path / "images" / name / "1.png")
+    shard_folder(tmp_path / "images", tmp_path / "set")
+    dataset = ShardDataset(tmp_path / "set")
+    assert {dataset.record(i).image[0, 0] for i in range(2)} == {ord("a"), ord("b")}
+
+
+def test_a_source_without_any_image_is_told(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").touch()
+    config = ShardConfig(layout="folder", input=tmp_path / "images", output=tmp_path / "set")
+    with pytest.raises(UserError, match="no file gave an image"):
+        write_shards(find_layout("folder", "pretraining")(config), config)
