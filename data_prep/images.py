@@ -16,7 +16,7 @@ from data_prep.intensity import intensity_limits, replace_not_finite, to_integer
 from data_prep.options import ReadOptions
 from data_prep.records import Unreadable
 
-FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "GIF", "WEBP")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 
 ORIENTATION = 0x0112
@@ -59,11 +59,14 @@ def read_image(path: Path, options: ReadOptions, max_size: int | None = None) ->
         array = _pixels(image)
         stripped = strip_jpeg(data) if is_jpeg else strip_png(data)
         return Picture(array, ("jpg" if is_jpeg else "png", stripped))
-    if not small:
-        assert max_size is not None
-        image = _shrink(image, max_size)
+    if max_size is not None and is_jpeg:
+        scale = max_size / max(image.size)
+        # decodes at 1/2, 1/4 or 1/8 of the size where that is still enough
+        image.draft(None, (round(image.width * scale), round(image.height * scale)))
     if not upright:
-        image = ImageOps.exif_transpose(image)
+        image = _call(ImageOps.exif_transpose, image)
+    if max_size is not None and not small:
+        image = _shrink(image, max_size)
     array = _plain_pixels(image, options)
     if is_jpeg:
         encoded = encode_jpeg(array)
@@ -104,16 +107,11 @@ def _is_plain(image: Image.Image, data: bytes) -> bool:
 def _shrink(image: Image.Image, max_size: int) -> Image.Image:
     scale = max_size / max(image.size)
     size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
-    if image.format in ("JPEG", "MPO"):
-        image.draft(None, size)  # decodes at 1/2, 1/4 or 1/8, never below `size`
-    orientation = image.getexif().get(ORIENTATION, 1)
-    if image.mode in ("1", "P", "PA"):  # indices cannot be averaged
+    if image.mode in ("1", "P", "PA") or "transparency" in image.info:  # not to be averaged
         image = _call(image.convert, "RGBA" if "transparency" in image.info else "RGB")
     elif image.mode.startswith("I"):
         image = Image.fromarray(_pixels(image).astype(np.float32))
-    smaller = _call(image.resize, size, Image.Resampling.LANCZOS, reducing_gap=2.0)
-    smaller.getexif()[ORIENTATION] = orientation
-    return smaller
+    return _call(image.resize, size, Image.Resampling.LANCZOS, reducing_gap=2.0)
 
 
 def _call(method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

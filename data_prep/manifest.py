@@ -22,25 +22,25 @@ def assign_splits(
 ) -> list[Reference]:
     """Give every reference a split; references of one group always get the same.
 
-    Groups are put in an order drawn from `seed` and cut at the cumulated fractions.
+    Groups are put in an order drawn from `seed` and cut at the cumulated fractions; every split
+    gets at least one.
 
     Raises:
-        UserError: fractions that do not sum to 1, or a split that would be empty.
+        UserError: fractions that do not sum to 1, or fewer groups than splits.
     """
     if abs(sum(fractions.values()) - 1) > 1e-6 or min(fractions.values()) <= 0:
         raise UserError(f"split: {fractions} are not positive fractions that sum to 1")
     if bad := [name for name in fractions if not name.isalnum()]:
         raise UserError(f"split: {bad[0]!r} is no name of letters and digits")
     groups = sorted({reference.group for reference in references}, key=_shuffle_key(seed))
+    if len(groups) < len(fractions):
+        raise UserError(f"split: {len(groups)} groups cannot be divided into {len(fractions)}")
     split_of: dict[str, str] = {}
     start, share = 0, 0.0
-    for name, fraction in fractions.items():
+    for number, (name, fraction) in enumerate(fractions.items(), start=1):
         share += fraction
-        end = round(share * len(groups))
-        if end == start:
-            raise UserError(
-                f"split: {len(groups)} groups cannot be divided as {fractions}: {name} is empty"
-            )
+        # at least one group each
+        end = min(max(round(share * len(groups)), start + 1), len(groups) - len(fractions) + number)
         split_of.update(dict.fromkeys(groups[start:end], name))
         start = end
     return [replace(reference, split=split_of[reference.group]) for reference in references]

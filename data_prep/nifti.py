@@ -131,8 +131,8 @@ def mask_to_nifti(
     data = data.astype(np.uint8 if data.dtype == bool else data.dtype)
     result = nibabel.Nifti1Image(data, image.affine)
     if isinstance(image, nibabel.Nifti1Image):
-        result.set_qform(*image.get_qform(coded=True))
-        result.set_sform(*image.get_sform(coded=True))
+        result.set_qform(*image.get_qform(coded=True), update_affine=False)
+        result.set_sform(*image.get_sform(coded=True), update_affine=False)
     return result
 
 

@@ -274,7 +274,10 @@ def test_splits_keep_groups_whole():
     assert (
         assign_splits(references[::-1], {"train": 0.6, "val": 0.2, "test": 0.2}, 0)[::-1] == split
     )
-    with pytest.raises(UserError, match="test is empty"):
+    three = assign_splits(references[:15], {"train": 0.9, "val": 0.05, "test": 0.05}, seed=0)
+    assert len({(reference.group, reference.split) for reference in three}) == 3
+    assert {reference.split for reference in three} == {"train", "val", "test"}
+    with pytest.raises(UserError, match="1 groups cannot be divided into 2"):
         assign_splits(references[:5], {"train": 0.9, "test": 0.1}, seed=0)
     with pytest.raises(UserError, match="sum to 1"):
         assign_splits(references, {"train": 0.9, "test": 0.2}, seed=0)
