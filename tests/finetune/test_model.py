@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from data_prep.errors import UserError
 from finetune.adapters import MsaAdapter, MsaDecoderAdapter
 from finetune.model import ModelConfig, Segmenter, build_model
-from finetune.prompts.encoding import Prompts
+from finetune.prompts.encoding import Prompts, encode_prompts
 from pretrain.encoder import SIZES, EncoderSize
 
 TINY = EncoderSize(width=32, depth=2, heads=2, global_blocks=(1,))
@@ -201,14 +201,18 @@ def test_padding_is_sams_not_a_point_and_not_the_same_as_none(tmp_path: Path) ->
         torch.testing.assert_close(ours.decode(embeddings, no_points).low_res, nothing)
 
 
-def test_coordinates_stay_exact_under_autocast(tmp_path: Path) -> None:
+def test_prompts_are_exact_under_autocast_and_masks_are_close(tmp_path: Path) -> None:
     ours, _ = pair(sam_file(tmp_path), 224)
-    prompts = make_prompts("points box mask", 224)
-    exact = ours.decode(torch.zeros(2, 256, 14, 14), prompts)
+    prompts, embeddings = make_prompts("points box mask", 224), torch.randn(2, 256, 14, 14)
+    exact = encode_prompts(ours.prompt_encoder, prompts)
+    low_res = ours.decode(embeddings, prompts).low_res
     with torch.autocast("cpu", torch.bfloat16):
-        close = ours.decode(torch.zeros(2, 256, 14, 14), prompts)
-    assert close.low_res.dtype == torch.float32
-    error = (close.low_res - exact.low_res).abs().mean() / exact.low_res.abs().mean()
+        torch.testing.assert_close(
+            encode_prompts(ours.prompt_encoder, prompts), exact, atol=1e-6, rtol=0
+        )
+        close = ours.decode(embeddings, prompts).low_res
+    assert close.dtype == torch.float32
+    error = (close - low_res).abs().mean() / low_res.abs().mean()
     assert 0 < error < 0.05
 
 
