@@ -75,6 +75,13 @@ def run(main: Callable[[], Any]) -> None:
         raise SystemExit(2) from None
 
 
+def run_command(
+    program: str, config_class: type[Config], function: Callable[[Config, str], Any]
+) -> None:
+    """Parse `sys.argv` into `config_class` and call `function(config, resolved YAML)`."""
+    run(lambda: function(*parse(config_class, program)))
+
+
 def run_commands(
     program: str,
     commands: Mapping[str, tuple[type[Any], Callable[[Any, str], Any]]],

@@ -56,9 +56,17 @@ class DicomFrame:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file has DICOM's magic after its preamble, or else the suffix .dcm or .dicom."""
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom")
+    """Whether a file has DICOM's magic after its preamble, or else the suffix .dcm or .dicom.
+
+    A file that cannot be opened counts, so that reading it tells why.
+    """
+    if path.suffix.lower() in (".dcm", ".dicom"):
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return True
 
 
 def read_header(path: Path) -> Dataset:
@@ -71,6 +79,8 @@ def read_header(path: Path) -> Dataset:
     try:
         # Files without a preamble are still common; junk read by force has no Rows.
         dataset = pydicom.dcmread(path, force=True)
+    except OSError:
+        raise
     except Exception as error:  # damaged headers make pydicom raise nearly anything
         raise Unreadable(f"not a readable DICOM file ({type(error).__name__})") from error
     if not dataset:

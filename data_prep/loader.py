@@ -38,7 +38,7 @@ class Record:
     mask: np.ndarray | None
     """Label map of the image's height and width (and depth), 0 is background; None in stage one."""
     meta: dict[str, Any]
-    """The record's JSON: group, label, modality, spacing, size, present, slices, ..."""
+    """The record's JSON: group, label, modality, spacing, size, ...; see `ShardDataset.meta`."""
 
 
 Transform = Callable[[Record, np.random.Generator], Any]
@@ -120,9 +120,19 @@ class ShardDataset(Dataset):
         )
 
     def meta(self, index: int) -> dict[str, Any]:
-        """The JSON of one record, without decoding its image."""
+        """The JSON of one record, without decoding its image.
+
+        What is unknown is None here, and left out there: label, modality, spacing. Of a
+        segmentation, `present` may be empty and `slices` has every target.
+        """
         shard, _, members = self._locate(index)
-        return json.loads(self._read(shard, members["json"]))
+        stored = json.loads(self._read(shard, members["json"]))
+        meta = {"label": None, "modality": None, "spacing": None} | stored
+        if "labels" in self.info:
+            meta.setdefault("present", [])
+            if "axes" in meta:  # a volume
+                meta["slices"] = {name: [] for name in self.info["labels"]} | meta.get("slices", {})
+        return meta
 
     def __getitem__(self, item: int | tuple[int, int]) -> Any:
         """The transformed record (the record itself without a transform).

@@ -115,6 +115,9 @@ def _read(
             return [_encode(sample, reference, source, salt) for sample in source.read(reference)]
     except (NotAnImage, Unreadable):
         raise
+    except OSError as error:  # of Pillow too, which then has no strerror
+        reason = f" ({error.strerror})" if error.strerror else ""
+        raise Unreadable(f"cannot be read{reason}") from error
     # A damaged file makes its decoder raise nearly anything; the message may quote the path or a
     # header, so only its kind is kept.
     except Exception as error:
@@ -146,8 +149,18 @@ def _encode(
             members["mask.npy"] = encode_npy(sample.mask)
         else:
             members["mask.png"] = encode_png(sample.mask)
-    members["json"] = json.dumps(meta, separators=(",", ":"), allow_nan=False).encode()
+    members["json"] = _encode_meta(meta)
     return sample, meta, members
+
+
+def _encode_meta(meta: dict[str, Any]) -> bytes:
+    """JSON without what is unknown or empty.
+
+    `datasets` infers a column's type from the first records of a set: one that is null there could
+    hold nothing else later, whereas one that is missing may come and go.
+    """
+    known = {name: value for name, value in meta.items() if value not in (None, [], {})}
+    return json.dumps(known, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _describe_mask(sample: Sample, labels: dict[str, list[int]]) -> dict[str, Any]:
@@ -168,7 +181,8 @@ def _describe_mask(sample: Sample, labels: dict[str, list[int]]) -> dict[str, An
     slices = {}
     for name, members in labels.items():
         wanted = np.isin(mask, members).any(axis=(1, 2))  # (D,)
-        slices[name] = np.flatnonzero(wanted).tolist()
+        if wanted.any():
+            slices[name] = np.flatnonzero(wanted).tolist()
     return {"present": present, "slices": slices}
 
 
@@ -204,7 +218,11 @@ def _finished(shards: list[Shard], source: Source, options: WriteOptions) -> set
 
 def _finish(shards: list[Shard], source: Source, options: WriteOptions) -> dict[str, Any]:
     """Write quarantine.jsonl and dataset.json, then judge how many files were unreadable."""
-    indexes = [read_json(options.output / f"{shard.name}.index.json") for shard in shards]
+    indexes = []
+    for shard in shards:
+        document = read_json(options.output / f"{shard.name}.index.json")
+        del document["records"]  # a large set's would not fit in memory
+        indexes.append(document)
     paths = {
         record_key(reference, options.salt): reference.path
         for shard in shards

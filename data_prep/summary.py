@@ -24,6 +24,8 @@ class Summary:
     """Running counts and sums over the records of one shard."""
 
     def __init__(self) -> None:
+        self.records = 0
+        self.volumes = False
         self.groups: set[str] = set()
         self.shapes: Counter[tuple[int, ...]] = Counter()
         self.classes: Counter[str] = Counter()
@@ -33,6 +35,8 @@ class Summary:
 
     def add(self, sample: Sample, meta: dict[str, Any]) -> None:
         """Count one record."""
+        self.records += 1
+        self.volumes |= sample.volume
         self.groups.add(meta["group"])
         self.shapes[sample.image.shape] += 1
         self.classes.update([meta["label"]] if meta["label"] else [])
@@ -52,6 +56,8 @@ class Summary:
     def document(self) -> dict[str, Any]:
         """As stored in the shard's index."""
         return {
+            "records": self.records,
+            "volumes": self.volumes,
             "groups": sorted(self.groups),
             "shapes": [[list(shape), count] for shape, count in sorted(self.shapes.items())],
             "classes": dict(sorted(self.classes.items())),
@@ -95,19 +101,23 @@ def mean_and_std(summaries: Iterable[dict[str, Any]]) -> tuple[list[float], list
 def dataset_document(
     layout: str, labels: dict[str, list[int]] | None, seed: int, indexes: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """The contents of `dataset.json` from the index documents of all shards, in order of name."""
+    """The contents of `dataset.json`.
+
+    Args:
+        indexes: the index documents of all shards, in order of name; their records are not used.
+    """
     splits: dict[str, Any] = {}
     members: dict[str, list[dict[str, Any]]] = {}
     for index in indexes:
         members.setdefault(index["shard"].rsplit("-", 1)[0], []).append(index)
     for split, parts in members.items():
         splits[split] = {
-            "records": sum(len(part["records"]) for part in parts),
+            "records": sum(part["summary"]["records"] for part in parts),
             "groups": len(set().union(*(part["summary"]["groups"] for part in parts))),
             "shards": [
                 {
                     "name": part["shard"],
-                    "records": len(part["records"]),
+                    "records": part["summary"]["records"],
                     "bytes": part["bytes"],
                     "sha256": part["sha256"],
                 }
@@ -125,7 +135,7 @@ def dataset_document(
         "splits": splits,
         "classes": _total(summaries, "classes"),
         "modalities": _total(summaries, "modalities"),
-        "sizes": _sizes(summaries, volumes=_volumes(indexes)),
+        "sizes": _sizes(summaries),
         "mean": mean,
         "std": std,
         "skipped": kinds["skipped"],
@@ -146,13 +156,9 @@ def _total(summaries: list[dict[str, Any]], name: str) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _volumes(indexes: list[dict[str, Any]]) -> bool:
-    return any("npy" in record["members"] for index in indexes for record in index["records"][:1])
-
-
-def _sizes(summaries: list[dict[str, Any]], volumes: bool) -> dict[str, list[int]]:
+def _sizes(summaries: list[dict[str, Any]]) -> dict[str, list[int]]:
     """Smallest, median and largest (depth,) height and width, each axis on its own."""
-    axes = 3 if volumes else 2
+    axes = 3 if any(summary["volumes"] for summary in summaries) else 2
     counts: Counter[tuple[int, ...]] = Counter()
     for summary in summaries:
         for shape, count in summary["shapes"]:
