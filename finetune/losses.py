@@ -67,6 +67,12 @@ def mask_iou(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Te
     return torch.where(union > 0, overlap / union.clamp(min=1), 1.0)
 
 
+def mask_dice(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Dice of masks logits > 0 with their targets, (B, K) float32, no gradient. Both empty: 1."""
+    iou = mask_iou(logits, targets, valid)
+    return 2 * iou / (1 + iou)
+
+
 @dataclass(frozen=True)
 class LossConfig:
     """Weights of the terms of the segmentation loss; a term of weight 0 is not computed."""

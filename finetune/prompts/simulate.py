@@ -1,0 +1,115 @@
+"""Prompts of one training step: a box or random clicks first, then clicks that correct."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data_prep.errors import UserError
+from finetune.model import Decoded, Segmenter
+from finetune.prompts.boxes import box_of, jitter_box
+from finetune.prompts.clicks import ClickSampling, next_click, random_clicks
+from finetune.prompts.encoding import Prompts
+
+Clicks = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""(n, 2) points (x, y) and (n,) labels of one mask."""
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Simulated prompts."""
+
+    box_share: float = 0.5
+    """Share of training steps that start from boxes; the others start from random clicks."""
+    box_jitter: float = 0.1
+    """Standard deviation of a box's edges as a share of its side (SAM: 0.1, 20 pixels at most)."""
+    clicks: ClickSampling = field(default_factory=ClickSampling)
+    """Random clicks of the first round."""
+    rounds: int = 3
+    """Rounds of correcting clicks after the first prediction."""
+    previous_mask: bool = True
+    """Give the last prediction's logits with each correcting click, as SAM was trained."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.box_share <= 1:
+            raise UserError(f"prompts.box_share {self.box_share} is no share in 0..1")
+        if self.box_jitter < 0 or self.rounds < 0:
+            raise UserError("prompts.box_jitter and prompts.rounds must not be negative")
+
+
+def prompted_rounds(
+    segmenter: Segmenter,
+    embeddings: Tensor,
+    image: Tensor,
+    masks: Tensor,
+    config: PromptConfig,
+    rng: np.random.Generator,
+) -> Iterator[Decoded]:
+    """Predictions after the first prompts and after each round of correcting clicks.
+
+    The image is encoded once; only the decoder runs again. Clicks are placed on the prediction of
+    the round before, in the model's own frame (Mahadevan et al. 2018).
+
+    Args:
+        embeddings: (B, 256, h, w) of `Segmenter.encode`.
+        image: (M,) image of the batch that each mask belongs to.
+        masks: (M, S, S) bool, the truth, none empty.
+
+    Yields:
+        `rounds + 1` times the decoder's output for the M masks, K = 1.
+    """
+    truths = masks.cpu().numpy()
+    boxes: Tensor | None = None
+    clicks: list[Clicks]
+    if rng.random() < config.box_share:
+        size = truths.shape[1:]
+        jittered = [jitter_box(box_of(truth), rng, size, config.box_jitter) for truth in truths]
+        boxes = torch.from_numpy(np.stack(jittered)).float()
+        clicks = [(np.empty((0, 2), np.int64), np.empty(0, np.int64)) for _ in truths]
+    else:
+        clicks = [random_clicks(truth, rng, config.clicks) for truth in truths]
+
+    previous: Tensor | None = None
+    for round_number in range(config.rounds + 1):
+        prompts = Prompts(image.cpu(), *padded(clicks), boxes=boxes, masks=previous)
+        decoded = segmenter.decode(embeddings, prompts.to(embeddings.device))
+        yield decoded
+        if round_number == config.rounds:
+            return
+        if config.previous_mask:
+            previous = decoded.low_res.detach()
+        predictions = (segmenter.upsample(decoded.low_res.detach())[:, 0] > 0).cpu().numpy()
+        clicks = [
+            corrected(prediction, truth, own, rng)
+            for prediction, truth, own in zip(predictions, truths, clicks, strict=True)
+        ]
+
+
+def corrected(
+    prediction: NDArray[np.bool_],
+    truth: NDArray[np.bool_],
+    clicks: Clicks,
+    rng: np.random.Generator,
+) -> Clicks:
+    """The clicks with one more on the largest error; unchanged where nothing is wrong."""
+    points, labels = clicks
+    click = next_click(prediction, truth, points, rng)
+    if click is None:
+        return clicks
+    return np.concatenate([points, click[0][None]]), np.append(labels, click[1])
+
+
+def padded(clicks: list[Clicks]) -> tuple[Tensor | None, Tensor | None]:
+    """(M, n, 2) float points and (M, n) labels, filled up with label -1; None without any click."""
+    n = max(len(labels) for _, labels in clicks)
+    if n == 0:
+        return None, None
+    points = np.zeros((len(clicks), n, 2), np.float32)
+    labels = np.full((len(clicks), n), -1, np.int64)
+    for row, (own_points, own_labels) in enumerate(clicks):
+        points[row, : len(own_labels)] = own_points
+        labels[row, : len(own_labels)] = own_labels
+    return torch.from_numpy(points), torch.from_numpy(labels)
