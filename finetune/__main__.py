@@ -1,0 +1,11 @@
+"""`python -m finetune evaluate | predict`."""
+
+from data_prep.cli import run_commands
+from finetune.evaluate import EvaluateConfig, evaluate_run
+from finetune.predict import PredictConfig, predict
+
+if __name__ == "__main__":
+    run_commands(
+        "python -m finetune",
+        {"evaluate": (EvaluateConfig, evaluate_run), "predict": (PredictConfig, predict)},
+    )
