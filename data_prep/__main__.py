@@ -1,23 +1,51 @@
 """`python -m data_prep shard | shard-seg | info | verify`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import yaml
 
 from data_prep.cli import run_commands, write_resolved_config
 from data_prep.datasets import find_layout
 from data_prep.errors import UserError
+from data_prep.index import index_path, read_json
 from data_prep.info import InfoConfig, info
 from data_prep.manifest import DEFAULT_SPLIT, assign_splits
 from data_prep.options import ShardConfig, ShardSegConfig, WriteOptions
-from data_prep.records import Source
+from data_prep.records import Reference, Source, group_hash
 from data_prep.shards import write_shards
 from data_prep.verify import VerifyConfig, verify
 
 
 def shard(config: ShardConfig, resolved: str) -> None:
     """Images to shards for stage one."""
-    _write(find_layout(config.layout, "pretraining")(config), config, resolved)
+    source = find_layout(config.layout, "pretraining")(config)
+    if config.held_out is not None:
+        source = replace(source, references=_without_held_out(source, config))
+    _write(source, config, resolved)
+
+
+def _without_held_out(source: Source, config: ShardConfig) -> list[Reference]:
+    """References whose group is in no held-out split of the set `config.held_out`.
+
+    Raises:
+        UserError: if that leaves out nothing, as when groups are known only from DICOM headers or
+            the other set has another salt.
+    """
+    root = config.held_out
+    assert root is not None
+    groups: set[str] = set()
+    for name, split in read_json(root / "dataset.json")["splits"].items():
+        for shard in split["shards"] if name != "train" else []:
+            groups.update(read_json(index_path(root / shard["name"]))["summary"]["groups"])
+    kept = [
+        reference
+        for reference in source.references
+        if group_hash(reference.group, config.salt) not in groups
+    ]
+    if len(kept) == len(source.references):
+        raise UserError(f"held_out: no patient of {root} was found in the input")
+    return kept
 
 
 def shard_seg(config: ShardSegConfig, resolved: str) -> None:
@@ -29,7 +57,7 @@ def shard_seg(config: ShardSegConfig, resolved: str) -> None:
     if source.references and not has_split:
         fractions = config.split or DEFAULT_SPLIT
         references = assign_splits(source.references, fractions, config.seed)
-        source = Source(source.layout, references, source.read, source.recipe, source.labels)
+        source = replace(source, references=references)
     _write(source, config, resolved)
 
 

@@ -39,7 +39,7 @@ class ReadOptions:
 
     def recipe(self) -> str:
         """The options that decide the pixels, as JSON: shards of another recipe are not mixed."""
-        elsewhere = {"input", *(field.name for field in fields(WriteOptions))}
+        elsewhere = {"input", "held_out", *(field.name for field in fields(WriteOptions))}
         values = {name: value for name, value in asdict(self).items() if name not in elsewhere}
         return json.dumps(values, sort_keys=True)
 
@@ -96,6 +96,9 @@ class ShardConfig(ReadOptions, WriteOptions):
     """Images with a side shorter than this (pixels) are skipped."""
     max_size: int | None = None
     """Photographs with a longer side are scaled down to this one, once (pixels)."""
+    held_out: Path | None = None
+    """Segmentation shard set (made with the same salt): patients of its splits other than train
+    are left out, so that stage one does not see what stage two is tested on."""
     class_folders: bool = False
     """Folder layout: the folder of an image is its class, and its name is stored. Leave it off
     where folders are named after patients."""

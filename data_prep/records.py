@@ -73,6 +73,11 @@ def keyed_hash(text: str, salt: str, digest_size: int = 16) -> str:
     ).hexdigest()
 
 
+def group_hash(group: str, salt: str) -> str:
+    """What stands for a patient or case in a record."""
+    return keyed_hash(group, salt, 8)
+
+
 def record_key(reference: Reference, salt: str) -> str:
     """Key of a reference's records: a keyed hash of its path and part."""
     return keyed_hash(f"{reference.path}\0{reference.part}", salt)

@@ -25,6 +25,7 @@ from data_prep.records import (
     Sample,
     Source,
     Unreadable,
+    group_hash,
     keyed_hash,
     record_key,
 )
@@ -128,7 +129,7 @@ def _encode(
     sample: Sample, reference: Reference, source: Source, salt: str
 ) -> tuple[Sample, dict[str, Any], dict[str, bytes]]:
     meta = {
-        "group": keyed_hash(sample.group or reference.group or reference.path, salt, 8),
+        "group": group_hash(sample.group or reference.group or reference.path, salt),
         "label": reference.label,
         "modality": None,
         "spacing": None,

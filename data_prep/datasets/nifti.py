@@ -4,9 +4,10 @@ Every .nii and .nii.gz file counts; in a Medical Segmentation Decathlon or nnU-N
 those of imagesTr and imagesTs, as the others are masks.
 """
 
+import re
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from nibabel.spatialimages import SpatialImage
@@ -25,16 +26,32 @@ TYPICAL_SLICES = 128
 def pretraining(config: ShardConfig) -> Source:
     """One reference for each volume and plane."""
     root = config.root()
-    names = [name for name in find_files(root) if name.lower().endswith(SUFFIXES)]
-    if any(name.startswith("imagesTr/") for name in names):
-        names = [name for name in names if name.startswith(("imagesTr/", "imagesTs/"))]
+    files = [name for name in find_files(root) if name.lower().endswith(SUFFIXES)]
+    images = [name for name in files if name.startswith(("imagesTr/", "imagesTs/"))]
+    cases = {_stem(name) for name in files if name.startswith("labelsTr/")}
+    names = images if cases else files
     references = [
-        Reference(name, part=plane, group=name, records=TYPICAL_SLICES)
+        Reference(name, part=plane, group=case_of(name, cases), records=TYPICAL_SLICES)
         for name in names
         for plane in config.planes
     ]
     read = partial(read_nifti, root=root, config=config)
     return Source(config.layout, references, read, config.recipe())
+
+
+def case_of(name: str, cases: set[str]) -> str:
+    """The case a file belongs to, as layout nnunet names it; otherwise its own path.
+
+    Args:
+        cases: the labelled cases; an image of one may carry its channel, such as `_0000`.
+    """
+    stem = _stem(name)
+    whole = re.sub(r"_\d{4}$", "", stem)
+    return next((case for case in (stem, whole) if case in cases), name)
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(name).name.removesuffix(".gz").removesuffix(".nii")
 
 
 def read_nifti(reference: Reference, root: Path, config: ShardConfig) -> Iterator[Sample]:

@@ -94,6 +94,23 @@ def test_nnunet_regions_and_channels(tmp_path):
     assert third["window"] == pytest.approx([3 * x for x in first["window"]], rel=1e-5)
 
 
+@pytest.mark.parametrize("suffix", ["", "_0000"])
+def test_stage_one_leaves_out_the_held_out_cases(suffix, tmp_path, capsys):
+    make_cases(tmp_path / "data", suffix=suffix)
+    shard_seg("nnunet", tmp_path / "data", tmp_path / "seg")
+    arguments = ["shard", "--layout", "nifti", "--input", str(tmp_path / "data")]
+    arguments += ["--min-size", "4", "--held-out", str(tmp_path / "seg"), "--output"]
+    main([*arguments, str(tmp_path / "set")])
+    stage_one = ShardDataset(tmp_path / "set")
+    train, test = ShardDataset(tmp_path / "seg"), ShardDataset(tmp_path / "seg", "test")
+    groups = {stage_one.meta(index)["group"] for index in range(len(stage_one))}
+    assert groups == {train.meta(index)["group"] for index in range(4)}
+    assert test.meta(0)["group"] not in groups
+    with pytest.raises(SystemExit):
+        main([*arguments, str(tmp_path / "other"), "--salt", "another"])
+    assert "no patient of" in capsys.readouterr().err
+
+
 def test_nnunet_faults_are_told(tmp_path):
     make_cases(tmp_path / "data")
     config = ShardSegConfig(layout="nnunet", input=tmp_path / "data", output=tmp_path / "set")

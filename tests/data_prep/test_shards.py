@@ -7,22 +7,17 @@ import subprocess
 import sys
 import tarfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
-import datasets
 import numpy as np
 import psutil
 import pytest
-import webdataset
 from PIL import Image
 
 from data_prep.datasets import find_layout
 from data_prep.errors import UserError
 from data_prep.loader import ShardDataset
-from data_prep.manifest import assign_splits, plan_shards
-from data_prep.options import ShardConfig, WriteOptions
-from data_prep.records import Reference, Sample, Source
+from data_prep.options import ShardConfig
 from data_prep.shards import write_shards
 
 ROOT = Path(__file__).parents[2]
@@ -225,91 +220,6 @@ def test_statistics_are_those_of_the_stored_pixels(shard_set):
     assert dataset.info["std"] == pytest.approx(values.std(axis=0), abs=1e-6)
     assert dataset.info["classes"] == {"healthy": 12, "ill": 12}
     assert dataset.info["sizes"] == {"smallest": [40, 36], "median": [51, 36], "largest": [63, 36]}
-
-
-def test_webdataset_reads_the_same_pixels(shard_set):
-    dataset = ShardDataset(shard_set)
-    ours = {record.key: record for record in map(dataset.record, range(len(dataset)))}
-    urls = [str(path) for path in sorted(shard_set.glob("*.tar"))]
-    theirs = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil"))
-    assert {sample["__key__"] for sample in theirs} == ours.keys()
-    for sample in theirs:
-        expected = Image.fromarray(ours[sample["__key__"]].image).convert("RGB")
-        assert np.array_equal(np.asarray(sample["png"]), np.asarray(expected))
-        assert sample["json"].items() <= ours[sample["__key__"]].meta.items()
-
-
-def test_datasets_reads_the_same_pixels(shard_set, tmp_path):
-    dataset = ShardDataset(shard_set)
-    ours = {record.key: record for record in map(dataset.record, range(len(dataset)))}
-    theirs = datasets.load_dataset(
-        "webdataset",
-        data_files=[str(path) for path in sorted(shard_set.glob("*.tar"))],
-        split="train",
-        cache_dir=str(tmp_path),
-    )
-    assert set(theirs["__key__"]) == ours.keys()
-    for sample in theirs:
-        assert np.array_equal(np.asarray(sample["png"]), ours[sample["__key__"]].image)
-        assert sample["json"]["label"] == ours[sample["__key__"]].meta["label"]
-
-
-def blank_image(reference):
-    """A reader for sources made up in tests."""
-    meta = {"spacing": [0.5, 0.5]} if reference.label else {}
-    yield Sample(np.full((8, 8), 9, np.uint8), np.zeros((8, 8), np.uint8), meta=meta)
-
-
-def test_datasets_reads_what_is_unknown_in_the_first_records(tmp_path):
-    names = [Reference(f"{number}.png") for number in range(12)]
-    (shard,) = plan_shards(names, 100, seed=0)
-    references = [
-        replace(reference, label=None if place < 8 else "ill")
-        for place, reference in enumerate(shard.references)
-    ]
-    source = Source("made up", references, blank_image, "", {"lesion": [1]})
-    write_shards(source, WriteOptions(output=tmp_path / "set"))
-    theirs = datasets.load_dataset(
-        "webdataset",
-        data_files=[str(tmp_path / "set" / "train-000000.tar")],
-        split="train",
-        cache_dir=str(tmp_path / "cache"),
-    )
-    assert len(theirs) == 12
-    dataset = ShardDataset(tmp_path / "set")
-    assert (dataset.meta(0)["label"], dataset.meta(0)["spacing"]) == (None, None)
-    assert (dataset.meta(11)["label"], dataset.meta(11)["spacing"]) == ("ill", [0.5, 0.5])
-    assert dataset.meta(0)["present"] == []
-
-
-def test_plan_does_not_depend_on_the_order_of_files():
-    references = [Reference(f"image{number}.png", records=number % 3) for number in range(50)]
-    plan = plan_shards(references, 8, seed=1)
-    assert plan_shards(references[::-1], 8, seed=1) == plan
-    assert plan_shards(references, 8, seed=2) != plan
-    listed = [reference for shard in plan for reference in shard.references]
-    assert sorted(listed, key=lambda r: r.path) == sorted(references, key=lambda r: r.path)
-    assert all(sum(r.records for r in shard.references) <= 8 for shard in plan)
-
-
-def test_splits_keep_groups_whole():
-    references = [Reference(f"{n}.png", group=f"patient {n // 5}") for n in range(100)]
-    fractions = {"train": 0.6, "val": 0.2, "test": 0.2}
-    split = assign_splits(references, fractions, seed=0)
-    of_group = {(reference.group, reference.split) for reference in split}
-    assert len(of_group) == 20  # each group in one split
-    sizes = [sum(s == name for _, s in of_group) for name in ("train", "val", "test")]
-    assert sizes == [12, 4, 4]
-    assert (
-        assign_splits(references[::-1], {"train": 0.6, "val": 0.2, "test": 0.2}, 0)[::-1] == split
-    )
-    three = assign_splits(references[:15], {"train": 0.9, "val": 0.05, "test": 0.05}, seed=0)
-    assert len({(reference.group, reference.split) for reference in three}) == 3
-    assert {reference.split for reference in three} == {"train", "val", "test"}
-    with pytest.raises(UserError, match="1 groups cannot be divided into 2"):
-        assign_splits(references[:5], {"train": 0.9, "test": 0.1}, seed=0)
-    with pytest.raises(UserError, match="sum to 1"):
-        assign_splits(references, {"train": 0.9, "test": 0.2}, seed=0)
 
 
 def test_files_of_one_name_in_two_folders_are_two_records(tmp_path, shard_folder):
