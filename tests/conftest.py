@@ -1,0 +1,125 @@
+"""Tiny shard sets and runs, made on the fly."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from data_prep.__main__ import main as data_prep
+
+ROOT = Path(__file__).parent.parent
+
+
+def _shapes(folder: Path, count: int) -> None:
+    """Grey images with a bright disc and a dim square inside it, and their label maps."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:96, :80]
+    for number in range(count):
+        y, x, radius = rng.integers(35, 61), rng.integers(30, 50), rng.integers(14, 26)
+        disc = (rows - y) ** 2 + (columns - x) ** 2 < radius**2
+        square = np.maximum(abs(rows - y), abs(columns - x)) < radius // 3
+        image = gaussian_filter(rng.normal(60, 40, disc.shape), 2) + 90.0 * disc - 50.0 * square
+        label = np.where(square, 2, np.where(disc, 1, 0)).astype(np.uint8)
+        for name, pixels in (("image", image.clip(0, 255).astype(np.uint8)), ("label", label)):
+            path = folder / name / f"case{number:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture(scope="session")
+def image_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 unlabelled images in five shards."""
+    folder = tmp_path_factory.mktemp("stage_one")
+    _shapes(folder / "files", 40)
+    options = ["--layout=folder", f"--input={folder / 'files' / 'image'}"]
+    data_prep(["shard", *options, f"--output={folder / 'shards'}", "--shard_records=8"])
+    return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def labelled_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 images with two targets, disc and square, split into train and test."""
+    folder = tmp_path_factory.mktemp("stage_two")
+    _shapes(folder / "files", 20)
+    data_prep(
+        [
+            "shard-seg",
+            "--layout=pairs",
+            f"--input={folder / 'files'}",
+            "--image=image/*.png",
+            "--mask=label/*.png",
+            "--labels={disc: [1, 2], square: 2}",
+            "--split={train: 0.8, test: 0.2}",
+            f"--output={folder / 'shards'}",
+        ]
+    )
+    return folder / "shards"
+
+
+class Launch:
+    """Start training scripts as a user does."""
+
+    @staticmethod
+    def command(script: str, *options: str, processes: int = 1) -> list[str]:
+        config = "single" if processes == 1 else "cpu2"
+        launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+        return [*launcher, f"--config_file=configs/accelerate/{config}.yaml", script, *options]
+
+    def __call__(
+        self, script: str, *options: str, processes: int = 1
+    ) -> subprocess.CompletedProcess[str]:
+        """Run to the end."""
+        command = self.command(script, *options, processes=processes)
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+    def signalled(
+        self, script: str, *options: str, output: Path, lines: int, number: int, processes: int = 1
+    ) -> subprocess.CompletedProcess[str]:
+        """Run until metrics.jsonl has so many lines, then signal every process of the run."""
+        command = self.command(script, *options, processes=processes)
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        metrics = output / "metrics.jsonl"
+        deadline = time.monotonic() + 240
+        while not metrics.exists() or len(metrics.read_text().splitlines()) < lines:
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.killpg(process.pid, number)
+        out, _ = process.communicate(timeout=120)
+        return subprocess.CompletedProcess(command, process.returncode, out, "")
+
+
+@pytest.fixture(scope="session")
+def launch() -> Launch:
+    return Launch()
+
+
+def losses(run: Path) -> list[dict[str, float]]:
+    """Rows of metrics.jsonl without what depends on the clock."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+
+
+@pytest.fixture(scope="session")
+def read_losses():
+    return losses
+
+
+@pytest.fixture(scope="session")
+def kill() -> int:
+    return signal.SIGKILL
