@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -10,7 +10,9 @@ from scipy.ndimage import maximum_filter, minimum_filter
 
 from data_prep.files import atomic_path
 from data_prep.index import read_json
-from data_prep.loader import Record, ShardDataset
+
+if TYPE_CHECKING:
+    from data_prep.loader import Record
 
 COLOURS = np.array(
     [[230, 60, 60], [60, 180, 75], [67, 110, 230], [245, 190, 30], [170, 70, 200], [70, 200, 210]]
@@ -34,6 +36,9 @@ class InfoConfig:
 
 def info(config: InfoConfig, resolved: str) -> None:
     """The fingerprint of a shard set, as a table and a contact sheet."""
+    # The loader imports torch, which the workers of `shard` would wait for.
+    from data_prep.loader import ShardDataset
+
     dataset = ShardDataset(config.shards, config.split)
     print(fingerprint(read_json(config.shards / "dataset.json")))
     path = config.sheet or config.shards / "contact_sheet.png"
@@ -68,7 +73,7 @@ def fingerprint(document: dict[str, Any]) -> str:
     return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
 
 
-def contact_sheet(records: list[Record], tile: int = 128, columns: int = 8) -> np.ndarray:
+def contact_sheet(records: "list[Record]", tile: int = 128, columns: int = 8) -> np.ndarray:
     """(H, W, 3) uint8 sheet of records, masks outlined; a volume shows its fullest slice."""
     rows = -(-len(records) // columns)
     sheet = np.zeros((rows * tile, columns * tile, 3), np.uint8)
@@ -79,7 +84,7 @@ def contact_sheet(records: list[Record], tile: int = 128, columns: int = 8) -> n
     return sheet
 
 
-def _picture(record: Record, tile: int) -> np.ndarray:
+def _picture(record: "Record", tile: int) -> np.ndarray:
     """(H, W, 3) uint8 of a record or of one slice of it, fitted to a tile, with mask outlines."""
     image, mask = record.image, record.mask
     if "axes" in record.meta:  # a volume

@@ -85,7 +85,7 @@ def start_slowly(folder: Path, output: Path) -> psutil.Popen:
 
 
 def test_killed_runs_end_with_the_same_bytes(tmp_path, make_images, shard_folder, folder_bytes):
-    make_images(tmp_path / "images", count=60)
+    make_images(tmp_path / "images", count=120)
     shard_folder(tmp_path / "images", tmp_path / "whole", shard_records=3)
     output = tmp_path / "killed"
     generator = np.random.default_rng(0)
@@ -99,7 +99,7 @@ def test_killed_runs_end_with_the_same_bytes(tmp_path, make_images, shard_folder
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         done.append(len(list(output.glob("*.tar"))))
-    assert 0 < done[1] < done[-1] < 20  # each run was killed at work, and went on from the last
+    assert 0 < done[1] < done[-1] < 40  # each run was killed at work, and went on from the last
     time.sleep(1)  # until the workers have noticed
     shard_folder(tmp_path / "images", output, shard_records=3)
     assert folder_bytes(output) == folder_bytes(tmp_path / "whole")
@@ -109,7 +109,7 @@ def test_workers_die_with_their_parent(tmp_path, make_images):
     make_images(tmp_path / "images", count=60)
     process = start_slowly(tmp_path, tmp_path / "set")
     workers = []
-    while process.is_running() and len(workers) < 2:
+    while process.poll() is None and len(workers) < 2:
         children = process.children()
         workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
     process.kill()
