@@ -41,7 +41,7 @@ def test_images_are_those_in_which_decoding_finds_a_target(make_shards, organs, 
             if found:
                 expected.append((index, depth, tuple(found)))
     assert [(i.record, i.depth, i.targets) for i in cases.images] == expected
-    assert len(expected) == sum(1 if depth is None else depth - 2 for depth in depths)
+    assert len(expected) == sum(1 if depth is None else depth - 1 for depth in depths)
 
 
 def test_read_gives_stored_pixels_and_the_masks_of_the_targets_held(make_shards, organs):
