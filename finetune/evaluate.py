@@ -62,7 +62,7 @@ def evaluate(
             as they were in training (`prompts.previous_mask`).
     """
     rows = []
-    with tqdm(total=len(cases.images), desc="evaluate", unit="image") as progress:
+    with tqdm(total=len(cases.images), desc="evaluate", unit="image", mininterval=1) as progress:
         for record, images in groupby(cases.images, key=lambda image: image.record):
             case = _Case(cases.shards.meta(record)["size"])
             for image in images:
