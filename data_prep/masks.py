@@ -1,6 +1,7 @@
 """Mask images as label maps; refused where what they mean is not certain."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,9 @@ from PIL import Image
 
 from data_prep.images import FORMATS
 from data_prep.records import Unreadable
+
+MAX_BETWEEN = 0.01
+"""Share of a mask's pixels that may lie between its levels, as edges do after scaling."""
 
 
 def read_label_map(path: Path, max_pixels: int, threshold: int | None, binary: bool) -> np.ndarray:
@@ -46,6 +50,31 @@ def read_label_map(path: Path, max_pixels: int, threshold: int | None, binary: b
     if values.min() < 0 or values.max() > 65535:
         raise Unreadable("its mask has values outside 0 to 65535")
     return values.astype(np.uint8 if values.max() < 256 else np.uint16)
+
+
+def read_union(paths: Sequence[Path], max_pixels: int, threshold: int | None) -> np.ndarray:
+    """(H, W) uint8, 1 where any of several binary mask images of one picture is set.
+
+    Raises:
+        Unreadable: see `read_label_map`; also masks of different sizes.
+    """
+    masks = [read_label_map(path, max_pixels, threshold, binary=True) for path in paths]
+    if len({mask.shape for mask in masks}) > 1:
+        raise Unreadable("its masks differ in size")
+    return np.maximum.reduce(masks)
+
+
+def nearest_level(values: np.ndarray, levels: Sequence[int]) -> np.ndarray:
+    """(H, W) uint8 index of the level nearest to each grey value, for masks saved with soft edges.
+
+    Raises:
+        Unreadable: if more than `MAX_BETWEEN` of the pixels lie clearly between two levels.
+    """
+    distance = np.abs(values[..., None].astype(np.int64) - np.asarray(levels))  # (H, W, levels)
+    between = distance.min(axis=2) > np.diff(sorted(levels)).min() / 4
+    if between.mean() > MAX_BETWEEN:
+        raise Unreadable(f"its mask has other grey values than {', '.join(map(str, levels))}")
+    return distance.argmin(axis=2).astype(np.uint8)
 
 
 def _grey(values: np.ndarray) -> np.ndarray:

@@ -123,7 +123,10 @@ class ShardSegConfig(ReadOptions, WriteOptions):
     """Pairs layout: mask values of each target, e.g. {disc: [1, 2], cup: [2]}; without it a mask
     has one value beside 0, the target `target`."""
     threshold: int | None = None
-    """Pairs layout: masks are made binary, target where the grey value is at least this."""
+    """Image masks of one target are made binary, target where the grey value is at least this;
+    without it they must have one value beside 0."""
+    raters: Literal["majority", "each"] = "majority"
+    """Riga layout: one record an image with what most raters marked, or one for each rater."""
     group: str = ""
     """Pairs layout: a regular expression on the case's name whose first group is the patient."""
 

@@ -29,8 +29,8 @@ class Reference:
     """Patient, case or file: what a split never cuts in two. Hashed before it is written."""
     label: str | None = None
     """Class name, where the layout has one."""
-    mask: str = ""
-    """Path of the mask, relative to the input folder."""
+    masks: tuple[str, ...] = ()
+    """Paths of the masks (or of the files they are made from), relative to the input folder."""
     split: str = "train"
     records: int = 1
     """About how many records it becomes, to fill shards evenly."""

@@ -83,7 +83,7 @@ def _reference(root: Path, case: str, label: Path, channel: int) -> Reference:
             image = root / "imagesTr" / f"{stem}{suffix}"
             if image.is_file():
                 path = image.relative_to(root).as_posix()
-                return Reference(path, group=case, mask=label.relative_to(root).as_posix())
+                return Reference(path, group=case, masks=(label.relative_to(root).as_posix(),))
     raise UserError(f"{label}: has no image {case}.nii.gz or {case}_{channel:04d}.nii.gz")
 
 
@@ -97,7 +97,7 @@ def _read(
     reference: Reference, root: Path, config: ShardSegConfig, modality: str | None
 ) -> Iterator[Sample]:
     image = load_nifti(root / reference.path)
-    label = load_nifti(root / reference.mask)
+    label = load_nifti(root / reference.masks[0])
     if image.shape[:3] != label.shape[:3]:
         raise Unreadable(f"an image of {image.shape[:3]} with a label map of {label.shape[:3]}")
     if not np.allclose(image.affine, label.affine, atol=1e-2):

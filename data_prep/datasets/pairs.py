@@ -32,7 +32,7 @@ def segmentation(config: ShardSegConfig) -> Source:
             f" ({len(missing)} of {len(images)} images have none)"
         )
     references = [
-        Reference(images[case], group=_group(case, config.group), mask=masks[case])
+        Reference(images[case], group=_group(case, config.group), masks=(masks[case],))
         for case in sorted(images)
     ]
     labels = config.labels or {"target": [1]}
@@ -67,6 +67,6 @@ def _group(case: str, pattern: str) -> str:
 def _read(reference: Reference, root: Path, config: ShardSegConfig) -> Iterator[Sample]:
     picture = read_image(root / reference.path, config)
     mask = read_label_map(
-        root / reference.mask, config.max_pixels, config.threshold, binary=config.labels is None
+        root / reference.masks[0], config.max_pixels, config.threshold, binary=config.labels is None
     )
     yield Sample(picture.array, mask, encoded=picture.encoded)

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep.__main__ import main
 from data_prep.datasets import find_layout
+from data_prep.index import read_json
+from data_prep.loader import ShardDataset
 from data_prep.options import ShardConfig
 from data_prep.shards import write_shards
 
@@ -36,6 +39,36 @@ def shard_folder():
         return write_shards(find_layout(config.layout, "pretraining")(config), config)
 
     return shard
+
+
+@pytest.fixture
+def read_layout(tmp_path):
+    """Shard a folder by command line; gives the records of each split, darkest first."""
+
+    def read(command: str, layout: str, folder: Path, *options: str) -> dict[str, list]:
+        output = tmp_path / f"{layout}-shards"
+        arguments = [command, "--layout", layout, "--input", str(folder), "--output", str(output)]
+        main([*arguments, *options])
+        splits = read_json(output / "dataset.json")["splits"]
+        records = {}
+        for split in splits:
+            dataset = ShardDataset(output, split)
+            found = [dataset.record(index) for index in range(len(dataset))]
+            records[split] = sorted(found, key=lambda record: record.image.mean())
+        return records
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def save_image():
+    """Write an image file, with its folders."""
+
+    def save(path: Path, image: np.ndarray, **options) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path, **options)
+
+    return save
 
 
 @pytest.fixture(scope="session")
