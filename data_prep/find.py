@@ -1,7 +1,8 @@
 """Files below a folder, in a fixed order."""
 
 import os
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 
 from data_prep.errors import UserError
 
@@ -24,3 +25,23 @@ def find_files(root: Path) -> list[str]:
         base = Path(folder).relative_to(root)
         found += [(base / name).as_posix() for name in files if not name.startswith(".")]
     return sorted(found)
+
+
+def first_folder_off(root: Path, names: Sequence[str]) -> list[str]:
+    """Names from a list, relative to `root`.
+
+    Lists are often written from above the folder they come with: the first folder of all names is
+    dropped if the first file is found only so.
+
+    Raises:
+        UserError: if a name leads out of `root`.
+    """
+    paths = [PurePosixPath(name) for name in names]
+    for path in paths:
+        if path.is_absolute() or ".." in path.parts:
+            raise UserError(f"input: a list names {path}, which is not below the input folder")
+    if paths and not (root / paths[0]).exists():
+        shorter = [PurePosixPath(*path.parts[1:]) for path in paths]
+        if (root / shorter[0]).is_file():
+            paths = shorter
+    return [path.as_posix() for path in paths]

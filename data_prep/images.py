@@ -19,6 +19,11 @@ from data_prep.records import Unreadable
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 
+BLACK = 12
+"""Grey values up to this are a camera's black frame."""
+NOISE = 0.01
+"""Share of a row or column of the frame that may be brighter."""
+
 ORIENTATION = 0x0112
 """EXIF tag; 1 is upright."""
 
@@ -36,7 +41,12 @@ class Picture:
     """Extension (`png` or `jpg`) and bytes."""
 
 
-def read_image(path: Path, options: ReadOptions, max_size: int | None = None) -> Picture:
+def read_image(
+    source: Path | bytes,
+    options: ReadOptions,
+    max_size: int | None = None,
+    crop_border: bool = False,
+) -> Picture:
     """Read an image file, whatever its suffix says.
 
     8-bit grey or RGB PNG and JPEG files that are upright and small enough keep their bytes, less
@@ -45,27 +55,32 @@ def read_image(path: Path, options: ReadOptions, max_size: int | None = None) ->
     windowed (`options.window`).
 
     Args:
+        source: a path, or the file's bytes.
         max_size: longest side in pixels; larger images are scaled down to it.
+        crop_border: cut off a black frame first; the image is then always encoded again.
 
     Raises:
         Unreadable: not an image, damaged, several frames, or more than `options.max_pixels`.
     """
-    data = path.read_bytes()
+    data = source if isinstance(source, bytes) else source.read_bytes()
     image = _open(data, options.max_pixels)
     is_jpeg = image.format in ("JPEG", "MPO")
     upright = _call(image.getexif).get(ORIENTATION, 1) == 1  # a PNG is decoded for it
     small = max_size is None or max(image.size) <= max_size
-    if upright and small and _is_plain(image, data):
+    if upright and small and not crop_border and _is_plain(image, data):
         array = _pixels(image)
         stripped = strip_jpeg(data) if is_jpeg else strip_png(data)
         return Picture(array, ("jpg" if is_jpeg else "png", stripped))
     if max_size is not None and is_jpeg:
-        scale = max_size / max(image.size)
+        # a frame takes less than half of each side, or else the image becomes smaller than max_size
+        scale = max_size * (2 if crop_border else 1) / max(image.size)
         # decodes at 1/2, 1/4 or 1/8 of the size where that is still enough
         image.draft(None, (round(image.width * scale), round(image.height * scale)))
     if not upright:
         image = _call(ImageOps.exif_transpose, image)
-    if max_size is not None and not small:
+    if crop_border:
+        image = _without_border(image)
+    if max_size is not None and max(image.size) > max_size:
         image = _shrink(image, max_size)
     array = _plain_pixels(image, options)
     if is_jpeg:
@@ -102,6 +117,16 @@ def _is_plain(image: Image.Image, data: bytes) -> bool:
     if image.format == "PNG":
         return data[24] == 8  # bit depth: Pillow reads 16-bit RGB as 8-bit
     return image.format in ("JPEG", "MPO")
+
+
+def _without_border(image: Image.Image) -> Image.Image:
+    """Cut off the rows and columns at the sides that are black but for a few noisy pixels."""
+    bright = np.asarray(_call(image.convert, "L")) > BLACK
+    rows = np.flatnonzero(bright.mean(axis=1) > NOISE)
+    columns = np.flatnonzero(bright.mean(axis=0) > NOISE)
+    if not len(rows) or not len(columns):
+        return image
+    return image.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
 
 
 def _shrink(image: Image.Image, max_size: int) -> Image.Image:

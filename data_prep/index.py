@@ -2,7 +2,8 @@
 
 `train-000000.index.json` holds `shard`, `bytes` and `sha256` of the tar, `recipe` (a hash of what
 it was made from), `records` (key and, for each member, [offset, bytes, CRC-32]), `summary` (counts
-and sums for dataset.json) and `quarantined` (hashed key, kind and reason of files left out).
+and sums for dataset.json) and `quarantined` (hashed key, kind and reason of what was
+left out, and its share of the file).
 """
 
 import io

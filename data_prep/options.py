@@ -20,7 +20,7 @@ class ReadOptions:
     layout: str
     """Name of the layout: a module of data_prep.datasets."""
     input: Path | None = None
-    """Folder with the images; `samples` needs none."""
+    """Folder with the images; for `hf` also a name on the Hub; `samples` needs none."""
     bits: Literal[8, 16] = 8
     """Bits of grey values made by windowing; 8-bit files stay 8-bit."""
     window: Window = "auto"
@@ -99,6 +99,10 @@ class ShardConfig(ReadOptions, WriteOptions):
     held_out: Path | None = None
     """Segmentation shard set (made with the same salt): patients of its splits other than train
     are left out, so that stage one does not see what stage two is tested on."""
+    subset: str | None = None
+    """Hf layout: configuration of the data set, where it has several."""
+    group_column: str = ""
+    """Hf layout: column that names the patient; without it each image is a group of its own."""
     class_folders: bool = False
     """Folder layout: the folder of an image is its class, and its name is stored. Leave it off
     where folders are named after patients."""

@@ -59,7 +59,9 @@ class Source:
 
     layout: str
     references: list[Reference]
-    read: Callable[[Reference], Iterable[Sample]]
+    read: Callable[[Reference], Iterable[Sample | NotAnImage | Unreadable]]
+    """Gives the samples of a reference. It raises if the file cannot be read as a whole; in place
+    of a sample it may give the error that kept this one from being read."""
     recipe: str
     """Options that decide the pixels (`ReadOptions.recipe`)."""
     labels: dict[str, list[int]] | None = None

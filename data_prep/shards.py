@@ -32,6 +32,9 @@ from data_prep.records import (
 from data_prep.summary import FORMAT, Summary, dataset_document
 from data_prep.workers import write_in_parallel
 
+Encoded = tuple[Sample, dict[str, Any], dict[str, bytes]]
+"""A sample, its JSON and its members."""
+
 
 def write_shards(source: Source, options: WriteOptions) -> dict[str, Any] | None:
     """Write the shards of `source` that are not yet there, and the set's `dataset.json`.
@@ -80,12 +83,10 @@ def write_shard(
         writer = TarWriter(file)
         for reference in shard.references:
             key = record_key(reference, options.salt)
-            try:
-                records = _read(reference, source, options.salt)
-            except (NotAnImage, Unreadable) as error:
+            records, errors = _read(reference, source, options.salt)
+            for error in errors:
                 kind = "skipped" if isinstance(error, NotAnImage) else "unreadable"
-                quarantined.append([key, kind, str(error)])
-                records = []
+                quarantined.append([key, kind, str(error), 1 / (len(records) + len(errors))])
             for number, (sample, meta, members) in enumerate(records):
                 summary.add(sample, meta)
                 writer.add(key if len(records) == 1 else f"{key}-{number:04d}", members)
@@ -105,29 +106,33 @@ def write_shard(
 
 def _read(
     reference: Reference, source: Source, salt: str
-) -> list[tuple[Sample, dict[str, Any], dict[str, bytes]]]:
-    """All records of a reference, ready to be written, or none of them.
+) -> tuple[list[Encoded], list[NotAnImage | Unreadable]]:
+    """The records of a reference, ready to be written, and why others are missing.
 
-    Raises:
-        NotAnImage, Unreadable: with a reason that names no path.
+    A reference that fails as a whole gives no record and one error. Reasons name no path.
     """
+    records: list[Encoded] = []
+    errors: list[NotAnImage | Unreadable] = []
     try:
         with quiet():
-            return [_encode(sample, reference, source, salt) for sample in source.read(reference)]
-    except (NotAnImage, Unreadable):
-        raise
+            for sample in source.read(reference):
+                if isinstance(sample, Sample):
+                    records.append(_encode(sample, reference, source, salt))
+                else:
+                    errors.append(sample)
+    except (NotAnImage, Unreadable) as error:
+        return [], [error]
     except OSError as error:  # of Pillow too, which then has no strerror
         reason = f" ({error.strerror})" if error.strerror else ""
-        raise Unreadable(f"cannot be read{reason}") from error
+        return [], [Unreadable(f"cannot be read{reason}")]
     # A damaged file makes its decoder raise nearly anything; the message may quote the path or a
     # header, so only its kind is kept.
     except Exception as error:
-        raise Unreadable(f"its decoder failed ({type(error).__name__})") from error
+        return [], [Unreadable(f"its decoder failed ({type(error).__name__})")]
+    return records, errors
 
 
-def _encode(
-    sample: Sample, reference: Reference, source: Source, salt: str
-) -> tuple[Sample, dict[str, Any], dict[str, bytes]]:
+def _encode(sample: Sample, reference: Reference, source: Source, salt: str) -> Encoded:
     meta = {
         "group": group_hash(sample.group or reference.group or reference.path, salt),
         "label": reference.label,
@@ -232,7 +237,7 @@ def _finish(shards: list[Shard], source: Source, options: WriteOptions) -> dict[
     lines = [
         json.dumps({"path": paths[key], "kind": kind, "reason": reason})
         for index in indexes
-        for key, kind, reason in index["quarantined"]
+        for key, kind, reason, _ in index["quarantined"]
     ]
     quarantine = options.output / "quarantine.jsonl"
     write_text(quarantine, "".join(f"{line}\n" for line in sorted(lines)))
@@ -240,9 +245,16 @@ def _finish(shards: list[Shard], source: Source, options: WriteOptions) -> dict[
     if document["records"] == 0:
         raise UserError(f"layout {source.layout}: no file gave an image; see {quarantine}")
     write_json(options.output / "dataset.json", document)
-    if document["unreadable"] > options.max_bad * len(paths):
+    # a file of which one image among many cannot be read counts by that share
+    bad = [
+        share
+        for index in indexes
+        for _, kind, _, share in index["quarantined"]
+        if kind == "unreadable"
+    ]
+    if sum(bad) > options.max_bad * len(paths):
         raise UserError(
-            f"{document['unreadable']} of {len(paths)} files could not be read, more than"
+            f"{len(bad)} images of {len(paths)} files could not be read, more than"
             f" --max-bad {options.max_bad}; the others are written, see {quarantine}"
         )
     return document

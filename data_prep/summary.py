@@ -126,7 +126,7 @@ def dataset_document(
         }
     summaries = [index["summary"] for index in indexes]
     mean, std = mean_and_std(index["summary"] for index in members.get("train", indexes))
-    kinds = Counter(kind for index in indexes for _, kind, _ in index["quarantined"])
+    kinds = Counter(kind for index in indexes for _, kind, _, _ in index["quarantined"])
     document = {
         "format": FORMAT,
         "kind": "pretraining" if labels is None else "segmentation",

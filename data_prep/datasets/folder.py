@@ -5,9 +5,10 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from data_prep.find import find_files
-from data_prep.images import SUFFIXES, read_image
+from data_prep.images import SUFFIXES
 from data_prep.options import ShardConfig
-from data_prep.records import NotAnImage, Reference, Sample, Source
+from data_prep.photographs import read_photograph
+from data_prep.records import Reference, Sample, Source
 
 
 def pretraining(config: ShardConfig) -> Source:
@@ -25,8 +26,4 @@ def pretraining(config: ShardConfig) -> Source:
 
 
 def _read(reference: Reference, root: Path, config: ShardConfig) -> Iterator[Sample]:
-    picture = read_image(root / reference.path, config, config.max_size)
-    height, width = picture.array.shape[:2]
-    if min(height, width) < config.min_size:
-        raise NotAnImage(f"{height} x {width} pixels are smaller than min_size")
-    yield Sample(picture.array, encoded=picture.encoded)
+    yield read_photograph(root / reference.path, config)

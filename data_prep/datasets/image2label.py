@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from data_prep.errors import UserError
+from data_prep.find import first_folder_off
 from data_prep.images import read_image
 from data_prep.masks import read_union
 from data_prep.options import ShardSegConfig
@@ -81,14 +82,10 @@ def _load(path: Path) -> dict:
 
 
 def _locate(root: Path, name: str) -> str:
-    """The path relative to `root` of a listed file, which is often written from above `root`."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
-        raise UserError(f"input: the list names {name!r}, which is not below the input folder")
-    for candidate in (path, PurePosixPath(*path.parts[1:])):
-        if (root / candidate).is_file():
-            return candidate.as_posix()
-    raise UserError(f"input: {name}, which the list names, is not below {root}")
+    (path,) = first_folder_off(root, [name])
+    if not (root / path).is_file():
+        raise UserError(f"input: {name}, which the list names, is not below {root}")
+    return path
 
 
 def _read(

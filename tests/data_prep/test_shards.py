@@ -152,7 +152,7 @@ def test_unreadable_files_are_left_out_with_a_reason(
     (tmp_path / "images" / "text.jpg").write_text("Patient: Jane Roe")
     for workers in (1, 2):
         output = tmp_path / f"set{workers}"
-        with pytest.raises(UserError, match="3 of 13 files could not be read"):
+        with pytest.raises(UserError, match="3 images of 13 files could not be read"):
             shard_folder(tmp_path / "images", output, workers=workers)
     assert folder_bytes(tmp_path / "set1") == folder_bytes(tmp_path / "set2")
     lines = (tmp_path / "set1" / "quarantine.jsonl").read_text().splitlines()
@@ -183,7 +183,7 @@ def test_no_input_is_refused(tmp_path, shard_folder):
         shard_folder(tmp_path / "images", tmp_path / "set")
     with pytest.raises(UserError, match="is not a folder"):
         shard_folder(tmp_path / "nowhere", tmp_path / "set")
-    with pytest.raises(UserError, match="no layout 'folders'; there are dicom, folder"):
+    with pytest.raises(UserError, match="no layout 'folders'; there are busi, ddti"):
         shard_folder(tmp_path / "images", tmp_path / "set", layout="folders")
 
 
