@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -213,6 +213,20 @@ class ShardDataset(Dataset):
             os.close(descriptor)
 
 
+class OrderedDataset(Protocol):
+    """What `build_loader` reads: a `ShardDataset`, a mixture of them, or anything with an order."""
+
+    def __len__(self) -> int: ...
+
+    def order(self, epoch: int) -> np.ndarray:
+        """(n,) int64: the indices of one epoch, as many as the dataset is long."""
+        ...
+
+    def __getitem__(self, item: tuple[int, int]) -> Any:
+        """The sample (index, draw), a pure function of the two."""
+        ...
+
+
 class GlobalBatches(Sampler[list[tuple[int, int]]]):
     """Endless batches of (index, draw) for one process of several.
 
@@ -227,7 +241,7 @@ class GlobalBatches(Sampler[list[tuple[int, int]]]):
 
     def __init__(
         self,
-        dataset: ShardDataset,
+        dataset: OrderedDataset,
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
@@ -249,7 +263,7 @@ class GlobalBatches(Sampler[list[tuple[int, int]]]):
 
 
 def build_loader(
-    dataset: ShardDataset,
+    dataset: OrderedDataset,
     batch_size: int,
     rank: int = 0,
     world_size: int = 1,
