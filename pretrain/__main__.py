@@ -1,0 +1,7 @@
+"""`python -m pretrain benchmark`."""
+
+from data_prep.cli import run_commands
+from pretrain.benchmark import BenchmarkConfig, benchmark
+
+if __name__ == "__main__":
+    run_commands("python -m pretrain", {"benchmark": (BenchmarkConfig, benchmark)})

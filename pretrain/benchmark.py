@@ -1,0 +1,287 @@
+"""Speed of stage one as ratios within one run, with FLOPs and the share of the matrix-product rate.
+
+What is compared runs in turn, so that a busy moment of the machine hits both; the best time of each
+counts.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from segment_anything.modeling import ImageEncoderViT
+from timm.layers import resample_abs_pos_embed_nhwc
+from torch import Tensor, nn
+
+from pretrain.attention import BACKENDS, choose_backend, dense_positions, relative_biases
+from pretrain.encoder import (
+    NATIVE_GRID,
+    PATCH,
+    WINDOW,
+    EncoderSize,
+    SamEncoder,
+    build_encoder,
+    take,
+)
+from pretrain.model import PretrainModel
+from pretrain.objectives import EMix, Inputs, MaskedAutoencoding, Plan, ShED, View
+
+
+@dataclass
+class BenchmarkConfig:
+    """Speed of the encoder and of the objectives, as ratios from one run."""
+
+    encoder: str = "vit_b"
+    """Size of the encoder."""
+    sizes: tuple[int, ...] = (224, 1024)
+    """Image sizes at which the dense encoder is compared with segment_anything's."""
+    batch_size: int = 8
+    """Images at 224 pixels; larger images run one at a time on a CPU."""
+    repeats: int = 3
+    """Timed calls of each kind, after one that warms up."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes a GPU where there is one."""
+    compile: bool = False
+    """On a GPU also measure blocks compiled by torch.compile."""
+
+
+def benchmark(config: BenchmarkConfig, resolved: str) -> None:
+    """Speed of encoder and objectives, as ratios from one run."""
+    name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name if config.device == "auto" else config.device)
+    torch.manual_seed(0)
+    clock = Clock(device, config.repeats)
+    rates = matrix_rates(clock, device)
+    told = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {dtype}" for dtype, rate in rates.items())
+    print(f"{config.encoder} on {device.type}, {torch.get_num_threads()} threads")
+    print(f"matrix product 4096 x 768 x 3072: {told}\n")
+    with torch.random.fork_rng():
+        attention_table(clock, device)
+    for size in config.sizes:
+        batch = config.batch_size if size <= 224 or device.type == "cuda" else 1
+        dense_table(clock, config, device, size, batch, rates)
+    objective_table(clock, config, device, rates)
+
+
+class Clock:
+    """Times calls in turn.
+
+    Args:
+        repeats: timed calls of each kind.
+    """
+
+    def __init__(self, device: torch.device, repeats: int) -> None:
+        self.device, self.repeats = device, repeats
+
+    def __call__(self, calls: dict[str, Callable[[], object]]) -> dict[str, float]:
+        """Best seconds of each call."""
+        best = {}
+        for round_number in range(self.repeats + 1):
+            for name, call in calls.items():
+                self._wait()
+                start = time.perf_counter()
+                call()
+                self._wait()
+                seconds = time.perf_counter() - start
+                if round_number:
+                    best[name] = min(seconds, best.get(name, seconds))
+        return best
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def matrix_rates(clock: Clock, device: torch.device) -> dict[str, float]:
+    """FLOP/s of a matrix product of an encoder's shape, the practical ceiling of what follows."""
+    calls = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        a = torch.randn(4096, 768, device=device, dtype=dtype)
+        b = torch.randn(768, 3072, device=device, dtype=dtype)
+        calls[name] = partial(lambda a, b: [a @ b for _ in range(4)], a, b)
+    return {name: 4 * 2 * 4096 * 768 * 3072 / s for name, s in clock(calls).items()}
+
+
+def attention_table(clock: Clock, device: torch.device) -> None:
+    """Milliseconds of each attention backend, from which `choose_backend` is set."""
+    print("attention of 12 heads x 64, ms forward / forward + backward (* is chosen)")
+    cpu = device.type == "cpu"
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    for batch, side in ((25, WINDOW), (1, 28), (1, NATIVE_GRID)):
+        positions = dense_positions(side, side, device)
+        for dtype_name, dtype in dtypes.items():
+            shape = (batch if cpu else 8 * batch, 12, side * side, 64)
+            q, k, v = (torch.randn(shape, device=device, dtype=dtype) for _ in "qkv")
+            tables = [torch.randn(2 * side - 1, 64, device=device, dtype=dtype) for _ in "hw"]
+            inputs = [q, k, v, *relative_biases(q, *tables, positions)]
+            leaves = [t.detach().requires_grad_() for t in inputs]
+
+            def forward(backend: Callable[..., Tensor], inputs: list[Tensor] = inputs) -> None:
+                with torch.no_grad():
+                    backend(*inputs, positions, 0.125)  # noqa: B023 (called within this turn)
+
+            def train(backend: Callable[..., Tensor], leaves: list[Tensor] = leaves) -> None:
+                out = backend(*leaves, positions, 0.125)  # noqa: B023
+                torch.autograd.grad(out.sum(), leaves)
+
+            names = [n for n in BACKENDS if cpu or n != "blockwise"]
+            chosen = choose_backend(positions, device, dtype)
+            fwd = clock({name: partial(forward, BACKENDS[name]) for name in names})
+            both = clock({name: partial(train, BACKENDS[name]) for name in names})
+            cells = "  ".join(
+                f"{n}{'*' if n == chosen else ''} {1e3 * fwd[n]:.1f} / {1e3 * both[n]:.1f}"
+                for n in names
+            )
+            print(f"  {shape[0]:>3} x {side} x {side} {dtype_name}: {cells}")
+    print()
+
+
+def stock_encoder(encoder: SamEncoder, pixels: int) -> ImageEncoderViT:
+    """segment_anything's encoder with the same weights, for images of `pixels`."""
+    size = encoder.size
+    stock = ImageEncoderViT(
+        img_size=NATIVE_GRID * PATCH,
+        depth=size.depth,
+        embed_dim=size.width,
+        num_heads=size.heads,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=WINDOW,
+        global_attn_indexes=size.global_blocks,
+    ).to(encoder.pos_embed.device)
+    stock.load_state_dict(encoder.state_dict())
+    grid = [pixels // PATCH] * 2
+    stock.pos_embed = nn.Parameter(resample_abs_pos_embed_nhwc(stock.pos_embed.detach(), grid))
+    return stock
+
+
+def dense_table(
+    clock: Clock,
+    config: BenchmarkConfig,
+    device: torch.device,
+    pixels: int,
+    batch: int,
+    rates: dict[str, float],
+) -> None:
+    """The dense encoder against segment_anything's."""
+    ours = build_encoder(config.encoder).to(device)
+    models: dict[str, nn.Module] = {"stock": stock_encoder(ours, pixels), "ours": ours}
+    if config.compile and device.type == "cuda":
+        compiled = copy.deepcopy(ours)
+        for block in compiled.blocks:
+            block.compile()
+        models["ours compiled"] = compiled
+    images = torch.randn(batch, 3, pixels, pixels, device=device)
+    flops = batch * encoder_flops(ours.size, pixels // PATCH)
+
+    def forward(model: nn.Module, bf16: bool) -> None:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            model(images)
+
+    def train(model: nn.Module, bf16: bool) -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss = model(images).float().square().mean()
+        loss.backward()
+        model.zero_grad(set_to_none=True)
+
+    print(f"dense {config.encoder}, {batch} x {pixels} x {pixels}, {flops / 1e9:.0f} GFLOP forward")
+    for kind, call, factor in (("forward", forward, 1), ("forward + backward", train, 3)):
+        calls = {
+            f"{name} {precision}": partial(call, model, precision == "bf16")
+            for name, model in models.items()
+            for precision in ("fp32", "bf16")
+        }
+        seconds = clock(calls)
+        for name, value in seconds.items():
+            rate = factor * flops / value
+            print(
+                f"  {kind:<18} {name:<18} {value:8.3f} s  {seconds['stock fp32'] / value:5.2f} x "
+                f"stock fp32  {rate / rates[name[-4:]]:4.0%} of the matrix rate"
+            )
+    print()
+
+
+def objective_table(
+    clock: Clock, config: BenchmarkConfig, device: torch.device, rates: dict[str, float]
+) -> None:
+    """Steps of the objectives against a dense pass, at 224 pixels."""
+    encoder = build_encoder(config.encoder).to(device)
+    width = encoder.size.width
+    images = torch.randn(config.batch_size, 3, 224, 224, device=device)
+    precision = "bf16" if device.type == "cuda" else "fp32"
+
+    def step(model: PretrainModel) -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            total = model.total(model(images, torch.Generator().manual_seed(0)))
+        total.backward()
+        model.zero_grad(set_to_none=True)
+
+    def dense() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            loss = encoder.forward_tokens(images).float().square().mean()
+        loss.backward()
+        encoder.zero_grad(set_to_none=True)
+
+    def build(keep_ratio: float) -> PretrainModel:
+        objectives = {
+            "mae": MaskedAutoencoding(width),
+            "emix": EMix(width, keep_ratio=keep_ratio),
+            "shed": ShED(width, keep_ratio=keep_ratio),
+        }
+        return PretrainModel(encoder, objectives).to(device)
+
+    calls: dict[str, Callable[[], None]] = {
+        "dense forward + backward": dense,
+        "MAE, 75 % dropped": partial(
+            step, PretrainModel(encoder, {"mae": MaskedAutoencoding(width)}).to(device)
+        ),
+        "MAE, mask tokens in the encoder": partial(
+            step, PretrainModel(encoder, {"mae": _MaskTokensInEncoder(width)}).to(device)
+        ),
+        "three objectives, shared 25 %": partial(step, build(0.25)),
+        "three objectives, full tokens": partial(step, build(1.0)),
+    }
+    seconds = clock(calls)
+    dense_seconds = seconds["dense forward + backward"]
+    flops = 3 * config.batch_size * encoder_flops(encoder.size, WINDOW, neck=False)
+    share = flops / dense_seconds / rates[precision]
+    print(f"training steps, {config.batch_size} x 224 x 224, {precision}, without the optimiser")
+    for name, value in seconds.items():
+        print(f"  {name:<34} {value:8.3f} s  {value / dense_seconds:5.2f} x dense")
+    faster = seconds["MAE, mask tokens in the encoder"] / seconds["MAE, 75 % dropped"]
+    print(f"  the dense pass runs at {share:.0%} of the matrix rate")
+    print(f"  dropping tokens makes the MAE step {faster:.2f} times faster")
+
+
+class _MaskTokensInEncoder(MaskedAutoencoding):
+    """The same loss with mask tokens carried through the encoder, as in SimMIM: for comparison."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.encoder_mask_token = nn.Parameter(torch.zeros(1, 1, width))
+
+    def plan(self, inputs: Inputs) -> Plan:
+        kept = super().plan(inputs)
+        keep = kept.views[0].keep.to(inputs.images.device)
+        is_kept = torch.zeros(inputs.embeddings.shape[:2], device=keep.device).scatter_(1, keep, 1)
+        mixed = torch.where(is_kept[..., None] > 0, inputs.embeddings, self.encoder_mask_token)
+        return Plan([View(mixed, None)], lambda encoded: kept.loss([take(encoded[0], keep)]))
+
+
+def encoder_flops(size: EncoderSize, grid: int, neck: bool = True) -> float:
+    """Floating-point operations of one image's forward pass, padding not counted.
+
+    Args:
+        grid: tokens along a side.
+    """
+    tokens, width = grid**2, size.width
+    attended = sum(
+        min(grid, WINDOW) ** 2 if i not in size.global_blocks else tokens for i in range(size.depth)
+    )
+    linear = size.depth * 24 * width**2 + 2 * 3 * PATCH**2 * width
+    attention = 4 * width * attended
+    neck_flops = 2 * (256 * width + 9 * 256**2) if neck else 0
+    return float(tokens * (linear + attention + neck_flops))
