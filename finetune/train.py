@@ -20,6 +20,7 @@ from data_prep.files import write_json, write_text
 from data_prep.loader import build_loader
 from finetune.config import TrainConfig
 from finetune.data import SegmentationBatch, SegmentationDataset, collate
+from finetune.loading import SEGMENTER_FILE
 from finetune.losses import LossConfig, SegmentationLoss, mask_dice
 from finetune.model import Segmenter, build_model
 from finetune.prompts.simulate import PromptConfig, prompted_rounds
@@ -36,7 +37,6 @@ from pretrain.optim import (
 from pretrain.progress import Progress
 from pretrain.run import INTERRUPTED, Metrics, StopRequest, prepare_folder, save_checkpoint
 
-SEGMENTER_FILE = "segmenter.safetensors"
 LOGGED = ("loss", "dice_first", "dice_last")
 
 
