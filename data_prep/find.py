@@ -10,7 +10,8 @@ from data_prep.errors import UserError
 def find_files(root: Path) -> list[str]:
     """Paths of all files below `root`, relative to it, with forward slashes, sorted.
 
-    Hidden files and folders are passed over, and links to folders are not followed.
+    Hidden files and folders are passed over. Links are followed, but no folder is entered twice, so
+    that links in a circle end.
 
     Raises:
         UserError: if a folder cannot be listed.
@@ -20,8 +21,18 @@ def find_files(root: Path) -> list[str]:
         raise UserError(f"{error.filename}: cannot be listed ({error.strerror})")
 
     found = []
-    for folder, folders, files in os.walk(root, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    entered = set()
+    for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        # of a folder and a link to it beside it, the folder is entered
+        folders[:] = sorted(
+            (name for name in folders if not name.startswith(".")),
+            key=lambda name: ((Path(folder) / name).is_symlink(), name),
+        )
         base = Path(folder).relative_to(root)
         found += [(base / name).as_posix() for name in files if not name.startswith(".")]
     return sorted(found)

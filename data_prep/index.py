@@ -62,8 +62,11 @@ def load_index(shard: Path) -> ShardIndex:
             {name: (member[0], member[1], member[2]) for name, member in record["members"].items()}
             for record in document["records"]
         ]
+        plain = all("/" not in key and not key.startswith(".") for key in keys)
     except (KeyError, TypeError, IndexError, AttributeError):
         raise UserError(f"{path}: is not a shard index; shard again") from None
+    if not plain:
+        raise UserError(f"{path}: has a key that is a path; it was not written by this program")
     return ShardIndex(keys, members)
 
 

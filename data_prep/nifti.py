@@ -30,6 +30,9 @@ PLANES = {
 }
 """For (depth, row, column): the canonical axis each one is, and whether it is reversed."""
 
+GZIP_RATIO = 1032
+"""Largest factor by which gzip shrinks anything."""
+
 RAS = np.array([[0, 1], [1, 1], [2, 1]])
 
 
@@ -62,7 +65,8 @@ def load_nifti(path: Path) -> SpatialImage:
     """Open a NIfTI file (its voxels are read later).
 
     Raises:
-        Unreadable: if it is not a NIfTI file or its header is impossible.
+        Unreadable: if it is not a NIfTI file, its header is impossible, or claims more voxels than
+            the file can hold.
     """
     try:
         image = nibabel.load(path)
@@ -74,7 +78,17 @@ def load_nifti(path: Path) -> SpatialImage:
         raise Unreadable("not an image with voxels in space")
     if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-12:
         raise Unreadable("its affine matrix is not invertible")
+    _check_size(image)
     return image
+
+
+def _check_size(image: SpatialImage) -> None:
+    """Refuse a header that would have memory allocated for voxels that cannot be there."""
+    path = Path(image.file_map["image"].filename)
+    ratio = {".gz": GZIP_RATIO, ".bz2": np.inf, ".zst": np.inf}.get(path.suffix.lower(), 1)
+    claimed = int(np.prod(image.shape, dtype=np.float64)) * image.get_data_dtype().itemsize
+    if claimed > path.stat().st_size * ratio:
+        raise Unreadable("its voxels cannot be read: fewer than the header says")
 
 
 def volume_from_nifti(

@@ -38,7 +38,7 @@ class Summary:
         self.records += 1
         self.volumes |= sample.volume
         self.groups.add(meta["group"])
-        self.shapes[sample.image.shape] += 1
+        self.shapes[sample.image.shape if sample.volume else sample.image.shape[:2]] += 1
         self.classes.update([meta["label"]] if meta["label"] else [])
         self.modalities.update([meta["modality"]] if meta["modality"] else [])
         self.present.update(meta.get("present", []))
@@ -157,12 +157,15 @@ def _total(summaries: list[dict[str, Any]], name: str) -> dict[str, int]:
 
 
 def _sizes(summaries: list[dict[str, Any]]) -> dict[str, list[int]]:
-    """Smallest, median and largest (depth,) height and width, each axis on its own."""
+    """Smallest, median and largest (depth,) height and width, each axis on its own.
+
+    In a set that has volumes, the depth of an image is 1.
+    """
     axes = 3 if any(summary["volumes"] for summary in summaries) else 2
     counts: Counter[tuple[int, ...]] = Counter()
     for summary in summaries:
         for shape, count in summary["shapes"]:
-            counts[tuple(shape[:axes])] += count
+            counts[(1,) * (axes - len(shape)) + tuple(shape)] += count
     if not counts:
         return {}
     shapes = np.array(sorted(counts))  # (distinct shapes, axes)

@@ -87,4 +87,7 @@ def _check_names(path: Path, index: ShardIndex) -> list[str]:
     wrong = sorted(
         name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
     )
-    return [f"{index_path(path)}: wrong place of {name}" for name in wrong]
+    unsafe = sorted(name for name in found if "/" in name or name.startswith("."))
+    return [f"{path}: has a member {name!r}, which is a path" for name in unsafe] + [
+        f"{index_path(path)}: wrong place of {name}" for name in wrong if name not in unsafe
+    ]

@@ -1,10 +1,12 @@
 """Manifests to splits and shards."""
 
+import numpy as np
 import pytest
 
 from data_prep.errors import UserError
 from data_prep.manifest import assign_splits, plan_shards
-from data_prep.records import Reference
+from data_prep.records import Reference, Sample
+from data_prep.summary import Summary, dataset_document
 
 
 def test_plan_does_not_depend_on_the_order_of_files():
@@ -35,3 +37,17 @@ def test_splits_keep_groups_whole():
         assign_splits(references[:5], {"train": 0.9, "test": 0.1}, seed=0)
     with pytest.raises(UserError, match="sum to 1"):
         assign_splits(references, {"train": 0.9, "test": 0.2}, seed=0)
+
+
+def test_sizes_of_images_and_volumes_in_one_set():
+    summary = Summary()
+    for shape, volume in (((40, 50), False), ((40, 60, 3), False), ((7, 30, 90), True)):
+        sample = Sample(np.zeros(shape, np.uint8), volume=volume)
+        summary.add(sample, {"group": "g", "label": None, "modality": None})
+    index = {"shard": "train-000000.tar", "bytes": 0, "sha256": "", "quarantined": []}
+    document = dataset_document("folder", None, 0, [index | {"summary": summary.document()}])
+    assert document["sizes"] == {
+        "smallest": [1, 30, 50],
+        "median": [1, 40, 60],
+        "largest": [7, 40, 90],
+    }
