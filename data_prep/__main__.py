@@ -1,10 +1,11 @@
-"""`python -m data_prep shard | shard-seg | info | verify`."""
+"""`python -m data_prep shard | shard-seg | info | verify | benchmark`."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 import yaml
 
+from data_prep.benchmark import BenchmarkConfig, benchmark
 from data_prep.cli import run_commands, write_resolved_config
 from data_prep.datasets import find_layout
 from data_prep.errors import UserError
@@ -81,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "shard-seg": (ShardSegConfig, shard_seg),
         "info": (InfoConfig, info),
         "verify": (VerifyConfig, verify),
+        "benchmark": (BenchmarkConfig, benchmark),
     }
     run_commands("python -m data_prep", commands, arguments)
 

@@ -33,7 +33,8 @@ def decode(extension: str, data: bytes) -> np.ndarray:
     """The array of a `png`, `jpg`, `npy`, `mask.png` or `mask.npy` member."""
     if extension.endswith("npy"):
         return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    with Image.open(io.BytesIO(data)) as image:
+    formats = ("JPEG",) if extension == "jpg" else ("PNG",)
+    with Image.open(io.BytesIO(data), formats=formats) as image:
         return np.array(image)  # (H, W) or (H, W, 3)
 
 

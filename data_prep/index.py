@@ -6,9 +6,9 @@ and sums for dataset.json) and `quarantined` (hashed key, kind and reason of wha
 left out, and its share of the file).
 """
 
-import io
 import json
 import os
+import struct
 import tarfile
 import zlib
 from dataclasses import dataclass
@@ -88,21 +88,51 @@ class TarWriter:
     """Writes a plain tar whose bytes depend on its members alone, and notes where they lie."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self._file = file
+        self._offset = 0
         self.records: list[dict[str, Any]] = []
 
     def add(self, key: str, members: dict[str, bytes]) -> None:
         """Append one record, a file `<key>.<extension>` for each member."""
         places = {}
         for extension, data in members.items():
-            header = tarfile.TarInfo(f"{key}.{extension}")
-            header.size = len(data)
-            header.mode = 0o644
-            # the header is one block, as the name is short
-            places[extension] = [self._tar.offset + tarfile.BLOCKSIZE, len(data), zlib.crc32(data)]
-            self._tar.addfile(header, io.BytesIO(data))
+            self._write(_tar_header(f"{key}.{extension}", len(data)))
+            places[extension] = [self._offset, len(data), zlib.crc32(data)]
+            self._write(data)
+            self._write(bytes(-len(data) % tarfile.BLOCKSIZE))
         self.records.append({"key": key, "members": places})
 
     def close(self) -> None:
         """Write the end of the archive; the file stays open."""
-        self._tar.close()
+        self._write(bytes(2 * tarfile.BLOCKSIZE))
+        self._write(bytes(-self._offset % tarfile.RECORDSIZE))
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._offset += len(data)
+
+
+def _tar_header(name: str, size: int) -> bytes:
+    """The block before a member (POSIX.1-1988 ustar) that names no owner and no time.
+
+    As `tarfile` writes it, but ten times faster, which matters beside small images.
+    """
+    encoded = name.encode("ascii")
+    if len(encoded) > tarfile.LENGTH_NAME or size >= 8**11:
+        raise ValueError(f"{name} of {size} bytes does not fit a tar header")
+    head = struct.pack(
+        "100s8s8s8s12s12s8sc100s8s",
+        encoded,
+        b"0000644\0",
+        b"0000000\0",
+        b"0000000\0",
+        b"%011o\0" % size,
+        b"%011o\0" % 0,
+        b" " * 8,
+        b"0",
+        b"",
+        b"ustar\00000",
+    )
+    block = bytearray(head.ljust(tarfile.BLOCKSIZE, b"\0"))
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)

@@ -116,7 +116,7 @@ class ShardDataset(Dataset):
             key,
             self._array(shard, image, members[image], slices),
             None if mask is None else self._array(shard, mask, members[mask], slices),
-            self.meta(index),
+            self._meta(shard, members),
         )
 
     def meta(self, index: int) -> dict[str, Any]:
@@ -126,6 +126,9 @@ class ShardDataset(Dataset):
         segmentation, `present` may be empty and `slices` has every target.
         """
         shard, _, members = self._locate(index)
+        return self._meta(shard, members)
+
+    def _meta(self, shard: int, members: dict[str, Member]) -> dict[str, Any]:
         stored = json.loads(self._read(shard, members["json"]))
         meta = {"label": None, "modality": None, "spacing": None} | stored
         if "labels" in self.info:

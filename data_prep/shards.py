@@ -7,7 +7,7 @@ the number of processes nor on which shards were already there.
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ from data_prep.records import (
 )
 from data_prep.summary import FORMAT, Summary, dataset_document
 from data_prep.workers import write_in_parallel
+
+REFERENCE = [field.name for field in fields(Reference)]
 
 Encoded = tuple[Sample, dict[str, Any], dict[str, bytes]]
 """A sample, its JSON and its members."""
@@ -79,7 +81,7 @@ def write_shard(
     path = options.output / f"{shard.name}.tar"
     summary = Summary()
     quarantined = []
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
+    with quiet(), atomic_path(path) as temporary, temporary.open("wb") as file:
         writer = TarWriter(file)
         for reference in shard.references:
             key = record_key(reference, options.salt)
@@ -114,12 +116,11 @@ def _read(
     records: list[Encoded] = []
     errors: list[NotAnImage | Unreadable] = []
     try:
-        with quiet():
-            for sample in source.read(reference):
-                if isinstance(sample, Sample):
-                    records.append(_encode(sample, reference, source, salt))
-                else:
-                    errors.append(sample)
+        for sample in source.read(reference):
+            if isinstance(sample, Sample):
+                records.append(_encode(sample, reference, source, salt))
+            else:
+                errors.append(sample)
     except (NotAnImage, Unreadable) as error:
         return [], [error]
     except OSError as error:  # of Pillow too, which then has no strerror
@@ -195,7 +196,8 @@ def _describe_mask(sample: Sample, labels: dict[str, list[int]]) -> dict[str, An
 def _recipe(shard: Shard, source: Source, salt: str) -> str:
     """Hash of all that a shard is made from but the files' contents."""
     parts = [FORMAT, source.layout, source.recipe, source.labels]
-    parts += [asdict(reference) for reference in shard.references]
+    # not `asdict`, which takes as long as decoding a small image
+    parts += [[getattr(reference, name) for name in REFERENCE] for reference in shard.references]
     return keyed_hash(hashlib.sha256(json.dumps(parts).encode()).hexdigest(), salt)
 
 

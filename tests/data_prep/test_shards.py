@@ -1,5 +1,6 @@
 """Shards: the same bytes however they are made, and nothing lost on the way."""
 
+import io
 import json
 import os
 import signal
@@ -16,9 +17,11 @@ from PIL import Image
 
 from data_prep.datasets import find_layout
 from data_prep.errors import UserError
+from data_prep.index import TarWriter
 from data_prep.loader import ShardDataset
 from data_prep.options import ShardConfig
 from data_prep.shards import write_shards
+from data_prep.summary import exact_sums
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,6 +59,7 @@ from data_prep.datasets import folder
 from data_prep.options import ShardConfig
 from data_prep.records import Source
 from data_prep.shards import write_shards
+from data_prep.summary import exact_sums
 
 def slowly(reference, read):
     time.sleep(0.02)
@@ -238,3 +242,30 @@ def test_a_source_without_any_image_is_told(tmp_path):
     config = ShardConfig(layout="folder", input=tmp_path / "images", output=tmp_path / "set")
     with pytest.raises(UserError, match="no file gave an image"):
         write_shards(find_layout("folder", "pretraining")(config), config)
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 512, 123456])
+def test_the_archive_is_the_one_that_tarfile_writes(size, tmp_path):
+    data = np.random.default_rng(size).bytes(size)
+    ours, theirs = io.BytesIO(), io.BytesIO()
+    writer = TarWriter(ours)
+    with tarfile.open(fileobj=theirs, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for key in ("0123456789abcdef0123456789abcdef", "b-0001"):
+            writer.add(key, {"mask.png": data, "json": b"{}"})
+            for name, content in ((f"{key}.mask.png", data), (f"{key}.json", b"{}")):
+                header = tarfile.TarInfo(name)
+                header.size = len(content)
+                tar.addfile(header, io.BytesIO(content))
+    writer.close()
+    assert ours.getvalue() == theirs.getvalue()
+    with pytest.raises(ValueError, match="does not fit"):
+        writer.add("k" * 97, {"json": b""})
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_sums_are_exact(dtype):
+    values = np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, 3 * 2**19, dtype)
+    values[: 2**20] = np.iinfo(dtype).max  # the largest sums that there are
+    whole = values.astype(np.uint64)
+    expected = (values.size, int(whole.sum()), int((whole * whole).sum()))
+    assert exact_sums(values) == expected
