@@ -90,8 +90,6 @@ def quickstart(config: QuickstartConfig, resolved: str) -> None:
 
     steps.headline(2, "Pretraining of the encoder on unlabelled images")
     launch = ["accelerate", "launch", "--config_file", "configs/accelerate/single.yaml"]
-    # The launcher would give a training on the CPU one thread.
-    launch += ["--num_cpu_threads_per_process", str(torch.get_num_threads())]
     recipe = ["pretrain/train.py", "--config", str(config.pretrain_recipe)]
     options = ["--data.shards", str(images), "--output", str(encoder), "--resume", "auto"]
     steps.run("pretraining", [*launch, *recipe, *options])

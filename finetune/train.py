@@ -25,6 +25,7 @@ from finetune.losses import LossConfig, SegmentationLoss, mask_dice
 from finetune.model import Segmenter, build_model
 from finetune.prompts.simulate import PromptConfig, prompted_rounds
 from pretrain.checkpoint import latest_checkpoint
+from pretrain.cpu import keep_freed_memory, use_cores
 from pretrain.figures import draw_losses
 from pretrain.optim import (
     OPTIMIZER_FILE,
@@ -74,6 +75,9 @@ def train(config: TrainConfig, resolved: str) -> None:
     set_seed(config.seed)
     rank, world = accelerator.process_index, accelerator.num_processes
     batch_size = config.optim.check(world)
+    if accelerator.device.type == "cpu":
+        use_cores(world)
+        keep_freed_memory()
     dataset = SegmentationDataset(config.data, config.model.image_size, config.seed)
     segmenter = build_model(config.model, config.encoder, config.sam)
     model = PromptedLoss(segmenter, config.prompts, config.loss)

@@ -17,6 +17,7 @@ from timm.layers import resample_abs_pos_embed_nhwc
 from torch import Tensor, nn
 
 from pretrain.attention import BACKENDS, choose_backend, dense_positions, relative_biases
+from pretrain.cpu import keep_freed_memory
 from pretrain.encoder import (
     NATIVE_GRID,
     PATCH,
@@ -53,6 +54,8 @@ def benchmark(config: BenchmarkConfig, resolved: str) -> None:
     name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name if config.device == "auto" else config.device)
     torch.manual_seed(0)
+    if device.type == "cpu":
+        keep_freed_memory()
     clock = Clock(device, config.repeats)
     rates = matrix_rates(clock, device)
     told = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {dtype}" for dtype, rate in rates.items())
@@ -101,8 +104,11 @@ def matrix_rates(clock: Clock, device: torch.device) -> dict[str, float]:
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         a = torch.randn(4096, 768, device=device, dtype=dtype)
         b = torch.randn(768, 3072, device=device, dtype=dtype)
-        calls[name] = partial(lambda a, b: [a @ b for _ in range(4)], a, b)
-    return {name: 4 * 2 * 4096 * 768 * 3072 / s for name, s in clock(calls).items()}
+        out = torch.empty(4096, 3072, device=device, dtype=dtype)
+        calls[name] = partial(
+            lambda a, b, out: [torch.mm(a, b, out=out) for _ in "1234"], a, b, out
+        )
+    return {name: 2 * 4096 * 768 * 3072 / s for name, s in clock(calls).items()}
 
 
 def attention_table(clock: Clock, device: torch.device) -> None:

@@ -18,6 +18,7 @@ from data_prep.files import write_json, write_text
 from data_prep.loader import ShardDataset, build_loader
 from pretrain.checkpoint import ENCODER_FILE, latest_checkpoint, load_encoder
 from pretrain.config import PretrainConfig, build_objectives, check
+from pretrain.cpu import keep_freed_memory, use_cores
 from pretrain.encoder import build_encoder
 from pretrain.figures import draw_losses, draw_reconstructions
 from pretrain.model import PretrainModel
@@ -44,6 +45,9 @@ def pretrain(config: PretrainConfig, resolved: str) -> None:
     set_seed(config.seed)
     rank, world = accelerator.process_index, accelerator.num_processes
     batch_size = config.optim.check(world)
+    if accelerator.device.type == "cpu":
+        use_cores(world)
+        keep_freed_memory()
     dataset = ShardDataset(
         config.data.shards,
         config.data.split,

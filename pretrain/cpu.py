@@ -1,0 +1,34 @@
+"""Training on a CPU: all its cores, and no page fault for each new tensor."""
+
+import ctypes
+import os
+
+import psutil
+import torch
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
+
+def use_cores(processes: int) -> int:
+    """Divide this machine's cores among the processes of a run on it; returns the threads of each.
+
+    `accelerate launch` sets one thread a process where it is told nothing.
+    """
+    cores = psutil.cpu_count(logical=False) or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = min(cores, len(os.sched_getaffinity(0)))
+    threads = max(1, cores // processes)
+    torch.set_num_threads(threads)
+    return threads
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep large freed blocks for the next tensor, not return them to the kernel.
+
+    Saves about a tenth of a training step. False where the C library is another.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
