@@ -56,7 +56,7 @@ def labelled_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
             f"--input={folder / 'files'}",
             "--image=image/*.png",
             "--mask=label/*.png",
-            "--labels={disc: [1, 2], square: 2}",
+            "--labels={disc: [1, 2], square: [2]}",
             "--split={train: 0.8, test: 0.2}",
             f"--output={folder / 'shards'}",
         ]
