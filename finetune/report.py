@@ -206,6 +206,7 @@ def _evaluation(
     clicks = {name: int(name.split()[0]) for name in protocols if "click" in name}
     draw_dice_by_clicks(summaries, clicks, figures / "dice_by_clicks.png")
     cases = max(summary.cases for summary in summaries["pretrained"])
+    held_out = read_json(folder / "labelled" / "dataset.json")["splits"]["test"]["records"]
     differences = [
         [
             row.protocol,
@@ -225,8 +226,8 @@ def _evaluation(
     return [
         "<h2>Held-out results</h2>",
         page.paragraph(
-            f"{cases} held-out cases, prompted by a simulated user: the first click at the deepest"
-            " place of the object, each further one at the deepest place of the largest error; or"
+            f"{cases} of {held_out} held-out cases, prompted by a simulated user: the first click"
+            " is where the object is deepest, each further one where an error is; or the prompt is"
             " the exact box of the object."
         ),
         page.figure(figures / "dice_by_clicks.png", "Mean Dice by clicks, with 95 % interval."),
