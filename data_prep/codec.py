@@ -1,6 +1,7 @@
 """Arrays to the bytes stored in a shard, and back."""
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -38,11 +39,27 @@ def decode(extension: str, data: bytes) -> np.ndarray:
         return np.array(image)  # (H, W) or (H, W, 3)
 
 
-def npy_layout(head: bytes) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Shape, dtype and offset of the data of an NPY file, from its first bytes."""
-    stream = io.BytesIO(head)
+NPY_HEAD = 128
+"""Bytes that hold the header of an NPY file of three or fewer axes."""
+
+
+def decode_slices(read: Callable[[int, int], bytes], size: int, slices: slice) -> np.ndarray:
+    """Some of the first axis of an NPY file, of which no more than these are read.
+
+    Args:
+        read: gives bytes of the file, from (offset, number).
+        size: of the file in bytes.
+        slices: without a step.
+    """
+    stream = io.BytesIO(read(0, min(NPY_HEAD, size)))
     version = np.lib.format.read_magic(stream)
     if version != (1, 0):
         raise ValueError(f"NPY version {version}")
     shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    return shape, dtype, stream.tell()
+    first, last, step = slices.indices(shape[0])
+    if step != 1:
+        raise IndexError(f"slices {slices} have a step")
+    number = max(last - first, 0)
+    each = int(np.prod(shape[1:])) * dtype.itemsize
+    data = read(stream.tell() + first * each, number * each)
+    return np.frombuffer(bytearray(data), dtype).reshape(number, *shape[1:])

@@ -70,6 +70,19 @@ def load_index(shard: Path) -> ShardIndex:
     return ShardIndex(keys, members)
 
 
+def open_shard(shard: Path) -> tuple[int, ShardIndex]:
+    """File descriptor and index of a tar.
+
+    Raises:
+        UserError: if one of them is missing or the index is damaged.
+    """
+    index = load_index(shard)
+    try:
+        return os.open(shard, os.O_RDONLY), index
+    except OSError as error:
+        raise UserError(f"{shard}: {error.strerror}; run the shard command again") from None
+
+
 def read_at(descriptor: int, offset: int, size: int, shard: Path) -> bytes:
     """`size` bytes at `offset` of an open shard; leaves the file position alone.
 

@@ -17,15 +17,16 @@ from typing import Any, Protocol
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from data_prep.codec import decode, npy_layout
+from data_prep.codec import decode, decode_slices
 from data_prep.errors import UserError
-from data_prep.index import Member, ShardIndex, load_index, read_at, read_json
+from data_prep.index import Member, ShardIndex, open_shard, read_at, read_json
+from data_prep.remote import ShardCache, is_remote
 
 OPEN_SHARDS = 16
 """File descriptors and indexes a process keeps, at least; twice the window if that is more."""
 
-NPY_HEAD = 128
-"""Bytes that hold the header of an NPY file of three or fewer axes."""
+CACHE = Path.home() / ".cache" / "samaritan"
+"""Where copies of remote shards are kept."""
 
 
 @dataclass
@@ -50,6 +51,11 @@ class ShardDataset(Dataset):
     Safe to fork and to pickle: shards are read at explicit offsets, and opened by each process on
     its own after a spawn.
 
+    Args:
+        root: folder of the set, or its URL.
+        cache: where copies of remote shards are kept.
+        cache_bytes: how much of them; at least `window` shards should fit.
+
     Raises:
         UserError: no shard set at `root`, no such split, or a split without records.
     """
@@ -61,8 +67,11 @@ class ShardDataset(Dataset):
         seed: int = 0,
         window: int = 4,
         transform: Transform | None = None,
+        cache: Path = CACHE,
+        cache_bytes: int = 50 * 10**9,
     ) -> None:
-        self.root = Path(root)
+        self._cache = ShardCache(str(root), cache, cache_bytes) if is_remote(root) else None
+        self.root = Path(root) if self._cache is None else self._cache.folder
         if not (self.root / "dataset.json").is_file():
             raise UserError(
                 f"{self.root}: no shard set (dataset.json is missing); make one with"
@@ -165,18 +174,14 @@ class ShardDataset(Dataset):
             self._open.move_to_end(shard)
             return self._open[shard]
         path = self.shards[shard]
-        index = load_index(path)
+        opened, index = open_shard(path) if not self._cache else self._cache.open(path.name)
         expected = int(self._starts[shard + 1] - self._starts[shard])
         if len(index.keys) != expected:
             raise UserError(
                 f"{path}: its index has {len(index.keys)} records, dataset.json says {expected};"
                 " shard again"
             )
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}; run the shard command again") from None
-        self._open[shard] = (descriptor, index)
+        self._open[shard] = (opened, index)
         if len(self._open) > self._open_limit:
             _, (oldest, _) = self._open.popitem(last=False)
             os.close(oldest)
@@ -189,24 +194,15 @@ class ShardDataset(Dataset):
         try:
             if slices is None or not name.endswith("npy"):
                 return decode(name, self._read(shard, member))
-            return self._some_slices(shard, member, slices)
+            offset, size, crc = member
+            return decode_slices(
+                lambda start, count: self._read(shard, (offset + start, count, crc)), size, slices
+            )
         except (ValueError, OSError, SyntaxError) as error:  # Pillow raises SyntaxError too
             raise UserError(
                 f"{self.shards[shard]}: a member does not decode ({type(error).__name__}); run"
                 " `python -m data_prep verify`"
             ) from error
-
-    def _some_slices(self, shard: int, member: Member, slices: slice) -> np.ndarray:
-        offset, size, crc = member
-        head = self._read(shard, (offset, min(NPY_HEAD, size), crc))
-        shape, dtype, start = npy_layout(head)
-        first, last, step = slices.indices(shape[0])
-        if step != 1:
-            raise IndexError(f"slices {slices} have a step")
-        count = max(last - first, 0)
-        each = int(np.prod(shape[1:])) * dtype.itemsize
-        data = self._read(shard, (offset + start + first * each, count * each, crc))
-        return np.frombuffer(bytearray(data), dtype).reshape(count, *shape[1:])
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": OrderedDict()}
