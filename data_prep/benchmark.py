@@ -46,7 +46,7 @@ class BenchmarkConfig:
 
     images: int = 1500
     """Grey PNG files of 224 pixels."""
-    photographs: int = 96
+    photographs: int = 160
     """JPEG files of 6 megapixels."""
     workers: int = 2
     """Processes that shard the photographs, and that load."""

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter
 
 from data_prep.files import atomic_path
-from data_prep.index import read_json
+from data_prep.measured import measure
 
 if TYPE_CHECKING:
     from data_prep.loader import Record
@@ -31,7 +31,9 @@ class InfoConfig:
     sheet: Path | None = None
     """PNG to write; default contact_sheet.png in the shard set."""
     images: int = 48
-    """Records on the contact sheet, spread over the split's random order."""
+    """Records on the contact sheet, the first in the split's random order."""
+    measured: int = 200
+    """Records, of the same order, on which intensities, areas and spacing are measured."""
 
 
 def info(config: InfoConfig, resolved: str) -> None:
@@ -40,17 +42,20 @@ def info(config: InfoConfig, resolved: str) -> None:
     from data_prep.loader import ShardDataset
 
     dataset = ShardDataset(config.shards, config.split)
-    print(fingerprint(read_json(config.shards / "dataset.json")))
+    order = dataset.order(0)
+    some = (dataset.record(int(index)) for index in order[: config.measured])
+    lines = fingerprint(dataset.info) + measure(some, dataset.info.get("labels", {})).lines()
+    width = max(len(name) for name, _ in lines)
+    print("\n".join(f"{name:<{width}}  {text}" for name, text in lines))
     path = config.sheet or config.shards / "contact_sheet.png"
-    order = dataset.order(0)[: config.images]
-    sheet = contact_sheet([dataset.record(int(index)) for index in order])
+    sheet = contact_sheet([dataset.record(int(index)) for index in order[: config.images]])
     with atomic_path(path) as temporary:
         Image.fromarray(sheet).save(temporary, "PNG")
     print(f"contact sheet: {path}")
 
 
-def fingerprint(document: dict[str, Any]) -> str:
-    """`dataset.json` as a table for people."""
+def fingerprint(document: dict[str, Any]) -> list[tuple[str, str]]:
+    """`dataset.json` as name and text of each figure, for people."""
     lines = [
         ("kind", f"{document['kind']} ({document['source']['layout']})"),
         ("records", str(document["records"])),
@@ -69,8 +74,7 @@ def fingerprint(document: dict[str, Any]) -> str:
     lines.append(("std", ", ".join(f"{value:.4f}" for value in document["std"])))
     lines.append(("passed over", f"{document['skipped']} files"))
     lines.append(("unreadable", f"{document['unreadable']} files"))
-    width = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
+    return lines
 
 
 def contact_sheet(records: "list[Record]", tile: int = 128, columns: int = 8) -> np.ndarray:
