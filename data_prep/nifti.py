@@ -20,8 +20,9 @@ import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
 from nibabel.spatialimages import SpatialImage
 
-from data_prep.intensity import replace_not_finite
-from data_prep.records import Unreadable
+from data_prep.intensity import intensity_limits, replace_not_finite, to_integers
+from data_prep.options import ReadOptions
+from data_prep.records import Sample, Unreadable
 
 PLANES = {
     "axial": ((2, 1, 0), (False, True, True)),
@@ -119,6 +120,38 @@ def volume_from_nifti(
     array = _flip(canonical.transpose(axes), flips)
     depth, row, column = (float(zooms[axis]) for axis in axes)
     return Volume(array, (depth, row, column), affine, axes, flips)
+
+
+def read_labelled(
+    image_path: Path, label_path: Path, options: ReadOptions, modality: str | None, channel: int = 0
+) -> Sample:
+    """A volume and its label map, windowed over the whole volume.
+
+    Args:
+        channel: which volume of a 4D image; a 3D one has no others.
+
+    Raises:
+        Unreadable: another shape, place or kind of values than a label map of this image has; see
+            also `volume_from_nifti`.
+    """
+    image, label = load_nifti(image_path), load_nifti(label_path)
+    if image.shape[:3] != label.shape[:3]:
+        raise Unreadable(f"an image of {image.shape[:3]} with a label map of {label.shape[:3]}")
+    if not np.allclose(image.affine, label.affine, atol=1e-2):
+        raise Unreadable("its label map lies elsewhere in space (another affine)")
+    channel = channel if len(image.shape) > 3 else 0
+    volume = volume_from_nifti(image, channel=channel, max_pixels=options.max_pixels)
+    mask = volume_from_nifti(label, max_pixels=options.max_pixels).array
+    whole = mask.astype(np.uint16)
+    if (whole != mask).any():
+        raise Unreadable("its label map has values that are no labels")
+    limits = intensity_limits(volume.array, options.window)
+    return Sample(
+        to_integers(volume.array, limits, options.bits),
+        whole.astype(np.uint8) if whole.max() < 256 else whole,
+        meta=volume.meta() | {"modality": modality, "window": list(limits)},
+        volume=True,
+    )
 
 
 def mask_to_nifti(

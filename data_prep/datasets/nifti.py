@@ -1,7 +1,7 @@
 """NIfTI volumes below a folder, sliced in the chosen planes.
 
 Every .nii and .nii.gz file counts; in a Medical Segmentation Decathlon or nnU-Net folder only
-those of imagesTr and imagesTs, as the others are masks.
+those of imagesTr, imagesVa and imagesTs, as the others are masks.
 """
 
 import re
@@ -19,6 +19,8 @@ from data_prep.options import ShardConfig
 from data_prep.records import NotAnImage, Reference, Sample, Source
 
 SUFFIXES = (".nii", ".nii.gz")
+IMAGES = ("imagesTr/", "imagesVa/", "imagesTs/")
+LABELS = ("labelsTr/", "labelsVa/", "labelsTs/")
 TYPICAL_SLICES = 128
 """Slices expected of a volume when shards are filled; the true number is known on reading."""
 
@@ -27,8 +29,8 @@ def pretraining(config: ShardConfig) -> Source:
     """One reference for each volume and plane."""
     root = config.root()
     files = [name for name in find_files(root) if name.lower().endswith(SUFFIXES)]
-    images = [name for name in files if name.startswith(("imagesTr/", "imagesTs/"))]
-    cases = {_stem(name) for name in files if name.startswith("labelsTr/")}
+    images = [name for name in files if name.startswith(IMAGES)]
+    cases = {_stem(name) for name in files if name.startswith(LABELS)}
     names = images if cases else files
     references = [
         Reference(name, part=plane, group=case_of(name, cases), records=TYPICAL_SLICES)

@@ -1,6 +1,7 @@
 """Medical Segmentation Decathlon and nnU-Net folders: imagesTr, labelsTr and dataset.json.
 
-Volumes stay whole. Labels are read from `{"0": "background", "1": "liver"}` (MSD), from
+Where there are also labelsVa (AMOS22) or labelsTs, they are the splits val and test. Volumes stay
+whole. Labels are read from `{"0": "background", "1": "liver"}` (MSD), from
 `{"background": 0, "liver": 1}` or from regions `{"whole tumour": [1, 2, 3]}` (nnU-Net v2).
 """
 
@@ -10,19 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data_prep.errors import UserError
-from data_prep.intensity import intensity_limits, to_integers
-from data_prep.nifti import load_nifti, volume_from_nifti
+from data_prep.nifti import read_labelled
 from data_prep.options import ShardSegConfig
-from data_prep.records import Reference, Sample, Source, Unreadable
+from data_prep.records import Reference, Sample, Source
 
 SUFFIXES = (".nii.gz", ".nii")
+SPLITS = {"train": "Tr", "val": "Va", "test": "Ts"}
 
 
 def segmentation(config: ShardSegConfig) -> Source:
-    """One reference for each case of labelsTr, which is its group.
+    """One reference for each labelled case, which is its group.
 
     Raises:
         UserError: no dataset.json, no labels in it, no labelled case, a case without its image.
@@ -31,13 +30,22 @@ def segmentation(config: ShardSegConfig) -> Source:
     document = _document(root)
     labels = read_labels(document.get("labels"), root / "dataset.json")
     references = []
-    for path in sorted((root / "labelsTr").glob("[!.]*")):
-        suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), None)
-        if suffix is None:
-            raise UserError(f"{path}: is not NIfTI; layout nnunet reads .nii and .nii.gz")
-        case = path.name.removesuffix(suffix)
-        references.append(_reference(root, case, path, config.channel))
-    if not references:
+    for split, part in SPLITS.items():
+        for path in sorted((root / f"labels{part}").glob("[!.]*")):
+            suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), None)
+            if suffix is None:
+                raise UserError(f"{path}: is not NIfTI; layout nnunet reads .nii and .nii.gz")
+            case = path.name.removesuffix(suffix)
+            image = _image(root / f"images{part}", case, path, config.channel)
+            references.append(
+                Reference(
+                    image.relative_to(root).as_posix(),
+                    group=case,
+                    masks=(path.relative_to(root).as_posix(),),
+                    split=split,
+                )
+            )
+    if not any(reference.split == "train" for reference in references):
         raise UserError(f"{root / 'labelsTr'}: holds no label file")
     modality = _modality(document, config.channel)
     read = partial(_read, root=root, config=config, modality=modality)
@@ -77,13 +85,12 @@ def _document(root: Path) -> dict[str, Any]:
         raise UserError(f"{path}: is not JSON ({error})") from None
 
 
-def _reference(root: Path, case: str, label: Path, channel: int) -> Reference:
+def _image(folder: Path, case: str, label: Path, channel: int) -> Path:
     for stem in (f"{case}_{channel:04d}", case):
         for suffix in SUFFIXES:
-            image = root / "imagesTr" / f"{stem}{suffix}"
+            image = folder / f"{stem}{suffix}"
             if image.is_file():
-                path = image.relative_to(root).as_posix()
-                return Reference(path, group=case, masks=(label.relative_to(root).as_posix(),))
+                return image
     raise UserError(f"{label}: has no image {case}.nii.gz or {case}_{channel:04d}.nii.gz")
 
 
@@ -96,24 +103,6 @@ def _modality(document: dict[str, Any], channel: int) -> str | None:
 def _read(
     reference: Reference, root: Path, config: ShardSegConfig, modality: str | None
 ) -> Iterator[Sample]:
-    image = load_nifti(root / reference.path)
-    label = load_nifti(root / reference.masks[0])
-    if image.shape[:3] != label.shape[:3]:
-        raise Unreadable(f"an image of {image.shape[:3]} with a label map of {label.shape[:3]}")
-    if not np.allclose(image.affine, label.affine, atol=1e-2):
-        raise Unreadable("its label map lies elsewhere in space (another affine)")
     # A file `case_0001` holds one channel; which one is in its name.
-    channel = config.channel if len(image.shape) > 3 else 0
-    volume = volume_from_nifti(image, channel=channel, max_pixels=config.max_pixels)
-    mask = volume_from_nifti(label, max_pixels=config.max_pixels).array
-    whole = mask.astype(np.uint16)
-    if (whole != mask).any():
-        raise Unreadable("its label map has values that are no labels")
-    limits = intensity_limits(volume.array, config.window)
-    meta = volume.meta() | {"modality": modality, "window": list(limits)}
-    yield Sample(
-        to_integers(volume.array, limits, config.bits),
-        whole.astype(np.uint8) if whole.max() < 256 else whole,
-        meta=meta,
-        volume=True,
-    )
+    image, label = root / reference.path, root / reference.masks[0]
+    yield read_labelled(image, label, config, modality, config.channel)
