@@ -231,11 +231,14 @@ def _finish(shards: list[Shard], source: Source, options: WriteOptions) -> dict[
         document = read_json(options.output / f"{shard.name}.index.json")
         del document["records"]  # a large set's would not fit in memory
         indexes.append(document)
-    paths = {
-        record_key(reference, options.salt): reference.path
-        for shard in shards
-        for reference in shard.references
-    }
+    left_out = {key for index in indexes for key, *_ in index["quarantined"]}
+    files, paths = 0, {}
+    for shard in shards:
+        files += len(shard.references)
+        for reference in shard.references if left_out else ():
+            key = record_key(reference, options.salt)
+            if key in left_out:
+                paths[key] = reference.path
     lines = [
         json.dumps({"path": paths[key], "kind": kind, "reason": reason})
         for index in indexes
@@ -254,9 +257,9 @@ def _finish(shards: list[Shard], source: Source, options: WriteOptions) -> dict[
         for _, kind, _, share in index["quarantined"]
         if kind == "unreadable"
     ]
-    if sum(bad) > options.max_bad * len(paths):
+    if sum(bad) > options.max_bad * files:
         raise UserError(
-            f"{len(bad)} images of {len(paths)} files could not be read, more than"
+            f"{len(bad)} images of {files} files could not be read, more than"
             f" --max-bad {options.max_bad}; the others are written, see {quarantine}"
         )
     return document
