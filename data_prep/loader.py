@@ -27,6 +27,8 @@ OPEN_SHARDS = 16
 
 CACHE = Path.home() / ".cache" / "samaritan"
 """Where copies of remote shards are kept."""
+CACHE_BYTES = 50 * 10**9
+"""How much of them, for each set."""
 
 
 @dataclass
@@ -68,7 +70,7 @@ class ShardDataset(Dataset):
         window: int = 4,
         transform: Transform | None = None,
         cache: Path = CACHE,
-        cache_bytes: int = 50 * 10**9,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self._cache = ShardCache(str(root), cache, cache_bytes) if is_remote(root) else None
         self.root = Path(root) if self._cache is None else self._cache.folder

@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from data_prep.errors import UserError
-from data_prep.loader import Record, ShardDataset, Transform
+from data_prep.loader import CACHE, CACHE_BYTES, Record, ShardDataset, Transform
 
 
 class ShardMixture(Dataset):
@@ -20,9 +20,10 @@ class ShardMixture(Dataset):
     `ShardDataset` the order is a pure function of (seed, epoch), so samples seen are all the state.
 
     Args:
-        roots: folders of the shard sets.
+        roots: folders or URLs of the shard sets.
         weights: shares of the samples, in any unit; without them the sets' sizes, so that every
             sample comes once an epoch.
+        cache, cache_bytes: for each remote set, see `ShardDataset`.
 
     Raises:
         UserError: weights that are not positive or not one for each set, or see `ShardDataset`.
@@ -36,9 +37,14 @@ class ShardMixture(Dataset):
         seed: int = 0,
         window: int = 4,
         transform: Transform | None = None,
+        cache: Path = CACHE,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.seed, self.transform = seed, transform
-        self.sets = [ShardDataset(root, split, seed, window) for root in roots]
+        self.sets = [
+            ShardDataset(root, split, seed, window, cache=cache, cache_bytes=cache_bytes)
+            for root in roots
+        ]
         sizes = [len(part) for part in self.sets]
         if not sizes:
             raise UserError("shards: name at least one shard set")

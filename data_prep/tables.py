@@ -10,6 +10,8 @@ from data_prep.errors import UserError
 def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """Rows of a CSV file with a header, each a dict by column, without surrounding blanks.
 
+    Files .tab and .tsv are separated by tabs.
+
     Args:
         columns: names that must be there.
 
@@ -18,7 +20,8 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
+            delimiter = "\t" if path.suffix.lower() in (".tab", ".tsv") else ","
+            reader = csv.DictReader(file, restval="", delimiter=delimiter)
             header = [name.strip() for name in reader.fieldnames or []]
             if missing := [name for name in columns if name not in header]:
                 raise UserError(f"{path}: has no column {missing[0]!r}, only {', '.join(header)}")

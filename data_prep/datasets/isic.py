@@ -2,7 +2,7 @@
 
 | table                            | image          | diagnosis              |
 |----------------------------------|----------------|------------------------|
-| HAM10000_metadata(.csv)          | `image_id`     | `dx`                   |
+| HAM10000_metadata, .csv or .tab  | `image_id`     | `dx`                   |
 | bcn_20k_train.csv (BCN20000)     | `bcn_filename` | `diagnosis`            |
 | metadata.csv of the archive      | `isic_id`      | `diagnosis_3`, _2, _1  |
 
@@ -25,6 +25,8 @@ from data_prep.tables import read_table
 IMAGES = ("image_id", "bcn_filename", "isic_id")
 DIAGNOSES = ("dx", "diagnosis", "diagnosis_3", "diagnosis_2", "diagnosis_1")
 GROUPS = ("patient_id", "lesion_id")
+HAM_TABLE = "HAM10000_metadata"
+"""Published with and without a suffix."""
 NOT_IMAGES = ("_segmentation", "_superpixels")
 
 
@@ -38,7 +40,7 @@ def pretraining(config: ShardConfig) -> Source:
     files = find_files(root)
     rows: dict[str, dict[str, str]] = {}
     for name in files:
-        if name.lower().endswith(("/ham10000_metadata", ".csv")) or name == "HAM10000_metadata":
+        if name.lower().endswith((".csv", ".tab")) or PurePosixPath(name).name == HAM_TABLE:
             for row in read_table(root / name):
                 if image := _first(row, IMAGES):
                     rows.setdefault(PurePosixPath(image).stem, {}).update(row)

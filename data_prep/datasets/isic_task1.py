@@ -1,10 +1,11 @@
 """ISIC challenges 2016 to 2018, lesion boundary segmentation (challenge.isic-archive.com).
 
 `ISIC_0000000.jpg` has its mask in `ISIC_0000000_segmentation.png` (2016: `_Segmentation.png`), in
-any folder below the input. Folder names that hold `Validation` or `Test`, as those of the
-challenges do, make the split; superpixel maps are ignored.
+any folder below the input. The words `Validation` and `Test` in folder names, as the challenges
+have them, make the split; superpixel maps are ignored.
 """
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -39,7 +40,8 @@ def segmentation(config: ShardSegConfig) -> Source:
 
 def _split(name: str) -> str:
     folder = PurePosixPath(name).parent.as_posix().lower()
-    return "val" if "validation" in folder else "test" if "test" in folder else "train"
+    match = re.search(r"(?<![a-z])(validation|test)(?![a-z])", folder)
+    return {"validation": "val", "test": "test"}[match[1]] if match else "train"
 
 
 def _read(reference: Reference, root: Path, config: ShardSegConfig) -> Iterator[Sample]:

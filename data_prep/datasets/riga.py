@@ -2,7 +2,8 @@
 
 `image1prime.tif` (or .jpg) is the photograph; in `image1-1.tif` to `image1-6.tif` each rater's
 disc and cup are drawn on it as two closed lines, one inside the other. The difference of the two
-pictures shows the lines; what they enclose is the disc, and the inner line encloses the cup.
+pictures shows the lines; what they enclose is the disc, and the inner line encloses the cup. A
+drawing whose lines do neither does not vote; an image needs more than half of its raters.
 """
 
 import re
@@ -57,10 +58,17 @@ def _read(reference: Reference, root: Path, config: ShardSegConfig) -> Iterator[
     if not reference.masks:
         raise NotAnImage("has no rater's drawing")
     picture = read_image(root / reference.path, config)
-    drawings = (read_image(root / name, config).array for name in reference.masks)
-    masks = np.stack([disc_and_cup(picture.array, drawing) for drawing in drawings])
-    half = len(masks) / 2
-    majority = [(masks >= value).sum(axis=0) > half for value in (1, 2)]  # disc, cup
+    masks, errors = [], []
+    for name in reference.masks:
+        drawing = read_image(root / name, config).array
+        try:
+            masks.append(disc_and_cup(picture.array, drawing))
+        except Unreadable as error:
+            errors.append(error)
+    if len(errors) >= len(reference.masks) / 2:
+        raise errors[0]
+    votes = np.stack(masks)  # (raters, H, W)
+    majority = [(votes >= value).sum(axis=0) > len(masks) / 2 for value in (1, 2)]  # disc, cup
     meta = {"modality": "fundus", "raters": len(masks)}
     if reference.part:
         meta["rater"] = int(reference.part)

@@ -96,17 +96,20 @@ def test_black_borders_are_cut_off_at_every_size(tmp_path, max_size, save_image)
     assert read_image(tmp_path / "dark.png", options, crop_border=True).array.shape == (40, 40)
 
 
-def test_isic_tables_of_three_sources(tmp_path, save_image, read_layout):
+@pytest.mark.parametrize(
+    "table", ["HAM10000_metadata", "HAM10000_metadata.csv", "HAM10000_metadata.tab"]
+)
+def test_isic_tables_of_three_sources(table, tmp_path, save_image, read_layout):
     names = ("ham/HAM10000_images_part_1/ISIC_0000001", "ham/HAM10000_images_part_2/ISIC_0000002")
     names += ("bcn/BCN_20k_train/BCN_0000000001", "bcn/BCN_20k_train/BCN_0000000002")
     names += ("archive/ISIC_0000003", "archive/ISIC_0000004", "archive/ISIC_0000005")
     for number, name in enumerate(names):
         save_image(tmp_path / "data" / f"{name}.jpg", grey(10 * number))
     save_image(tmp_path / "data" / "ham" / "masks" / "ISIC_0000001_segmentation.png", grey(255))
-    (tmp_path / "data" / "ham" / "HAM10000_metadata").write_text(
-        "lesion_id,image_id,dx,dx_type,age,sex,localization\n"
-        "HAM_1,ISIC_0000001,mel,histo,80,male,scalp\nHAM_1,ISIC_0000002,mel,histo,80,male,scalp\n"
-    )
+    rows = ["lesion_id,image_id,dx,dx_type,age,sex,localization"]
+    rows += [f"HAM_1,ISIC_000000{number},mel,histo,80,male,scalp" for number in (1, 2)]
+    text = "\n".join(rows).replace(",", "\t" if table.endswith(".tab") else ",")
+    (tmp_path / "data" / "ham" / table).write_text(text)
     (tmp_path / "data" / "bcn" / "bcn_20k_train.csv").write_text(
         "bcn_filename,age_approx,diagnosis,lesion_id,capture_date,sex\n"
         "BCN_0000000001.jpg,55,MEL,BCN_7,2012-05-16,male\n"

@@ -76,6 +76,13 @@ def test_isic_task1_of_three_years(images, masks, suffix, tmp_path, save_image, 
         assert np.array_equal(record.mask, box(number, number) // 255)
 
 
+def test_isic_task1_splits_by_whole_words(tmp_path, save_image, read_layout):
+    save_image(tmp_path / "latest" / "ISIC_0000000.jpg", grey(50))
+    save_image(tmp_path / "latest" / "ISIC_0000000_segmentation.png", box(1, 1))
+    splits = read_layout("shard-seg", "isic_task1", tmp_path, *WHOLE)
+    assert list(splits) == ["train"]
+
+
 def rim_and_cup(cup):
     """0 in the cup, 128 in the rest of the disc, 255 elsewhere."""
     mask = grey(255)

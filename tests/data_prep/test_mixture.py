@@ -3,6 +3,7 @@
 import time
 from itertools import islice
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -90,6 +91,15 @@ def test_one_set_is_that_set(shard_set):
     mixture = ShardMixture([shard_set], seed=5, transform=keys_and_noise)
     assert np.array_equal(mixture.order(2), alone.order(2))
     assert mixture[3, 77] == alone[3, 77]
+
+
+def test_sets_may_be_remote(shard_set, second_set, tmp_path):
+    fsspec.filesystem("memory").put(str(second_set), "/second", recursive=True)
+    near = ShardMixture([shard_set, second_set], [1, 1])
+    far = ShardMixture([shard_set, "memory://second"], [1, 1], cache=tmp_path)
+    assert np.array_equal(far.order(0), near.order(0))
+    assert [far.record(n).key for n in (3, 30)] == [near.record(n).key for n in (3, 30)]
+    assert list(tmp_path.glob("*/*.tar"))
 
 
 def test_a_million_records_in_two_seconds(tmp_path):

@@ -98,3 +98,18 @@ def test_raters_are_united_or_kept_apart(tmp_path, save_image, read_layout):
         assert len({record.meta["group"] for record in records}) == 1
         for record, radius in zip(records, radii, strict=True):
             assert overlap(record.mask > 0, circle(100, 80, radius)) > 0.95
+
+
+def test_one_unclear_drawing_does_not_lose_an_image(tmp_path, save_image, read_layout):
+    clear = draw(photograph(), (100, 80, 48), (100, 80, 20))
+    unclear = draw(photograph(), (100, 80, 48))
+    for image, drawings in ((1, [clear, clear, unclear]), (2, [clear, unclear])):
+        save_image(tmp_path / "data" / f"image{image}prime.tif", photograph())
+        for rater, drawing in enumerate(drawings, start=1):
+            save_image(tmp_path / "data" / f"image{image}-{rater}.tif", drawing)
+    options = ("--split", "{train: 1.0}", "--max-bad", "0.5")
+    (record,) = read_layout("shard-seg", "riga", tmp_path / "data", *options)["train"]
+    assert record.meta["raters"] == 2
+    assert overlap(record.mask > 0, circle(100, 80, 48)) > 0.96
+    quarantine = (tmp_path / "riga-shards" / "quarantine.jsonl").read_text()
+    assert "image2prime.tif" in quarantine and "encloses 1 regions" in quarantine

@@ -187,7 +187,7 @@ def test_no_input_is_refused(tmp_path, shard_folder):
         shard_folder(tmp_path / "images", tmp_path / "set")
     with pytest.raises(UserError, match="is not a folder"):
         shard_folder(tmp_path / "nowhere", tmp_path / "set")
-    with pytest.raises(UserError, match="no layout 'folders'; there are .*, folder, hf"):
+    with pytest.raises(UserError, match=r"no layout 'folders'; there are .*, folder, hf"):
         shard_folder(tmp_path / "images", tmp_path / "set", layout="folders")
 
 
