@@ -23,9 +23,13 @@ def find_layout(
         UserError: if there is no such layout, or it has no such stage.
     """
     names = [module.name for module in pkgutil.iter_modules(__path__)]
+    if name in names and (function := _function(name, stage)):
+        return function
+    others = ", ".join(other for other in names if _function(other, stage))
     if name in names:
-        function = getattr(importlib.import_module(f"{__name__}.{name}"), stage, None)
-        if function is not None:
-            return function
-        raise UserError(f"layout: {name} has no {stage} data; use the other shard command")
-    raise UserError(f"layout: no layout {name!r}; there are {', '.join(names)}")
+        raise UserError(f"layout: {name} has no {stage} data, which have {others}")
+    raise UserError(f"layout: no layout {name!r}; for {stage} there are {others}")
+
+
+def _function(name: str, stage: str) -> Callable[[Any], Source] | None:
+    return getattr(importlib.import_module(f"{__name__}.{name}"), stage, None)

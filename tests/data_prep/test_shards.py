@@ -187,8 +187,13 @@ def test_no_input_is_refused(tmp_path, shard_folder):
         shard_folder(tmp_path / "images", tmp_path / "set")
     with pytest.raises(UserError, match="is not a folder"):
         shard_folder(tmp_path / "nowhere", tmp_path / "set")
-    with pytest.raises(UserError, match=r"no layout 'folders'; there are .*, folder, hf"):
+    layouts = "dicom, eyepacs, folder, hf, isic, nifti, radimagenet, samples$"
+    with pytest.raises(
+        UserError, match=f"no layout 'folders'; for pretraining there are {layouts}"
+    ):
         shard_folder(tmp_path / "images", tmp_path / "set", layout="folders")
+    with pytest.raises(UserError, match=f"busi has no pretraining data, which have {layouts}"):
+        shard_folder(tmp_path / "images", tmp_path / "set", layout="busi")
 
 
 def test_members_have_fixed_headers_and_hashed_names(shard_set):
