@@ -56,7 +56,7 @@ class PromptedLoss(nn.Module):
         valid = batch.valid[batch.image][:, None]
         losses, dices = [], []
         for decoded in prompted_rounds(
-            self.segmenter, embeddings, batch.image, batch.masks, self.prompts, rng
+            self.segmenter, embeddings, batch.image, batch.masks, valid[:, 0], self.prompts, rng
         ):
             logits = self.segmenter.upsample(decoded.low_res)
             losses.append(self.loss(logits, masks, valid, decoded.iou)[0])

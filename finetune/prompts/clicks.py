@@ -60,6 +60,7 @@ def random_clicks(
     mask: NDArray[np.bool_],
     rng: np.random.Generator,
     sampling: ClickSampling | None = None,
+    valid: NDArray[np.bool_] | None = None,
 ) -> tuple[Points, Labels]:
     """Clicks as a user might place them before seeing any prediction.
 
@@ -76,6 +77,8 @@ def random_clicks(
         mask: (H, W) bool, the object.
         rng: source of all choices; the same state gives the same clicks.
         sampling: numbers and distances; by default those of the paper.
+        valid: (H, W) bool, the pixels that negative clicks may fall on, by default all; the object
+            lies inside them.
 
     Returns:
         points: (n, 2) int64 (x, y), positive ones first, no pixel twice, n >= 1.
@@ -84,6 +87,7 @@ def random_clicks(
     if mask.ndim != 2 or mask.dtype != np.bool_ or mask.size == 0:
         raise ValueError(f"expected a bool mask (H, W), got {mask.dtype} {mask.shape}")
     sampling = sampling or ClickSampling()
+    valid = np.ones_like(mask) if valid is None else valid
     scale = max(mask.shape) / sampling.reference_side
     positive_number = int(rng.integers(1, sampling.max_positive + 1))
     positive_step = rng.choice(sampling.positive_steps) * scale
@@ -96,14 +100,14 @@ def random_clicks(
     window = _bounding_box(mask)
     if window is None:
         positive = np.empty((0, 2), np.int64)
-        negative = _spread(~mask, max(1, negative_number), negative_step, rng)
+        negative = _spread(~mask & valid, max(1, negative_number), negative_step, rng)
     else:
         depth = _depth(mask[window])
         allowed = depth > _relaxed(positive_margin, depth.max())
         positive = _spread(allowed, positive_number, positive_step, rng) + _corner(window)
         ring = _grow(window, int(np.ceil(outer)), mask.shape)
         distance = ndimage.distance_transform_edt(~mask[ring])
-        distance[distance > outer] = 0
+        distance[(distance > outer) | ~valid[ring]] = 0
         allowed = distance > _relaxed(negative_margin, distance.max())
         negative = _spread(allowed, negative_number, negative_step, rng) + _corner(ring)
     points = np.concatenate([positive, negative])

@@ -45,6 +45,7 @@ def prompted_rounds(
     embeddings: Tensor,
     image: Tensor,
     masks: Tensor,
+    valid: Tensor,
     config: PromptConfig,
     rng: np.random.Generator,
 ) -> Iterator[Decoded]:
@@ -57,11 +58,13 @@ def prompted_rounds(
         embeddings: (B, 256, h, w) of `Segmenter.encode`.
         image: (M,) image of the batch that each mask belongs to.
         masks: (M, S, S) bool, the truth, none empty.
+        valid: (M, S, S) bool, the pixels that are image and not padding; masks lie inside them.
+            What is predicted on padding has no loss and draws no click.
 
     Yields:
         `rounds + 1` times the decoder's output for the M masks, K = 1.
     """
-    truths = masks.cpu().numpy()
+    truths, image_area = masks.cpu().numpy(), valid.cpu().numpy()
     boxes: Tensor | None = None
     clicks: list[Clicks]
     if rng.random() < config.box_share:
@@ -70,7 +73,10 @@ def prompted_rounds(
         boxes = torch.from_numpy(np.stack(jittered)).float()
         clicks = [(np.empty((0, 2), np.int64), np.empty(0, np.int64)) for _ in truths]
     else:
-        clicks = [random_clicks(truth, rng, config.clicks) for truth in truths]
+        clicks = [
+            random_clicks(truth, rng, config.clicks, area)
+            for truth, area in zip(truths, image_area, strict=True)
+        ]
 
     previous: Tensor | None = None
     for round_number in range(config.rounds + 1):
@@ -81,7 +87,8 @@ def prompted_rounds(
             return
         if config.previous_mask:
             previous = decoded.low_res.detach()
-        predictions = (segmenter.upsample(decoded.low_res.detach())[:, 0] > 0).cpu().numpy()
+        logits = segmenter.upsample(decoded.low_res.detach())[:, 0]  # (M, S, S)
+        predictions = (logits > 0).cpu().numpy() & image_area
         clicks = [
             corrected(prediction, truth, own, rng)
             for prediction, truth, own in zip(predictions, truths, clicks, strict=True)
