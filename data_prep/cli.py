@@ -71,7 +71,9 @@ def run(main: Callable[[], Any]) -> None:
     try:
         main()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        # One that a loader's worker raised comes with the worker's traceback before its text.
+        text = str(error).rpartition("data_prep.errors.UserError: ")[2]
+        print(f"error: {' '.join(text.split())}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

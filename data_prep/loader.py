@@ -21,6 +21,7 @@ from data_prep.codec import decode, decode_slices
 from data_prep.errors import UserError
 from data_prep.index import Member, ShardIndex, open_shard, read_at, read_json
 from data_prep.remote import ShardCache, is_remote
+from data_prep.signals import leave_signals_to_parent
 
 OPEN_SHARDS = 16
 """File descriptors and indexes a process keeps, at least; twice the window if that is more."""
@@ -287,4 +288,5 @@ def build_loader(
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=leave_signals_to_parent,
     )
