@@ -132,7 +132,7 @@ class Segmenter(nn.Module):
             multimask: K = 3 masks for an ambiguous prompt instead of K = 1.
         """
         sparse, dense, position = encode_prompts(self.prompt_encoder, prompts)
-        own = embeddings[prompts.image]  # (M, 256, h, w)
+        own = embeddings.index_select(0, prompts.image)  # (M, 256, h, w)
         low_res, iou = decode_masks(self.mask_decoder, own, sparse, dense, position, multimask)
         return Decoded(low_res.float(), iou.float())
 

@@ -1,15 +1,13 @@
 """What stage one can be told, and what it refuses."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from data_prep.errors import UserError
 from pretrain.encoder import PATCH, WINDOW
 from pretrain.objectives import Objective
-from pretrain.optim import OptimConfig
-from pretrain.run import Resume
+from pretrain.run import RunOptions
 
 
 @dataclass
@@ -28,40 +26,24 @@ class DataConfig:
     """Processes that read and decode, for each training process."""
 
 
-@dataclass
-class PretrainConfig:
+@dataclass(kw_only=True)
+class PretrainConfig(RunOptions):
     """Pretrain SAM's image encoder on unlabelled images."""
 
     data: DataConfig
     """The images."""
-    output: Path
-    """Run folder; made, or continued with --resume auto."""
     objectives: dict[str, Callable[[int], Objective]]
     """Losses by name, each a class of `pretrain.objectives`; one with weight 0 is off."""
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    """Steps, batch and optimiser."""
     encoder: str = "vit_b"
     """Size: vit_t, vit_s, vit_b, vit_l or vit_h."""
     start_from: str | None = None
     """Weights to start from: a SAM checkpoint, encoder file, run folder or Hub name."""
     image_size: int = 224
     """Side of the square input in pixels; tokens are dropped exactly at multiples of 224."""
-    precision: Literal["no", "bf16"] = "no"
-    """bf16 runs the forward pass in bfloat16 where that is safe."""
     compile: bool = False
     """Compile the encoder's blocks with torch.compile."""
     recompute_blocks: bool = False
     """Recompute blocks in the backward pass: less memory, about a third more time."""
-    log_every: int = 10
-    """Steps between lines of metrics."""
-    save_every: int = 1000
-    """Steps between checkpoints; the last step is always saved."""
-    keep: int = 2
-    """Checkpoints kept."""
-    seed: int = 0
-    """Seed of weights, order, crops and masks."""
-    resume: Resume = "never"
-    """auto continues the run in the output folder from its newest checkpoint."""
 
 
 def check(config: PretrainConfig) -> None:
@@ -70,16 +52,19 @@ def check(config: PretrainConfig) -> None:
         raise UserError(f"image_size {config.image_size} is no multiple of {PATCH} pixels")
     if not 0 < config.data.min_scale <= 1:
         raise UserError(f"data.min_scale {config.data.min_scale} is no share in (0, 1]")
-    if config.log_every < 1 or config.save_every < 1 or config.keep < 1:
-        raise UserError("log_every, save_every and keep must be 1 or more")
+    if config.data.window < 1 or config.data.workers < 0:
+        raise UserError("data.window must be 1 or more, and data.workers 0 or more")
 
 
 def build_objectives(config: PretrainConfig, width: int) -> dict[str, Objective]:
     """The objectives that are on, for an encoder of this width."""
     try:
         built = {name: build(width) for name, build in config.objectives.items()}
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:
         raise UserError(f"objectives: {error}") from None
+    for name, objective in built.items():
+        if objective.weight < 0:
+            raise UserError(f"objectives.{name}.weight is {objective.weight}; expected 0 or more")
     active = {name: objective for name, objective in built.items() if objective.weight > 0}
     if not active:
         raise UserError("objectives: none is on; give at least one a weight above 0")

@@ -215,7 +215,7 @@ class SamEncoder(ImageEncoderViT):
         if keep is None:
             return self._run_blocks(embeddings + position, dense_layout(*grid, WINDOW, device))
         layout = sparse_layout(*grid, WINDOW, keep)
-        tokens = embeddings + position[0][keep.to(device)]
+        tokens = embeddings + take(position.expand(len(keep), -1, -1), keep.to(device))
         if torch.equal(layout.order, keep):
             return self._run_blocks(tokens, layout.to(device))
         # Both orders are permutations of the same indices: into window order and back.

@@ -50,9 +50,9 @@ class OptimConfig:
                 f"optim.batch_size {self.batch_size} does not divide into {processes} processes x "
                 f"{self.accumulate} passes"
             )
-        if self.warmup_steps > self.steps:
+        if not 0 <= self.warmup_steps <= self.steps:
             raise UserError(
-                f"optim.warmup_steps {self.warmup_steps} exceeds optim.steps {self.steps}"
+                f"optim.warmup_steps {self.warmup_steps} is not in 0..optim.steps {self.steps}"
             )
         return self.batch_size // parts
 
@@ -88,6 +88,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         groups.setdefault((decay, layer_scale(name, depth, config.layer_decay)), []).append(
             parameter
         )
+    if not groups:
+        raise UserError("nothing is trained: every weight was loaded and is frozen (model.trained)")
     return torch.optim.AdamW(
         [
             {"params": parameters, "weight_decay": decay, "scale": scale}

@@ -6,22 +6,72 @@ import platform
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
 import torch
+import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from data_prep.cli import write_resolved_config
 from data_prep.errors import UserError
 from data_prep.files import write_json, write_text
 from pretrain.checkpoint import latest_checkpoint
+from pretrain.optim import OptimConfig
 
-Resume = Literal["never", "auto"]
 INTERRUPTED = 75
-"""Exit status of a run that was asked to stop and has saved: start it again with --resume auto."""
+"""Exit status of a training script that was asked to stop and has saved."""
+INTERRUPTED_FILE = "INTERRUPTED"
+"""Present in a run folder that was so stopped: launchers do not pass the exit status on."""
+MAY_CHANGE = {"resume", "output", "log_every", "save_every", "keep", "data.workers"}
+"""Options that may differ when a run is continued."""
+
+
+@dataclass(kw_only=True)
+class RunOptions:
+    """What every training run can be told."""
+
+    output: Path
+    """Run folder; made, or continued with --resume auto."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Steps, batch and optimiser."""
+    precision: Literal["no", "bf16"] = "no"
+    """bf16 runs the forward pass in bfloat16 where that is safe."""
+    log_every: int = 10
+    """Steps between lines of metrics."""
+    save_every: int = 500
+    """Steps between checkpoints; the last step is always saved."""
+    keep: int = 2
+    """Checkpoints kept."""
+    seed: int = 0
+    """Seed of weights, order, augmentation and all that a step draws."""
+    resume: Literal["never", "auto"] = "never"
+    """auto continues the run in the output folder from its newest checkpoint."""
+
+    def __post_init__(self) -> None:
+        if self.log_every < 1 or self.save_every < 1 or self.keep < 1:
+            raise UserError("log_every, save_every and keep must be 1 or more")
+
+
+@dataclass
+class State:
+    """How far a run is; with the weights and the optimiser's state, all that resuming needs."""
+
+    step: int = 0
+    samples_seen: int = 0
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> "State":
+        """The state of a checkpoint folder."""
+        return cls(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+
+    def write(self, folder: Path) -> None:
+        """Write `state.json`."""
+        write_json(folder / "state.json", asdict(self))
+
 
 PACKAGES = (
     "torch",
@@ -34,30 +84,57 @@ PACKAGES = (
 )
 
 
-def prepare_folder(folder: Path, resolved: str, resume: Resume) -> None:
-    """Make a run folder, or take up the run that is in it. For the main process.
+def prepare_folder(options: RunOptions, resolved: str) -> None:
+    """Make a run's folder, or take up the run that is in it. For the main process.
+
+    Args:
+        resolved: all options of the run, as YAML.
 
     Raises:
-        UserError: the folder has a run and `resume` is never, or has something that is no run.
+        UserError: the folder has a run and `resume` is never, a run with other options, or
+            something that is no run. Nothing is changed then.
     """
+    folder = options.output
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output {folder} is a file; name a folder")
     if folder.is_dir() and any(folder.iterdir()):
-        if not (folder / "config.yaml").is_file():
+        if not (folder / "environment.json").is_file() or not (folder / "config.yaml").is_file():
             raise UserError(f"output {folder} holds files that are no run; name another folder")
-        if resume == "never":
+        if options.resume == "never":
             raise UserError(f"output {folder} has a run; continue it with --resume auto")
+        if latest_checkpoint(folder) is not None:
+            _require_same_options(folder, resolved)
     folder.mkdir(parents=True, exist_ok=True)
-    if latest_checkpoint(folder) is None:
-        # Nothing saved yet: the run starts over, and so do its records.
-        (folder / "metrics.jsonl").unlink(missing_ok=True)
     for leftover in (folder / "checkpoints").glob(".*.partial"):
         shutil.rmtree(leftover)
-    (folder / "DONE").unlink(missing_ok=True)
+    for marker in ("DONE", INTERRUPTED_FILE):
+        (folder / marker).unlink(missing_ok=True)
     (folder / "checkpoints").mkdir(exist_ok=True)
     (folder / "figures").mkdir(exist_ok=True)
-    write_resolved_config(folder, resolved)
     write_json(folder / "environment.json", environment())
+    write_resolved_config(folder, resolved)
+
+
+def _require_same_options(folder: Path, resolved: str) -> None:
+    before = _flat(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    now = _flat(yaml.safe_load(resolved))
+    for name in sorted((before.keys() | now.keys()) - MAY_CHANGE):
+        if before.get(name) != now.get(name):
+            raise UserError(
+                f"output {folder} was started with {name} {before.get(name)}, not {now.get(name)}; "
+                "continue it with the same options or name another folder"
+            )
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested options by dotted name."""
+    if not isinstance(values, dict) or not values:
+        return {prefix: values}
+    return {
+        name: value
+        for key, nested in values.items()
+        for name, value in _flat(nested, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
 
 
 def environment() -> dict[str, Any]:
@@ -136,7 +213,10 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 
 class StopRequest:
-    """Remembers an interrupt, USR2 or TERM, so that the step can be finished and saved first."""
+    """Remembers an interrupt, USR2 or TERM, so that the step can be finished and saved first.
+
+    A second interrupt stops at once.
+    """
 
     def __init__(self) -> None:
         self.asked = False
@@ -145,3 +225,5 @@ class StopRequest:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,7 +1,7 @@
 """Tiny shard sets and runs, made on the fly."""
 
+import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
@@ -99,7 +100,12 @@ class Launch:
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        os.killpg(process.pid, number)
+        # The launcher starts its processes in sessions of their own.
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.send_signal(number)
+        if number == signal.SIGKILL:
+            process.kill()
         out, _ = process.communicate(timeout=120)
         return subprocess.CompletedProcess(command, process.returncode, out, "")
 
