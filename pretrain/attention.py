@@ -14,7 +14,7 @@ The stock code materialises the (N, N) logits several times. Here the same numbe
 - `blockwise`: a block of queries at a time, so the logits of one block stay in the processor's
   cache; the backward pass recomputes them. For large grids on a CPU.
 
-`choose_backend` picks by device and size, from the figures that
+`choose_backend` picks by device and size; for CPUs from the figures that
 `python -m pretrain benchmark` prints.
 """
 
@@ -95,17 +95,37 @@ def folded(
     q: Tensor, k: Tensor, v: Tensor, row: Tensor, column: Tensor, positions: Positions, scale: float
 ) -> Tensor:
     """Attention with the relative bias folded into longer queries and keys. Any token subset."""
-    height, width = positions.grid
-    row_of_key = F.one_hot(positions.rows, height)
-    column_of_key = F.one_hot(positions.columns, width)
-    one_hot = torch.cat([row_of_key, column_of_key], dim=-1).to(k.dtype)[:, None]  # (B|1, 1, n, .)
-    q = torch.cat([q * scale, row, column], dim=-1)
-    k = torch.cat([k, one_hot.expand(*k.shape[:3], -1)], dim=-1)
+    # PyTorch's memory-efficient CUDA kernels take bf16 vectors of 8 n numbers only.
+    q, k = fold(q, k, row, column, positions, scale, multiple=8 if q.is_cuda else 1)
     if q.device.type == "cpu":
         # PyTorch's fused CPU kernel wants values as long as the queries; padding them costs more
         # than the plain product for the short sequences that come here.
         return torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ v
     return F.scaled_dot_product_attention(q, k, v, scale=1.0)
+
+
+def fold(
+    q: Tensor,
+    k: Tensor,
+    row: Tensor,
+    column: Tensor,
+    positions: Positions,
+    scale: float,
+    multiple: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys (B, heads, n, d) extended so that their product has scale and bias in it.
+
+    Returns:
+        Both (B, heads, n, e), e = d + H + W rounded up by zeros to a multiple of `multiple`.
+    """
+    height, width = positions.grid
+    row_of_key = F.one_hot(positions.rows, height)
+    column_of_key = F.one_hot(positions.columns, width)
+    one_hot = torch.cat([row_of_key, column_of_key], dim=-1).to(k.dtype)[:, None]  # (B|1, 1, n, .)
+    zeros = q.new_zeros(()).expand(*q.shape[:3], -(q.shape[-1] + height + width) % multiple)
+    q = torch.cat([q * scale, row, column, zeros], dim=-1)
+    k = torch.cat([k, one_hot.expand(*k.shape[:3], -1), zeros.to(k.dtype)], dim=-1)
+    return q, k
 
 
 def biased(
@@ -200,7 +220,11 @@ BACKENDS: dict[str, Backend] = {"folded": folded, "biased": biased, "blockwise":
 
 
 def choose_backend(positions: Positions, device: torch.device, dtype: torch.dtype) -> str:
-    """Name of the fastest backend, by measurement (see the module's text)."""
+    """Name of the backend to use.
+
+    On a CPU by measurement (see the module's text). Elsewhere `folded`, not measured: plain
+    products of vectors are what fused kernels take.
+    """
     if not positions.dense or device.type != "cpu":
         return "folded"
     if positions.grid[0] * positions.grid[1] >= 1024:
@@ -221,7 +245,7 @@ def attend(
     Args:
         qkv: (B, n, 3 * C) queries, keys and values, in segment_anything's order.
         table_h, table_w: (any odd length, C / heads) relative-position tables; resized as needed.
-        backend: one of `BACKENDS`; None chooses by measurement.
+        backend: one of `BACKENDS`; None: that of `choose_backend`.
 
     Returns:
         (B, n, C), before the output projection.

@@ -10,7 +10,14 @@ from segment_anything.modeling import ImageEncoderViT
 from timm.layers import resample_abs_pos_embed_nhwc
 from torch import nn
 
-from pretrain.attention import BACKENDS, Positions, attend, choose_backend, dense_positions
+from pretrain.attention import (
+    BACKENDS,
+    Positions,
+    attend,
+    choose_backend,
+    dense_positions,
+    fold,
+)
 from pretrain.encoder import SIZES, EncoderSize, SamEncoder, build_encoder
 from pretrain.layout import balanced_keep
 
@@ -207,6 +214,22 @@ def test_each_backend_equals_the_literal_sum(backend: str, side: int) -> None:
     torch.testing.assert_close(grads, expected_grads, atol=1e-4, rtol=1e-4)
     with torch.no_grad():
         torch.testing.assert_close(attend(qkv, heads, *tables, positions, backend), out)
+
+
+def test_folded_vectors_padded_for_fused_kernels_give_the_same_logits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 2, 3, 196, 64, generator=generator)
+    row, column = torch.randn(2, 2, 3, 196, 14, generator=generator)
+    arguments = (q, k, row, column, dense_positions(14, 14, q.device), 0.125)
+    plain, padded = fold(*arguments), fold(*arguments, multiple=8)
+    assert plain[0].shape[-1] == plain[1].shape[-1] == 92
+    assert padded[0].shape[-1] == padded[1].shape[-1] == 96
+    fused = nn.functional.scaled_dot_product_attention
+    expected = fused(*plain, q, scale=1.0)
+    torch.testing.assert_close(fused(*padded, q, scale=1.0), expected)
+    for ours, theirs in zip(padded, plain, strict=True):
+        assert torch.equal(ours[..., :92], theirs)
+        assert not ours[..., 92:].any()
 
 
 def test_dense_only_backends_refuse_subsets_and_are_not_chosen_for_them() -> None:
