@@ -26,6 +26,7 @@ from finetune.cases import CaseSelection, LabelledCases
 from finetune.loading import load_segmenter
 from finetune.prompted import PromptedImage
 from finetune.report import RUNS, write_report
+from pretrain.cpu import has_fast_bf16
 from pretrain.progress import format_time
 
 PROGRAMS = {
@@ -90,8 +91,10 @@ def quickstart(config: QuickstartConfig, resolved: str) -> None:
 
     steps.headline(2, "Pretraining of the encoder on unlabelled images")
     launch = ["accelerate", "launch", "--config_file", "configs/accelerate/single.yaml"]
+    precision = "bf16" if torch.cuda.is_available() or has_fast_bf16() else "no"
     recipe = ["pretrain/train.py", "--config", str(config.pretrain_recipe)]
     options = ["--data.shards", str(images), "--output", str(encoder), "--resume", "auto"]
+    options += ["--precision", precision]
     steps.run("pretraining", [*launch, *recipe, *options])
 
     steps.headline(3, "Adaptation to clicks and boxes, from the pretrained and from a new encoder")
@@ -99,6 +102,7 @@ def quickstart(config: QuickstartConfig, resolved: str) -> None:
     for run, start in zip(RUNS, (["--encoder", str(encoder)], []), strict=True):
         options = ["--data.shards", str(labelled), *start]
         options += ["--output", str(out / "finetune" / run), "--resume", "auto"]
+        options += ["--precision", precision]
         steps.run(f"adaptation, {run}", [*launch, *recipe, *options])
 
     steps.headline(4, "Evaluation on held-out images")

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from pathlib import Path
 
 import psutil
 import torch
@@ -32,3 +33,12 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def has_fast_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices in hardware (Linux on x86 only)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
