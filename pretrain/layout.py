@@ -112,23 +112,41 @@ def sparse_layout(height: int, width: int, window: int, keep: Tensor) -> TokenLa
     )
 
 
+def kept_of_window(keep_ratio: float, window: int) -> int:
+    """Number of tokens that each attention window keeps.
+
+    Raises:
+        ValueError: none would be kept, or all of them by another ratio than 1.
+    """
+    slots = round(keep_ratio * window**2)
+    if keep_ratio != 1 and not 0 < slots < window**2:
+        raise ValueError(
+            f"keep_ratio {keep_ratio} keeps {slots} of the {window**2} tokens of a window; "
+            "write 1 to keep all of them"
+        )
+    return slots
+
+
 def balanced_keep(
     batch: int, grid: tuple[int, int], window: int, keep_ratio: float, generator: torch.Generator
 ) -> Tensor:
     """Random tokens to keep, the same number in each attention window.
 
     Args:
-        keep_ratio: share of tokens kept, in (0, 1]; at least one token a window is kept.
+        keep_ratio: share of tokens kept, in (0, 1].
         generator: on the device where the indices are wanted.
 
     Returns:
         (batch, n) int64 row-major token indices, sorted by window.
+
+    Raises:
+        ValueError: padded windows, or a ratio that keeps no token or, but for 1, every token.
     """
     height, width = grid
     if height % window or width % window:
         raise ValueError(f"a {height} x {width} token grid has padded windows of {window}")
     down, across = height // window, width // window
-    slots = max(1, round(keep_ratio * window**2))
+    slots = kept_of_window(keep_ratio, window)
     device = generator.device
     noise = torch.rand(batch, down * across, window**2, generator=generator, device=device)
     inside = noise.argsort(dim=-1)[..., :slots].sort(dim=-1).values  # (B, windows, slots)

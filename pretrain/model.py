@@ -47,13 +47,12 @@ class PretrainModel(nn.Module):
         return sum(self.objectives[name].weight * loss for name, loss in losses.items())
 
     def _encode(self, views: list[View], grid: tuple[int, int]) -> dict[View, Tensor]:
-        """Encode all views, one encoder call for each number of tokens."""
-        by_length: dict[int, list[View]] = {}
+        """Encode all views, one encoder call for each number of tokens, dense or kept."""
+        groups: dict[tuple[int, bool], list[View]] = {}
         for view in views:
-            by_length.setdefault(view.embeddings.shape[1], []).append(view)
+            groups.setdefault((view.embeddings.shape[1], view.keep is None), []).append(view)
         encoded: dict[View, Tensor] = {}
-        for group in by_length.values():
-            dense = group[0].keep is None
+        for (_, dense), group in groups.items():
             keep = None if dense else torch.cat([view.keep for view in group])
             tokens = self.encoder.encode(torch.cat([v.embeddings for v in group]), grid, keep)
             encoded |= zip(group, tokens.split([len(v.embeddings) for v in group]), strict=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.encoder import WINDOW, take
-from pretrain.layout import balanced_keep
+from pretrain.layout import balanced_keep, kept_of_window
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,12 +83,16 @@ class Objective(nn.Module, ABC):
     Args:
         weight: factor of this loss in the sum.
         keep_ratio: share of tokens that the encoder sees, in (0, 1].
+
+    Raises:
+        ValueError: a share outside, or one that keeps no token or, but for 1, every token.
     """
 
     def __init__(self, weight: float, keep_ratio: float) -> None:
         super().__init__()
         if not 0 < keep_ratio <= 1:
             raise ValueError(f"keep_ratio is {keep_ratio}; expected a share in (0, 1]")
+        kept_of_window(keep_ratio, WINDOW)
         self.weight, self.keep_ratio = weight, keep_ratio
 
     @abstractmethod

@@ -13,9 +13,10 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
 
-from pretrain.encoder import EncoderSize, SamEncoder
+from pretrain.encoder import EncoderSize, SamEncoder, take
+from pretrain.layout import balanced_keep
 from pretrain.model import PretrainModel
-from pretrain.objectives import EMix, Inputs, MaskedAutoencoding, ShED
+from pretrain.objectives import EMix, Inputs, MaskedAutoencoding, Objective, Plan, ShED, View
 
 TINY = EncoderSize(width=32, depth=2, heads=2, global_blocks=(1,))
 GRID = (14, 14)
@@ -216,6 +217,35 @@ def test_objectives_with_equal_lengths_share_one_encoder_call_and_one_clean_view
     total.backward()
     without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []
+
+
+class Everything(Objective):
+    """Asks for all tokens in row-major order, and for all of them in another order."""
+
+    def plan(self, inputs: Inputs) -> Plan:
+        dense = inputs.clean(1.0)
+        keep = torch.arange(196).flip(0).expand(len(inputs.images), -1)
+        every = View(take(inputs.embeddings, keep), keep)
+        return Plan([dense, every], lambda views: (views[0] - views[1].flip(1)).abs().max())
+
+
+def test_all_tokens_kept_by_index_do_not_share_a_call_with_the_dense_sequence() -> None:
+    torch.manual_seed(0)
+    model = PretrainModel(SamEncoder(TINY), {"everything": Everything(1.0, 1.0)})
+    assert model(torch.randn(2, 3, 224, 224), seeded(0))["everything"] < 1e-4
+
+
+@pytest.mark.parametrize("objective", [MaskedAutoencoding, EMix, ShED])
+@pytest.mark.parametrize(("keep_ratio", "kept"), [(0.999, 196), (0.002, 0)])
+def test_a_ratio_that_keeps_all_or_no_token_is_refused(
+    objective: type[Objective], keep_ratio: float, kept: int
+) -> None:
+    message = f"keep_ratio {keep_ratio} keeps {kept} of the 196 tokens"
+    with pytest.raises(ValueError, match=message):
+        objective(32, keep_ratio=keep_ratio)
+    with pytest.raises(ValueError, match=message):
+        balanced_keep(1, GRID, 14, keep_ratio, seeded(0))
+    assert balanced_keep(1, GRID, 14, 1.0, seeded(0)).shape == (1, 196)
 
 
 def test_losses_depend_on_the_generator_alone() -> None:
