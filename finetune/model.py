@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data_prep.errors import UserError
+from data_prep.files import sha256
 from finetune.decoder import (
     DECODER_WIDTH,
     DecoderBlock,
@@ -101,6 +102,7 @@ class Segmenter(nn.Module):
     Attributes:
         frozen: keys of the state dict that training leaves as they were loaded.
         sources: where the weights of each loaded key came from.
+        digests: SHA-256 of each of these files, when it was loaded.
     """
 
     def __init__(self, encoder: SamEncoder, image_size: int) -> None:
@@ -111,6 +113,7 @@ class Segmenter(nn.Module):
         self.mask_decoder = build_mask_decoder()
         self.frozen: frozenset[str] = frozenset()
         self.sources: dict[str, str] = {}
+        self.digests: dict[str, str] = {}
 
     def encode(self, images: Tensor) -> Tensor:
         """Image embeddings.
@@ -189,6 +192,11 @@ class Segmenter(nn.Module):
             self, {**{key: own[key] for key in self.frozen}, **weights}, source
         )
 
+    def frozen_sources(self) -> list[dict[str, str]]:
+        """`part` and `sha256`, without paths, of each file that frozen weights came from."""
+        files = {(key.split(".")[0], self.digests[self.sources[key]]) for key in self.frozen}
+        return [{"part": part, "sha256": digest} for part, digest in sorted(files)]
+
     def describe(self) -> list[Part]:
         """Parameters of each part, whether they are trained, and where they came from."""
         members: dict[str, list[tuple[str, nn.Parameter]]] = {}
@@ -207,9 +215,7 @@ class Segmenter(nn.Module):
 
 def _row(name: str) -> str:
     part = next(row for row in ROWS if name.startswith(row + "."))
-    if ".adapter." in name:
-        return f"{part.split('.')[0]} adapters"
-    return part
+    return f"{part.split('.')[0]} adapters" if ".adapter." in name else part
 
 
 def build_model(
@@ -259,6 +265,7 @@ def _load_encoder(segmenter: Segmenter, source: str | Path) -> set[str]:
     checkpoint.load_strictly(segmenter.image_encoder, checkpoint.encoder_weights(weights), path)
     keys = {key for key in segmenter.state_dict() if key.startswith(SAM_ENCODER_PREFIX)}
     segmenter.sources.update(dict.fromkeys(keys, str(path)))
+    segmenter.digests[str(path)] = sha256(path)
     if any(key.startswith(SAM_DECODER_PREFIXES) for key in weights):
         return keys
     return {key for key in keys if not key.startswith(NECK_PREFIX)}
@@ -276,6 +283,7 @@ def _load_sam(segmenter: Segmenter, source: str | Path, with_encoder: bool) -> s
     checkpoint.load_strictly(segmenter, weights, path)
     keys = {key for key in own if with_encoder or not key.startswith(SAM_ENCODER_PREFIX)}
     segmenter.sources.update(dict.fromkeys(keys, str(path)))
+    segmenter.digests[str(path)] = sha256(path)
     return keys
 
 

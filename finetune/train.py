@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from data_prep.cli import run_command
-from data_prep.files import write_text
+from data_prep.files import write_json, write_text
 from data_prep.loader import build_loader
 from finetune.config import TrainConfig
 from finetune.data import SegmentationBatch, SegmentationDataset, collate
-from finetune.loading import SEGMENTER_FILE
+from finetune.loading import SEGMENTER_FILE, SOURCES_FILE, check_sources
 from finetune.losses import LossConfig, SegmentationLoss, mask_dice
 from finetune.model import Segmenter, build_model
 from finetune.prompts.simulate import PromptConfig, prompted_rounds
@@ -66,6 +66,7 @@ def train(config: TrainConfig, resolved: str) -> None:
     checkpoint = open_run(accelerator, config, resolved)
     if checkpoint is not None:
         state = State.read(checkpoint)
+        check_sources(segmenter, checkpoint)
         segmenter.load_trained(load_file(checkpoint / SEGMENTER_FILE), checkpoint / SEGMENTER_FILE)
         accelerator.print(f"resuming after step {state.step} of {config.optim.steps}")
     wrapped, optimizer = accelerator.prepare(model, fresh_optimizer)
@@ -97,6 +98,7 @@ def train(config: TrainConfig, resolved: str) -> None:
 
     def write_weights(folder: Path) -> None:
         save_file(segmenter.trained_state_dict(), folder / SEGMENTER_FILE)
+        write_json(folder / SOURCES_FILE, segmenter.frozen_sources())
 
     train_steps(
         accelerator,

@@ -1,5 +1,6 @@
 """What a segmenter loads, freezes, trains, and keeps in its file of trained weights."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from data_prep.errors import UserError
+from data_prep.files import write_json
 from finetune.adapters import MsaAdapter, MsaDecoderAdapter
+from finetune.loading import check_sources
 from finetune.model import ModelConfig, Segmenter, build_model
 from pretrain.encoder import SIZES, EncoderSize
 
@@ -153,6 +156,35 @@ def test_trained_weights_alone_restore_the_model(tmp_path: Path) -> None:
     weights.pop(fourier)
     with pytest.raises(UserError, match=f"missing: {fourier}"):
         second.load_trained(weights, "other")
+
+
+def test_frozen_weights_from_a_file_that_changed_are_refused(tmp_path: Path) -> None:
+    run, checkpoint = tmp_path / "run", tmp_path / "checkpoint"
+    run.mkdir()
+    checkpoint.mkdir()
+    sam = sam_file(tmp_path)
+    encoder_file(run)
+    segmenter = build_model(ModelConfig("tiny"), run, sam)
+    sources = segmenter.frozen_sources()
+    digests = {
+        "image_encoder": hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest(),
+        "mask_decoder": hashlib.sha256(sam.read_bytes()).hexdigest(),
+        "prompt_encoder": hashlib.sha256(sam.read_bytes()).hexdigest(),
+    }
+    assert sources == [{"part": part, "sha256": digest} for part, digest in digests.items()]
+    check_sources(segmenter, checkpoint)  # nothing recorded
+    write_json(checkpoint / "sources.json", sources)
+    check_sources(build_model(ModelConfig("tiny"), run, sam), checkpoint)
+
+    encoder_file(run)  # the run has trained on
+    assert segmenter.frozen_sources() == sources  # of what was loaded, not of what is there now
+    moved = build_model(ModelConfig("tiny"), run, sam)
+    with pytest.raises(UserError, match=r"other image_encoder weights than .*encoder\.safetensors"):
+        check_sources(moved, checkpoint)
+    check_sources(
+        build_model(ModelConfig("tiny", trained=["image_encoder.*"]), run, sam), checkpoint
+    )
+    assert build_model(ModelConfig("tiny")).frozen_sources() == []
 
 
 def test_with_sam_loaded_the_trained_weights_are_adapters_and_what_is_named(tmp_path: Path) -> None:
