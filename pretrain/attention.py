@@ -43,7 +43,8 @@ class Positions:
 
     def to(self, device: torch.device) -> "Positions":
         """The same positions on another device."""
-        return Positions(self.rows.to(device), self.columns.to(device), self.grid, self.dense)
+        rows, columns = (t.to(device, non_blocking=True) for t in (self.rows, self.columns))
+        return Positions(rows, columns, self.grid, self.dense)
 
 
 def dense_positions(height: int, width: int, device: torch.device) -> Positions:

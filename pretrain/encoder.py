@@ -180,7 +180,7 @@ class SamEncoder(ImageEncoderViT):
         """
         embeddings, grid = self.embed(images)
         if keep is not None:
-            embeddings = take(embeddings, keep.to(embeddings.device))
+            embeddings = take(embeddings, keep.to(embeddings.device, non_blocking=True))
         return self.encode(embeddings, grid, keep)
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -215,11 +215,14 @@ class SamEncoder(ImageEncoderViT):
         if keep is None:
             return self._run_blocks(embeddings + position, dense_layout(*grid, WINDOW, device))
         layout = sparse_layout(*grid, WINDOW, keep)
-        tokens = embeddings + take(position.expand(len(keep), -1, -1), keep.to(device))
+        tokens = embeddings + take(
+            position.expand(len(keep), -1, -1), keep.to(device, non_blocking=True)
+        )
         if torch.equal(layout.order, keep):
             return self._run_blocks(tokens, layout.to(device))
         # Both orders are permutations of the same indices: into window order and back.
-        to_windows = keep.argsort(1).gather(1, layout.order.argsort(1).argsort(1)).to(device)
+        to_windows = keep.argsort(1).gather(1, layout.order.argsort(1).argsort(1))
+        to_windows = to_windows.to(device, non_blocking=True)
         tokens = self._run_blocks(take(tokens, to_windows), layout.to(device))
         return take(tokens, to_windows.argsort(1))
 

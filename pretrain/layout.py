@@ -46,7 +46,7 @@ class TokenLayout:
         """The same layout of dropped tokens on another device."""
         return replace(
             self,
-            order=self.order.to(device),
+            order=self.order.to(device, non_blocking=True),
             positions=self.positions.to(device),
             window_positions=self.window_positions.to(device),
         )

@@ -74,7 +74,8 @@ class Inputs:
             return View(self.embeddings, None)
         batch = len(self.embeddings)
         keep = balanced_keep(batch, self.grid, WINDOW, keep_ratio, self.generator)
-        return View(take(self.embeddings, keep.to(self.embeddings.device)), keep)
+        index = keep.to(self.embeddings.device, non_blocking=True)
+        return View(take(self.embeddings, index), keep)
 
 
 class Objective(nn.Module, ABC):

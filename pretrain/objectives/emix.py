@@ -55,13 +55,14 @@ class EMix(Objective):
         # PyTorch's Beta distribution takes no generator; numpy's does.
         seed = int(torch.randint(2**62, (), generator=inputs.generator))
         drawn = np.random.default_rng(seed).beta(self.alpha, self.alpha, batch)
-        share = torch.from_numpy(np.maximum(drawn, 1 - drawn)).to(device, torch.float32)  # (B,)
-        partner = torch.randperm(batch, generator=inputs.generator).to(device)  # (B,)
-        mixed = torch.lerp(
-            clean.embeddings[partner].detach(),
-            clean.embeddings,
-            share[:, None, None].to(clean.embeddings.dtype),
-        )
+        share = torch.from_numpy(np.maximum(drawn, 1 - drawn)).to(
+            device, torch.float32, non_blocking=True
+        )  # (B,)
+        partner = torch.randperm(batch, generator=inputs.generator)
+        partner = partner.to(device, non_blocking=True)  # (B,)
+        # In fp32 also under autocast: bf16 would round lambda to 8 bits.
+        own = clean.embeddings.float()
+        mixed = torch.lerp(own[partner].detach(), own, share[:, None, None])
 
         def loss(encoded: Sequence[Tensor]) -> Tensor:
             z, z_mix = (F.normalize(self.project(e.mean(dim=1)).float(), dim=-1) for e in encoded)
@@ -70,10 +71,10 @@ class EMix(Objective):
                 first = rank() * batch
                 z = torch.cat(gather(z.contiguous()))
             logits = z_mix @ z.T / self.temperature  # (B, B * processes)
-            own = first + torch.arange(batch, device=device)
+            diagonal = first + torch.arange(batch, device=device)
             cross_entropy = nn.CrossEntropyLoss(reduction="none")
-            by_sample = share * cross_entropy(logits, own)
+            by_sample = share * cross_entropy(logits, diagonal)
             by_sample = by_sample + (1 - share) * cross_entropy(logits, first + partner)
             return by_sample.mean()
 
-        return Plan([clean, View(mixed, clean.keep)], loss)
+        return Plan([clean, View(mixed.to(clean.embeddings.dtype), clean.keep)], loss)

@@ -50,6 +50,7 @@ class MaskedAutoencoding(Objective):
             raise ValueError("masked autoencoding with keep_ratio 1 has nothing to reconstruct")
         self.normalise_patches = normalise_patches
         self.decoder_width = decoder_width
+        self._positions: dict[tuple[tuple[int, int], torch.device], Tensor] = {}
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.embed = nn.Linear(width, decoder_width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
@@ -75,7 +76,7 @@ class MaskedAutoencoding(Objective):
     def plan(self, inputs: Inputs) -> Plan:
         """One clean view of the kept tokens; the loss is on all the others."""
         view = inputs.clean(self.keep_ratio)
-        keep = view.keep.to(inputs.images.device)
+        keep = view.keep.to(inputs.images.device, non_blocking=True)
         dropped = self.dropped(keep, inputs.grid)
 
         def loss(encoded: Sequence[Tensor]) -> Tensor:
@@ -97,11 +98,16 @@ class MaskedAutoencoding(Objective):
         tokens = self.embed(self.norm(encoded))
         every = self.mask_token.to(tokens.dtype).expand(len(keep), grid[0] * grid[1], -1)
         tokens = set_at_index(every, keep, tokens)
-        rows, columns = np.arange(grid[0], dtype=np.float32), np.arange(grid[1], dtype=np.float32)
-        axes = np.stack(np.meshgrid(columns, rows))[:, None]  # (2, 1, H, W), x first
-        position = get_2d_sine_cosine_positional_embedding_from_grid(self.decoder_width, axes)
-        position = torch.from_numpy(position).to(tokens.device, torch.float32)
-        return self.decoder_norm(self.blocks(tokens + position))
+        return self.decoder_norm(self.blocks(tokens + self._position(grid, tokens.device)))
+
+    def _position(self, grid: tuple[int, int], device: torch.device) -> Tensor:
+        """Sine-cosine position (N, decoder_width) of each patch, made once."""
+        if (grid, device) not in self._positions:
+            axes = np.stack(np.meshgrid(np.arange(grid[1]), np.arange(grid[0])))  # x first
+            axes = axes[:, None].astype(np.float32)  # (2, 1, H, W)
+            table = get_2d_sine_cosine_positional_embedding_from_grid(self.decoder_width, axes)
+            self._positions[grid, device] = torch.from_numpy(table).to(device, torch.float32)
+        return self._positions[grid, device]
 
     @staticmethod
     def dropped(keep: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -37,7 +37,8 @@ class ShED(Objective):
         device = clean.embeddings.device
         count = max(2, math.ceil(self.moved * n))
         noise = torch.rand(batch, n, generator=inputs.generator)
-        places = noise.argsort(dim=1)[:, :count].to(device)  # (B, count)
+        places = noise.argsort(dim=1)[:, :count]
+        places = places.to(device, non_blocking=True)  # (B, count)
         index = places[..., None].expand(-1, -1, width)
         # Rotated by one among themselves, so that each of them moves.
         contents = clean.embeddings.gather(1, index).roll(1, dims=1)
