@@ -1,6 +1,5 @@
 """Weights from somewhere: files, run folders and the Hub, read without running anyone's code."""
 
-import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from data_prep.errors import UserError
 
 ENCODER_FILE = "encoder.safetensors"
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 SAM_ENCODER_PREFIX = "image_encoder."
 SAM_DECODER_PREFIXES = ("prompt_encoder.", "mask_decoder.")
 
@@ -30,8 +30,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"cannot read weights from {path}: {reason}") from None
+        raise UserError(f"cannot read weights from {path}: {_reason(error)}") from None
     if not isinstance(weights, dict) or not all(isinstance(t, Tensor) for t in weights.values()):
         raise UserError(f"{path} is no file of named tensors (a state dict is expected)")
     return weights
@@ -58,16 +57,20 @@ def find_weights(source: str | Path) -> Path:
             if folder is not None and (folder / ENCODER_FILE).is_file():
                 return folder / ENCODER_FILE
         raise UserError(f"{path} has no {ENCODER_FILE} and no checkpoint; has its run saved one?")
-    if str(source).count("/") != 1 or path.suffix:
+    if str(source).count("/") != 1 or path.suffix in WEIGHT_SUFFIXES:
         raise UserError(f"{source}: no such file or folder")
     try:
         folder = Path(snapshot_download(str(source), allow_patterns=["*.safetensors", "*.json"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"{source} is no file here and not to be had from the Hub: {reason}"
+            f"{source} is no file here and not to be had from the Hub: {_reason(error)}"
         ) from None
     return find_weights(folder)
+
+
+def _reason(error: Exception) -> str:
+    """First line of what an error says, or its name where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def encoder_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -115,9 +118,3 @@ def load_encoder(encoder: nn.Module, source: str | Path) -> Path:
     path = find_weights(source)
     load_strictly(encoder, encoder_weights(read_weights(path)), path)
     return path
-
-
-def encoder_name(source: str | Path) -> str | None:
-    """Size name written beside published or saved encoder weights, or None where none is."""
-    config = find_weights(source).parent / "encoder.json"
-    return json.loads(config.read_text())["name"] if config.is_file() else None

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from data_prep.errors import UserError
 from data_prep.loader import Record
 from data_prep.pixels import normalise
 
@@ -22,8 +23,22 @@ class PretrainTransform:
         self.image_size, self.min_scale = image_size, min_scale
 
     def __call__(self, record: Record, generator: np.random.Generator) -> tuple[Tensor, str]:
-        """(3, S, S) float32 and the record's key."""
+        """(3, S, S) float32 and the record's key.
+
+        Raises:
+            UserError: the record is a volume, or colour of 16 bits.
+        """
         image = record.image
+        if (image.ndim == 3 and image.shape[2] != 3) or "axes" in record.meta:
+            raise UserError(
+                f"record {record.key} is a volume {image.shape}, and stage one takes 2D images; "
+                "shard volumes with `shard --layout nifti`"
+            )
+        if image.ndim == 3 and image.dtype != np.uint8:
+            raise UserError(
+                f"record {record.key} is a {image.dtype} colour image; stage one takes colour of "
+                "8 bits, convert the files and shard again"
+            )
         box = random_crop(image.shape[0], image.shape[1], self.min_scale, generator)
         if image.dtype != np.uint8:
             # Pillow scales 16-bit images as floats; stored white is the type's maximum.
