@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def leave_signals_to_parent(worker: int) -> None:
@@ -18,6 +20,23 @@ def leave_signals_to_parent(worker: int) -> None:
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_exit_for_parent, daemon=True).start()
+
+
+@contextmanager
+def term_blocked() -> Iterator[None]:
+    """Around the start of workers: all their threads are born with SIGTERM blocked.
+
+    A thread that a library starts in a worker before `leave_signals_to_parent` runs would otherwise
+    take the signal.
+    """
+    if not hasattr(signal, "sigwaitinfo"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _exit_for_parent() -> None:

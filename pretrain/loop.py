@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from data_prep.errors import UserError
 from data_prep.files import write_json, write_text
+from data_prep.signals import term_blocked
 from pretrain.checkpoint import latest_checkpoint
 from pretrain.cpu import keep_freed_memory, use_cores
 from pretrain.optim import OPTIMIZER_FILE, learning_rate, set_learning_rate, step_seed
@@ -85,7 +86,8 @@ def train_steps(
     optim, accumulate = options.optim, options.optim.accumulate
     rank, main = accelerator.process_index, accelerator.is_main_process
     stop = StopRequest()
-    batches = iter(loader)  # forks its workers before the metrics start a thread
+    with term_blocked():
+        batches = iter(loader)  # forks its workers before the metrics start a thread
     metrics = Metrics(options.output, state.step) if main else None
     progress = Progress(optim.steps, state.step, optim.batch_size)
     model.train()
