@@ -149,7 +149,7 @@ def environment() -> dict[str, Any]:
 
 
 def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
-    """Write `checkpoints/step-00000000`-style folder, whole or not at all, and drop all but the last `keep`.
+    """Write the checkpoint folder of `step`, whole or not at all, and keep the last `keep`.
 
     Args:
         write: writes the checkpoint's files into the folder that it is given.
