@@ -51,7 +51,10 @@ class ShardMixture(Dataset):
         if weights is not None and (
             len(weights) != len(sizes) or not all(0 < weight < np.inf for weight in weights)
         ):
-            raise UserError(f"weights: {list(weights)} are not {len(sizes)} positive numbers")
+            raise UserError(
+                f"weights: {list(weights)} are not {len(sizes)} positive numbers, one for each"
+                " shard set"
+            )
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])  # (sets + 1,)
         self.counts = _shares(len(self), sizes if weights is None else weights)
         """Samples of each set in an epoch."""

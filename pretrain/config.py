@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from data_prep.errors import UserError
 from pretrain.encoder import PATCH, WINDOW
@@ -14,10 +13,12 @@ from pretrain.run import RunOptions
 class DataConfig:
     """Unlabelled images."""
 
-    shards: Path
-    """Folder written by `python -m data_prep shard`."""
+    shards: str | list[str]
+    """Folder or URL of a shard set written by `python -m data_prep shard`, or a list of several."""
+    weights: list[float] | None = None
+    """Relative share of the samples that each set of a list gives; without it, by its size."""
     split: str = "train"
-    """Split of the shard set."""
+    """Split of the shard sets."""
     window: int = 4
     """Shards among which samples are shuffled; reading stays sequential over larger ranges."""
     min_scale: float = 0.2

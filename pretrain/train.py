@@ -6,13 +6,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data_prep.cli import run_command
 from data_prep.files import write_json, write_text
-from data_prep.loader import ShardDataset, build_loader
+from data_prep.loader import build_loader
+from data_prep.mixture import ShardMixture
 from pretrain.checkpoint import ENCODER_FILE, load_encoder, load_strictly
 from pretrain.config import PretrainConfig, build_objectives, check
 from pretrain.encoder import build_encoder
@@ -33,8 +35,11 @@ def pretrain(config: PretrainConfig, resolved: str) -> None:
     accelerator = build_accelerator(config)
     device, world = accelerator.device, accelerator.num_processes
     batch_size = config.optim.check(world)
-    dataset = ShardDataset(
-        config.data.shards,
+    shards = config.data.shards
+    roots = [shards] if isinstance(shards, str) else shards
+    dataset = ShardMixture(
+        roots,
+        config.data.weights,
         config.data.split,
         config.seed,
         config.data.window,
@@ -72,6 +77,10 @@ def pretrain(config: PretrainConfig, resolved: str) -> None:
         f"{len(dataset)} images, {config.optim.steps} steps of {config.optim.batch_size}, "
         f"{world} process{'es' if world > 1 else ''} on {device.type}"
     )
+    for root, part, count in zip(roots, dataset.sets, dataset.counts, strict=True):
+        accelerator.print(
+            f"  {root}: {len(part)} images, {count / len(dataset):.0%} of the samples"
+        )
 
     def losses_of(batch: tuple[Tensor, list[str]], seed: int) -> tuple[Tensor, dict[str, Tensor]]:
         images = batch[0].to(device, non_blocking=True)
@@ -101,11 +110,23 @@ def pretrain(config: PretrainConfig, resolved: str) -> None:
         figures = config.output / "figures"
         draw_losses(config.output, list(model.objectives), figures / "losses.png")
         for mae in (o for o in model.objectives.values() if isinstance(o, MaskedAutoencoding)):
-            shown = range(0, len(dataset), -(-len(dataset) // 6))
-            images = torch.stack([dataset[i][0] for i in shown]).to(device)
+            images = images_to_draw(dataset).to(device)
             draw_reconstructions(encoder, mae, images, figures / "reconstructions.png")
         write_text(config.output / "DONE", f"{config.optim.steps} steps\n")
     accelerator.end_training()
+
+
+def images_to_draw(dataset: ShardMixture, count: int = 6, among: int = 48) -> Tensor:
+    """(count, 3, S, S) images spread over a data set that show more than a plain ground.
+
+    Of `among` images at even distances, each run of neighbours gives the one with the largest
+    standard deviation.
+    """
+    indices = np.linspace(0, len(dataset) - 1, min(among, len(dataset))).astype(int)
+    runs = np.array_split(indices, min(count, len(indices)))
+    return torch.stack(
+        [max((dataset[int(i)][0] for i in run), key=lambda image: image.std()) for run in runs]
+    )
 
 
 if __name__ == "__main__":

@@ -4,16 +4,21 @@ import json
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from PIL import Image
 from safetensors.torch import load_file
 
+from data_prep.__main__ import main as data_prep
 from data_prep.cli import run_command
+from data_prep.mixture import ShardMixture
 from pretrain.checkpoint import latest_checkpoint
 from pretrain.config import PretrainConfig
 from pretrain.encoder import build_encoder
-from pretrain.train import pretrain
+from pretrain.train import images_to_draw, pretrain
+from pretrain.transform import PretrainTransform
 
 RECIPE = ("pretrain/train.py", "--config=configs/pretrain/quickstart.yaml")
 STEPS = 9
@@ -31,23 +36,39 @@ def weights(run: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def never_stopped(image_shards, tmp_path_factory, launch) -> dict[int, Path]:
+def mixed(image_shards, tmp_path_factory) -> tuple[str, str]:
+    """Options for two shard sets of which the smaller gives two samples of three."""
+    folder = tmp_path_factory.mktemp("colour")
+    rng = np.random.default_rng(0)
+    for number in range(10):
+        pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        (folder / "files").mkdir(exist_ok=True)
+        Image.fromarray(pixels).resize((64, 64)).save(folder / "files" / f"{number}.png")
+    options = ["--layout=folder", f"--input={folder / 'files'}", "--shard_records=4"]
+    data_prep(["shard", *options, f"--output={folder / 'shards'}"])
+    return f"--data.shards=[{image_shards}, {folder / 'shards'}]", "--data.weights=[1, 2]"
+
+
+@pytest.fixture(scope="module")
+def never_stopped(mixed, tmp_path_factory, launch) -> dict[int, Path]:
     """Runs of one and two processes."""
     runs = {n: tmp_path_factory.mktemp("runs") / f"processes{n}" for n in (1, 2)}
     for processes, run in runs.items():
-        options = (*TINY, f"--data.shards={image_shards}", f"--output={run}")
+        options = (*TINY, *mixed, f"--output={run}")
         done = launch(*RECIPE, *options, processes=processes)
         assert done.returncode == 0, done.stderr
         assert f"steps of 4, {processes} process{'es' if processes > 1 else ''} on" in done.stdout
+        for line in ("40 images, 34% of the samples", "10 images, 66% of the samples"):
+            assert line in done.stdout
     return runs
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_killed_run_resumes_to_the_same_losses_and_weights(
-    processes, image_shards, tmp_path, launch, read_losses, never_stopped
+    processes, mixed, tmp_path, launch, read_losses, never_stopped
 ) -> None:
     run = tmp_path / "run"
-    options = (*TINY, f"--data.shards={image_shards}", f"--output={run}", "--resume=auto")
+    options = (*TINY, *mixed, f"--output={run}", "--resume=auto")
     killed = launch.signalled(
         *RECIPE, *options, output=run, lines=5, number=signal.SIGKILL, processes=processes
     )
@@ -95,16 +116,20 @@ def test_a_signal_finishes_the_step_saves_and_asks_to_be_started_again(
     assert not (run / "DONE").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("--objectives.emix.alpha=0.5", "objectives.emix.init_args.alpha 1.0, not 0.5"),
+        ("--data.weights=[1, 3]", "data.weights [1.0, 2.0], not [1.0, 3.0]"),
+    ],
+)
 def test_a_run_is_not_continued_with_other_options(
-    image_shards, never_stopped, capfd, monkeypatch
+    change, named, mixed, never_stopped, capfd, monkeypatch
 ) -> None:
     run = never_stopped[1]
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    options = [RECIPE[1], *TINY, f"--data.shards={image_shards}", f"--output={run}"]
-    message = failure(
-        [*options, "--resume=auto", "--objectives.emix.alpha=0.5"], capfd, monkeypatch
-    )
-    assert "objectives.emix.init_args.alpha 1.0, not 0.5" in message
+    options = [RECIPE[1], *TINY, *mixed, f"--output={run}"]
+    assert named in failure([*options, "--resume=auto", change], capfd, monkeypatch)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
@@ -153,6 +178,10 @@ def test_the_run_folder_holds_what_stage_two_and_a_reader_need(never_stopped) ->
         (["--optim.batch_size=5", "--optim.accumulate=2"], "optim.batch_size 5"),
         (["--objectives.mae.keep_ratio=0"], "keep_ratio is 0"),
         (["--data.split=val"], "'val'"),
+        (["--data.weights=[1, 1]"], "weights: [1.0, 1.0] are not 1 positive numbers"),
+        (["--data.weights=[0]"], "weights: [0.0] are not 1 positive numbers"),
+        (["--data.shards+=absent"], "absent: no shard set"),
+        (["--data.shards=[]"], "at least one shard set"),
     ],
 )
 def test_bad_options_are_one_line_and_leave_nothing(
@@ -201,3 +230,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(
     assert "not finite" in message
     named = json.loads((run / "nonfinite-0.json").read_text())
     assert named["step"] == 1 and len(named["keys"]) == 4
+
+
+def test_drawn_images_show_the_most_in_their_part_of_the_set(tmp_path) -> None:
+    for number in range(12):
+        pixels = np.full((64, 64), 20, np.uint8)
+        pixels[:, :32] += 10 * number
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    options = ["--layout=folder", f"--input={tmp_path}", f"--output={tmp_path / 'shards'}"]
+    data_prep(["shard", *options])
+    dataset = ShardMixture([tmp_path / "shards"], transform=PretrainTransform(32, 1.0))
+    contrast = [float(dataset[index][0].std()) for index in range(12)]
+    assert len(set(contrast)) == 12
+    drawn = images_to_draw(dataset, count=3)
+    assert drawn.shape == (3, 3, 32, 32)
+    expected = [max(contrast[start : start + 4]) for start in (0, 4, 8)]
+    assert [float(image.std()) for image in drawn] == expected
+    assert torch.equal(images_to_draw(dataset, count=3), drawn)
+    assert len(images_to_draw(dataset, count=3, among=2)) == 2
