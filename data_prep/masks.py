@@ -25,26 +25,33 @@ def read_label_map(path: Path, max_pixels: int, threshold: int | None, binary: b
         (H, W) uint8 or uint16.
 
     Raises:
-        Unreadable: not an image, colours, or (if binary, without a threshold) several grey values.
+        Unreadable: not an image, colours, (if binary, without a threshold) several grey values, or
+            a binary mask that lies below the threshold as a whole.
     """
     try:
         with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise Unreadable("its mask exceeds max_pixels")
             values = np.array(image)  # of a palette image: the indices, which are the labels
+            if image.mode in ("1", "P") and (binary or threshold is not None):
+                # A palette of greys may begin with white, and 1-bit white is 255 to a threshold.
+                seen = np.array(image.convert("RGB"))
+                if threshold is not None or (seen == seen[..., :1]).all():
+                    values = seen
     except Unreadable:
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything for a damaged file
         raise Unreadable(f"its mask is no readable image ({type(error).__name__})") from error
     values = _grey(values)
     if threshold is not None:
-        return (values >= threshold).astype(np.uint8)
+        return _above(values, threshold)
     if binary:
         levels = np.unique(values)
         if len(levels) > 2 or (len(levels) == 2 and levels[0] != 0):
             raise Unreadable(
-                f"its mask has {len(levels)} grey values: give --labels if they are labels, or"
-                " --threshold if it is a binary mask with soft edges"
+                f"its mask has {len(levels)} grey values from {levels[0]} to {levels[-1]}: give"
+                f" --labels if they are labels, or --threshold (such as {levels[-1] // 2 + 1})"
+                " if it is a binary mask with soft edges"
             )
         return (values > 0).astype(np.uint8)
     if values.min() < 0 or values.max() > 65535:
@@ -75,6 +82,16 @@ def nearest_level(values: np.ndarray, levels: Sequence[int]) -> np.ndarray:
     if between.mean() > MAX_BETWEEN:
         raise Unreadable(f"its mask has other grey values than {', '.join(map(str, levels))}")
     return distance.argmin(axis=2).astype(np.uint8)
+
+
+def _above(values: np.ndarray, threshold: int) -> np.ndarray:
+    mask = (values >= threshold).astype(np.uint8)
+    if not mask.any() and len(levels := np.unique(values)) == 2:
+        raise Unreadable(
+            f"its mask has the values {levels[0]} and {levels[1]}, both below --threshold"
+            f" {threshold}; leave --threshold out"
+        )
+    return mask
 
 
 def _grey(values: np.ndarray) -> np.ndarray:

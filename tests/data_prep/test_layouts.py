@@ -195,7 +195,7 @@ def test_masks_of_uncertain_meaning_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         shard_seg("pairs", tmp_path / "data", tmp_path / "set", *PATTERNS)
     reasons = (tmp_path / "set" / "quarantine.jsonl").read_text()
-    assert "256 grey values: give --labels" in reasons and "is coloured" in reasons
+    assert "256 grey values from 0 to 255: give --labels" in reasons and "is coloured" in reasons
     options = (*PATTERNS, "--threshold", "128", "--max-bad", "0.5", "--split", "{train: 1.0}")
     shard_seg("pairs", tmp_path / "data", tmp_path / "set2", *options)
     assert np.array_equal(ShardDataset(tmp_path / "set2").record(0).mask, soft >= 128)
