@@ -187,3 +187,27 @@ def test_hf_faults_are_told(tmp_path):
         pretraining(config)
     with pytest.raises(UserError, match="cannot be loaded by datasets"):
         pretraining(ShardConfig(layout="hf", input=tmp_path / "gone", output=tmp_path / "set"))
+
+
+def test_a_folder_with_masks_beside_the_images_is_told(tmp_path, save_image, capsys):
+    plain = ["scan.png", "a/segment 1.png", "a/landmask-free.png", "target.jpg", "labelled/1.png"]
+    masks = ["a_mask.png", "a (2)_mask_1.png", "b_Segmentation.png", "c-gt.tif", "d label.png"]
+    masks += ["masks/1.png", "x/labelsTr/2.png", "Part1_GroundTruth/3.png"]
+    config = ShardConfig(layout="folder", input=tmp_path, output=tmp_path / "set")
+    for number, name in enumerate(plain):
+        save_image(tmp_path / name, grey(number))
+    assert len(find_layout("folder", "pretraining")(config).references) == len(plain)
+    assert capsys.readouterr().err == ""
+    for name in masks:
+        save_image(tmp_path / name, grey(255))
+    find_layout("folder", "pretraining")(config)
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: 8 of 13 files look like masks, such as ")
+    assert "shard-seg --layout pairs" in warning and warning.count("\n") == 1
+    for name in masks:
+        folder = tmp_path / "each" / name.replace("/", "-").split(".")[0]
+        save_image(folder / name, grey(255))
+        find_layout("folder", "pretraining")(
+            ShardConfig(layout="folder", input=folder, output=tmp_path / "set")
+        )
+        assert f"1 of 1 files look like masks, such as {name}" in capsys.readouterr().err
