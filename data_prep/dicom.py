@@ -91,7 +91,8 @@ def read_header(path: Path) -> Dataset:
         meta = getattr(dataset, "file_meta", None) or {}
         if "SOPClassUID" not in dataset and "MediaStorageSOPClassUID" not in meta:
             raise Unreadable("not a DICOM file, or one whose header is damaged")
-        raise NotAnImage("has no pixel data")
+        directory = "DirectoryRecordSequence" in dataset
+        raise NotAnImage("is a DICOMDIR" if directory else "has no pixel data")
     if what := NOT_PICTURES.get(str(dataset.get("Modality", ""))):
         raise NotAnImage(f"is {what}")
     return dataset

@@ -7,6 +7,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.fileset import FileSet
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
@@ -183,7 +184,7 @@ def test_what_is_no_picture_is_told_from_what_is_damaged(tmp_path):
         "rtplan.dcm": "no pixel data",
         "rtdose.dcm": "dose map",
         "liver_1frame.dcm": "segmentation",
-        "dicomdirtests/DICOMDIR": "no pixel data",
+        "dicomdirtests/DICOMDIR": "is a DICOMDIR",
     }.items():
         with pytest.raises(NotAnImage, match=reason):
             frames(FILES / name)
@@ -206,6 +207,21 @@ def test_files_are_found_by_their_magic(tmp_path):
     assert not is_dicom(FILES / "README.txt")
     (tmp_path / "empty").touch()
     assert not is_dicom(tmp_path / "empty")
+
+
+def test_a_disc_with_a_dicomdir_gives_the_images_of_its_series(tmp_path, shard_folder):
+    disc = FILES / "dicomdirtests"
+    named = list(FileSet(disc / "DICOMDIR"))
+    assert len(named) == 31
+    document = shard_folder(disc, tmp_path / "set", layout="dicom", min_size=16)
+    dataset = ShardDataset(tmp_path / "set")
+    assert len(dataset) == len(named)
+    assert document["unreadable"] == 0
+    patients = {image.PatientID for image in named}
+    assert len({dataset.meta(index)["group"] for index in range(31)}) == len(patients) == 2
+    lines = (tmp_path / "set" / "quarantine.jsonl").read_text().splitlines()
+    reasons = {line["path"]: line["reason"] for line in map(json.loads, lines)}
+    assert reasons["DICOMDIR"] == reasons["TINY_ALPHA/DICOMDIR"] == "is a DICOMDIR"
 
 
 PERSONAL = {
