@@ -1,13 +1,15 @@
 """The fingerprint of a shard set: a table and a contact sheet."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import maximum_filter, minimum_filter
+from scipy.ndimage import minimum_filter
 
+from data_prep.errors import UserError
 from data_prep.files import atomic_path
 from data_prep.measured import measure
 
@@ -15,9 +17,14 @@ if TYPE_CHECKING:
     from data_prep.loader import Record
 
 COLOURS = np.array(
-    [[230, 60, 60], [60, 180, 75], [67, 110, 230], [245, 190, 30], [170, 70, 200], [70, 200, 210]]
+    [[60, 220, 80], [230, 60, 60], [67, 110, 230], [245, 190, 30], [170, 70, 200], [70, 200, 210]]
 )
 """Outline colours of mask values 1, 2, ... (repeating)."""
+
+SHEET_WIDTH = 1024
+"""Pixels of a contact sheet."""
+COLUMNS = 8
+"""Records beside each other, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +45,8 @@ class InfoConfig:
 
 def info(config: InfoConfig, resolved: str) -> None:
     """The fingerprint of a shard set, as a table and a contact sheet."""
+    if config.images < 1 or config.measured < 1:
+        raise UserError("images and measured must be at least 1")
     # The loader imports torch, which the workers of `shard` would wait for.
     from data_prep.loader import ShardDataset
 
@@ -77,10 +86,15 @@ def fingerprint(document: dict[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
-def contact_sheet(records: "list[Record]", tile: int = 128, columns: int = 8) -> np.ndarray:
-    """(H, W, 3) uint8 sheet of records, masks outlined; a volume shows its fullest slice."""
+def contact_sheet(records: "list[Record]") -> np.ndarray:
+    """(H, 1024, 3) uint8 sheet of records, masks outlined; a volume shows its fullest slice.
+
+    The fewer the records, the larger they are shown; there are at most eight beside each other.
+    """
+    columns = min(math.ceil(math.sqrt(len(records))), COLUMNS)
+    tile = SHEET_WIDTH // columns
     rows = -(-len(records) // columns)
-    sheet = np.zeros((rows * tile, columns * tile, 3), np.uint8)
+    sheet = np.zeros((rows * tile, SHEET_WIDTH, 3), np.uint8)
     for number, record in enumerate(records):
         top, left = number // columns * tile, number % columns * tile
         picture = _picture(record, tile)
@@ -100,10 +114,10 @@ def _picture(record: "Record", tile: int) -> np.ndarray:
     size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
     picture = np.array(Image.fromarray(eight_bit).convert("RGB").resize(size))
     if mask is not None:
-        # the mask is scaled before its edges are found, so that outlines stay one pixel wide
+        # The mask is scaled before its edges are found, so that outlines stay one pixel wide; they
+        # lie inside, so that thin vessels are not drawn thicker than they are.
         small = Image.fromarray(mask.astype(np.int32)).resize(size, Image.Resampling.NEAREST)
         value = np.asarray(small)
-        largest, smallest = maximum_filter(value, 3), minimum_filter(value, 3)
-        edge = largest != smallest
-        picture[edge] = COLOURS[(largest[edge] - 1) % len(COLOURS)]
+        edge = value > minimum_filter(value, 3)
+        picture[edge] = COLOURS[(value[edge] - 1) % len(COLOURS)]
     return picture

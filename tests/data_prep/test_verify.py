@@ -10,7 +10,8 @@ from PIL import Image
 from data_prep.__main__ import main
 from data_prep.errors import UserError
 from data_prep.index import load_index
-from data_prep.loader import ShardDataset
+from data_prep.info import COLOURS, contact_sheet
+from data_prep.loader import Record, ShardDataset
 from data_prep.verify import find_problems
 
 
@@ -84,9 +85,31 @@ def test_info_prints_the_fingerprint_and_draws_a_sheet(copy, tmp_path, capsys):
     assert "24 records, 24 groups, 6 shards" in printed
     assert "classes healthy" in printed
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
-    assert sheet.shape == (2 * 128, 8 * 128, 3)
-    assert all(sheet[:128, 128 * n : 128 * n + 36].any() for n in range(8))
-    assert not sheet[128:, 2 * 128 :].any()
+    assert sheet.shape == (3 * 256, 1024, 3)
+    assert all(sheet[:256, 256 * n : 256 * n + 72].any() for n in range(4))
+    assert sheet[512:, 256:512].any() and not sheet[512:, 512:].any()
+    with pytest.raises(SystemExit):
+        main(["info", "--shards", str(copy), "--images", "0"])
+    assert "images and measured must be at least 1" in capsys.readouterr().err
+
+
+def test_outlines_are_one_pixel_wide_and_lie_on_the_masks():
+    mask = np.zeros((1024, 1024), np.uint8)
+    mask[100:200, 300:400] = 1
+    mask[120:180, 350:450] = 2  # cuts into the first
+    mask[:, 700] = 3  # a vessel
+    first, second, third = COLOURS[:3]
+    sheet = contact_sheet([Record("key", np.full(mask.shape, 9, np.uint8), mask, {})])
+    drawn = (sheet != 9).any(axis=2)
+    expected = np.zeros(mask.shape, bool)
+    expected[100:200, 300:400] = True
+    expected[101:199, 301:399] = False
+    expected[120:180, 350:450] = True
+    expected[121:179, 351:449] = False
+    expected[:, 700] = True
+    assert np.array_equal(drawn, expected)
+    for colour, value in ((first, 1), (second, 2), (third, 3)):
+        assert (sheet[drawn & (mask == value)] == colour).all()
 
 
 def test_config_beside_the_set_keeps_the_salt_secret(image_folder, tmp_path, capsys):
