@@ -6,7 +6,7 @@ from dataclasses import replace
 import yaml
 
 from data_prep.benchmark import BenchmarkConfig, benchmark
-from data_prep.cli import run_commands, write_resolved_config
+from data_prep.cli import run_commands
 from data_prep.datasets import find_layout
 from data_prep.errors import UserError
 from data_prep.index import index_path, read_json
@@ -63,12 +63,16 @@ def shard_seg(config: ShardSegConfig, resolved: str) -> None:
 
 
 def _write(source: Source, options: WriteOptions, resolved: str) -> None:
-    document = write_shards(source, options)
-    if document is None:
-        return
     values = yaml.safe_load(resolved)
-    values["salt"] = "(not stored)"
-    write_resolved_config(options.output, yaml.safe_dump(values, sort_keys=False))
+    # as if made by one process: which task of an array comes last is chance
+    values |= {"salt": "(not stored)", "task": 0, "tasks": 1}
+    document = write_shards(source, options, yaml.safe_dump(values, sort_keys=False))
+    if document is None:
+        print(
+            f"{options.output}: task {options.task} of {options.tasks} has written its shards;"
+            " the last task to finish writes dataset.json"
+        )
+        return
     print(
         f"{options.output}: {document['records']} records,"
         f" {document['skipped']} files passed over, {document['unreadable']} unreadable"

@@ -70,10 +70,11 @@ class WriteOptions:
     task: int = 0
     """Of a job array: this task writes shards task, task + tasks, ..."""
     tasks: int = 1
-    """Number of tasks of a job array. Afterwards the same command without --task and --tasks
-    writes what is missing and dataset.json."""
+    """Number of tasks of a job array; the one that finishes last writes dataset.json. Any number
+    gives the same set, and another one may finish what was begun."""
     max_bad: float = 0.01
-    """The command fails at its end if more than this fraction of the files was unreadable."""
+    """The command fails at its end, without a dataset.json, if more than this fraction of the
+    files was unreadable. Another run tries those again and keeps the other shards."""
 
     def __post_init__(self) -> None:
         if self.shard_records < 1 or self.workers < 1:

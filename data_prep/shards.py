@@ -8,15 +8,17 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_prep.codec import encode_npy, encode_png
 from data_prep.errors import UserError
-from data_prep.files import atomic_path, sha256, write_json, write_text
+from data_prep.files import atomic_path, sha256, write_text
 from data_prep.index import TarWriter, index_path, read_json
 from data_prep.manifest import Shard, plan_shards
+from data_prep.merge import claim_merge, merge
 from data_prep.options import WriteOptions
 from data_prep.quiet import quiet
 from data_prep.records import (
@@ -29,7 +31,7 @@ from data_prep.records import (
     keyed_hash,
     record_key,
 )
-from data_prep.summary import FORMAT, Summary, dataset_document
+from data_prep.summary import FORMAT, Summary
 from data_prep.workers import write_in_parallel
 
 REFERENCE = [field.name for field in fields(Reference)]
@@ -38,36 +40,46 @@ Encoded = tuple[Sample, dict[str, Any], dict[str, bytes]]
 """A sample, its JSON and its members."""
 
 
-def write_shards(source: Source, options: WriteOptions) -> dict[str, Any] | None:
+def write_shards(
+    source: Source, options: WriteOptions, resolved: str | None = None
+) -> dict[str, Any] | None:
     """Write the shards of `source` that are not yet there, and the set's `dataset.json`.
 
-    A job of an array (`options.tasks` > 1) writes its own shards only; the call with one task
-    afterwards finds them done and writes `dataset.json`.
+    A task of a job array (`options.tasks` > 1) writes its own shards only, and the one that
+    finishes last writes `dataset.json`.
+
+    Args:
+        resolved: the options as YAML, kept as `config.yaml`.
 
     Returns:
-        The contents of `dataset.json`, or None for a job of an array.
+        The contents of `dataset.json`, or None if another task of the array writes it.
 
     Raises:
         UserError: nothing to write, an output folder of another recipe, a full disk, or (after
-            everything was written) more unreadable files than `options.max_bad` allows.
+            all shards were written) more unreadable files than `options.max_bad` allows.
     """
     shards = plan_shards(source.references, options.shard_records, options.seed)
     if not shards:
         raise UserError(f"layout {source.layout}: found no image in the input")
     options.output.mkdir(parents=True, exist_ok=True)
-    done = _finished(shards, source, options)
-    todo = [
-        shard
-        for number, shard in enumerate(shards)
-        if number % options.tasks == options.task and shard.name not in done
-    ]
+    _refuse_others(shards, options)
+    unfinished = _unfinished(shards, source, options)
+    mine = {shard.name for shard in shards[options.task :: options.tasks]}
+    todo = [shard for shard in unfinished if shard.name in mine]
     try:
+        if todo:  # the set is not whole now; no other task merges before these are written
+            (options.output / "dataset.json").unlink(missing_ok=True)
         write_in_parallel(write_shard, todo, source, options)
+        if options.tasks == 1:
+            return merge(shards, source, options, resolved)
+        # Every task looks only after its own shards are in place, so that the last one sees all.
+        others = [shard for shard in unfinished if shard.name not in mine]
+        if _unfinished(others, source, options):
+            return None
+        with claim_merge(options) as claimed:
+            return merge(shards, source, options, resolved) if claimed else None
     except OSError as error:
         raise UserError(f"{options.output}: cannot be written: {error.strerror}") from error
-    if options.tasks > 1:
-        return None
-    return _finish(shards, source, options)
 
 
 def write_shard(
@@ -201,65 +213,51 @@ def _recipe(shard: Shard, source: Source, salt: str) -> str:
     return keyed_hash(hashlib.sha256(json.dumps(parts).encode()).hexdigest(), salt)
 
 
-def _finished(shards: list[Shard], source: Source, options: WriteOptions) -> set[str]:
-    """Names of the shards that an earlier run has completed in the output folder.
-
-    Raises:
-        UserError: if the folder holds shards of other inputs or options.
-    """
-    planned = {shard.name: shard for shard in shards}
-    done = set()
+def _refuse_others(shards: list[Shard], options: WriteOptions) -> None:
+    """Raise UserError if the output folder holds a shard that is not one of `shards`."""
+    planned = {shard.name for shard in shards}
     for path in sorted(options.output.glob("*-*.index.json")):
         name = path.name.removesuffix(".index.json")
-        tar = options.output / f"{name}.tar"
-        document = read_json(path)
-        if name not in planned or document["recipe"] != _recipe(
-            planned[name], source, options.salt
-        ):
-            raise UserError(
-                f"{tar}: was made from other inputs or options; give another --output or delete it"
-            )
-        if tar.is_file() and tar.stat().st_size == document["bytes"]:
-            done.add(name)
-    return done
+        if name not in planned:
+            raise _other_recipe(options.output / f"{name}.tar")
 
 
-def _finish(shards: list[Shard], source: Source, options: WriteOptions) -> dict[str, Any]:
-    """Write quarantine.jsonl and dataset.json, then judge how many files were unreadable."""
-    indexes = []
+def _other_recipe(tar: Path) -> UserError:
+    return UserError(
+        f"{tar}: was made from other inputs or options; give another --output or delete it"
+    )
+
+
+def _unfinished(shards: list[Shard], source: Source, options: WriteOptions) -> list[Shard]:
+    """Those of `shards` that no run has completed, or that lack a file that has been mended.
+
+    Raises:
+        UserError: if one was made from other inputs or options.
+    """
+    unfinished = []
     for shard in shards:
-        document = read_json(options.output / f"{shard.name}.index.json")
-        del document["records"]  # a large set's would not fit in memory
-        indexes.append(document)
-    left_out = {key for index in indexes for key, *_ in index["quarantined"]}
-    files, paths = 0, {}
-    for shard in shards:
-        files += len(shard.references)
-        for reference in shard.references if left_out else ():
-            key = record_key(reference, options.salt)
-            if key in left_out:
-                paths[key] = reference.path
-    lines = [
-        json.dumps({"path": paths[key], "kind": kind, "reason": reason})
-        for index in indexes
-        for key, kind, reason, _ in index["quarantined"]
-    ]
-    quarantine = options.output / "quarantine.jsonl"
-    write_text(quarantine, "".join(f"{line}\n" for line in sorted(lines)))
-    document = dataset_document(source.layout, source.labels, options.seed, indexes)
-    if document["records"] == 0:
-        raise UserError(f"layout {source.layout}: no file gave an image; see {quarantine}")
-    write_json(options.output / "dataset.json", document)
-    # a file of which one image among many cannot be read counts by that share
-    bad = [
-        share
-        for index in indexes
-        for _, kind, _, share in index["quarantined"]
-        if kind == "unreadable"
-    ]
-    if sum(bad) > options.max_bad * files:
-        raise UserError(
-            f"{len(bad)} images of {files} files could not be read, more than"
-            f" --max-bad {options.max_bad}; the others are written, see {quarantine}"
-        )
-    return document
+        tar = options.output / f"{shard.name}.tar"
+        if not index_path(tar).is_file():
+            unfinished.append(shard)
+            continue
+        document = read_json(index_path(tar))
+        if document["recipe"] != _recipe(shard, source, options.salt):
+            raise _other_recipe(tar)
+        whole = tar.is_file() and tar.stat().st_size == document["bytes"]
+        if not whole or _mended(shard, document["quarantined"], source, options.salt):
+            unfinished.append(shard)
+    return unfinished
+
+
+def _mended(shard: Shard, quarantined: list[Any], source: Source, salt: str) -> bool:
+    """Whether a file that was unreadable when the shard was made now gives another result."""
+    unreadable = {key for key, kind, *_ in quarantined if kind == "unreadable"}
+    for reference in shard.references if unreadable else ():
+        key = record_key(reference, salt)
+        if key in unreadable:
+            with quiet():
+                _, errors = _read(reference, source, salt)
+            before = [reason for other, _, reason, _ in quarantined if other == key]
+            if [str(error) for error in errors] != before:
+                return True
+    return False

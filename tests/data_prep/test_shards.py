@@ -37,20 +37,6 @@ def test_bytes_do_not_depend_on_workers(
     assert folder_bytes(tmp_path / "many") == one
 
 
-def test_job_array_writes_the_same_set(image_folder, tmp_path, shard_folder, folder_bytes):
-    shard_folder(image_folder, tmp_path / "one")
-    for task in (2, 0, 1):
-        assert shard_folder(image_folder, tmp_path / "array", task=task, tasks=3) is None
-        written = {path.name for path in (tmp_path / "array").glob("*.tar")}
-        assert f"train-{task:06d}.tar" in written and f"train-{task + 3:06d}.tar" in written
-    assert len(written) == 6
-    assert not (tmp_path / "array" / "dataset.json").exists()
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "array").glob("*.tar")}
-    shard_folder(image_folder, tmp_path / "array")
-    assert folder_bytes(tmp_path / "array") == folder_bytes(tmp_path / "one")
-    assert times == {path: path.stat().st_mtime_ns for path in times}  # none was written twice
-
-
 _SLOW_SHARD = """
 import sys, time
 from functools import partial
@@ -159,16 +145,20 @@ def test_unreadable_files_are_left_out_with_a_reason(
         with pytest.raises(UserError, match="3 images of 13 files could not be read"):
             shard_folder(tmp_path / "images", output, workers=workers)
     assert folder_bytes(tmp_path / "set1") == folder_bytes(tmp_path / "set2")
+    assert not (tmp_path / "set1" / "dataset.json").exists()
     lines = (tmp_path / "set1" / "quarantine.jsonl").read_text().splitlines()
     reasons = {line["path"]: line["reason"] for line in map(json.loads, lines)}
     assert reasons["empty.png"] == "the file is empty"
     assert "truncated or damaged" in reasons["cut.png"]
     assert "not an image" in reasons["text.jpg"]
+    document = shard_folder(tmp_path / "images", tmp_path / "set1", max_bad=0.25)
+    assert document["records"] == 10
     kept = ShardDataset(tmp_path / "set1")
     assert {kept.record(i).key for i in range(10)} == {good.record(i).key for i in range(10)}
     assert len(kept) == 10 and kept.info["unreadable"] == 3
-    document = shard_folder(tmp_path / "images", tmp_path / "set1", max_bad=0.25)
-    assert document["records"] == 10
+    with pytest.raises(UserError, match=r"more than --max-bad 0\.2:"):  # a set that was good before
+        shard_folder(tmp_path / "images", tmp_path / "set1", max_bad=0.2)
+    assert not (tmp_path / "set1" / "dataset.json").exists()
 
 
 def test_a_full_disk_is_told_and_leaves_no_file(image_folder, tmp_path, monkeypatch, shard_folder):
