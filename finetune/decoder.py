@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 
+import torch
 from segment_anything.modeling import MaskDecoder, TwoWayTransformer
-from segment_anything.modeling.transformer import TwoWayAttentionBlock
+from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
 from torch import Tensor, nn
 
 DECODER_WIDTH = 256
 DECODER_DEPTH = 2
 DECODER_HEADS = 8
 DECODER_MLP = 2048
+CLICK_GAIN = 1.5
+"""Scale of a new decoder's query and key projections: a click's own place has logit 4.5."""
 
 
 class DecoderBlockAdapter(nn.Module):
@@ -77,13 +80,36 @@ _NO_ADAPTER = DecoderBlockAdapter()
 
 
 def build_mask_decoder() -> MaskDecoder:
-    """SAM's mask decoder; its state dict is the `mask_decoder.*` part of a SAM checkpoint."""
+    """SAM's mask decoder; its state dict is the `mask_decoder.*` part of a SAM checkpoint.
+
+    Without SAM's weights it starts ready to read clicks: in attention between prompt and image
+    queries and keys are projected alike, so a click attends to the pixels around it, as equal
+    Fourier features are the most similar; and what is read returns to the space it came from. From
+    independent projections the same is learned in some hundred steps more.
+    """
     transformer = TwoWayTransformer(
         depth=0, embedding_dim=DECODER_WIDTH, num_heads=DECODER_HEADS, mlp_dim=DECODER_MLP
     )
     transformer.depth = DECODER_DEPTH
     transformer.layers = nn.ModuleList(DecoderBlock(first=i == 0) for i in range(DECODER_DEPTH))
+    for name, module in transformer.named_modules():
+        if isinstance(module, Attention):
+            _initialise(module, across=not name.endswith("self_attn"))
     return MaskDecoder(transformer_dim=DECODER_WIDTH, transformer=transformer)
+
+
+@torch.no_grad()
+def _initialise(attention: Attention, across: bool) -> None:
+    """Orthogonal values and their transpose behind them; across, queries and keys alike."""
+    nn.init.orthogonal_(attention.v_proj.weight)
+    attention.out_proj.weight.copy_(attention.v_proj.weight.T)
+    parts = [attention.v_proj, attention.out_proj]
+    if across:
+        nn.init.orthogonal_(attention.q_proj.weight, gain=CLICK_GAIN)
+        attention.k_proj.weight.copy_(attention.q_proj.weight)
+        parts += [attention.q_proj, attention.k_proj]
+    for part in parts:
+        nn.init.zeros_(part.bias)
 
 
 def decode_masks(

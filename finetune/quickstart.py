@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from finetune.cases import CaseSelection, LabelledCases
 from finetune.loading import load_segmenter
 from finetune.prompted import PromptedImage
 from finetune.report import RUNS, write_report
-from pretrain.cpu import has_fast_bf16
+from pretrain.cpu import count_cores, has_fast_bf16
 from pretrain.progress import format_time
 
 PROGRAMS = {
@@ -98,12 +99,21 @@ def quickstart(config: QuickstartConfig, resolved: str) -> None:
     steps.run("pretraining", [*launch, *recipe, *options])
 
     steps.headline(3, "Adaptation to clicks and boxes, from the pretrained and from a new encoder")
+    # On a CPU both at once: small matrices gain more from a run for each core than from threads.
+    together = not torch.cuda.is_available() and count_cores() > 1
+    threads = ["--threads", str(count_cores() // len(RUNS))] if together else []
     recipe = ["finetune/train.py", "--config", str(config.finetune_recipe)]
+    commands = {}
     for run, start in zip(RUNS, (["--encoder", str(encoder)], []), strict=True):
         options = ["--data.shards", str(labelled), *start]
         options += ["--output", str(out / "finetune" / run), "--resume", "auto"]
-        options += ["--precision", precision]
-        steps.run(f"adaptation, {run}", [*launch, *recipe, *options])
+        options += ["--precision", precision, *threads]
+        commands[f"adaptation, {run}"] = [*launch, *recipe, *options]
+    if together:
+        steps.run_together(commands)
+    else:
+        for name, command in commands.items():
+            steps.run(name, command)
 
     steps.headline(4, "Evaluation on held-out images")
     few = _few_cases(labelled, config.cases)
@@ -184,28 +194,63 @@ class Steps:
         Raises:
             UserError: the command failed.
         """
-        if self.is_done(name):
-            print(f"{name}: done before", flush=True)
-            return
-        if fresh is not None and fresh.exists():
+        if fresh is not None and fresh.exists() and not self.is_done(name):
             shutil.rmtree(fresh)
-        print(f"$ {shlex.join(command)}", flush=True)
+        self.run_together({name: command})
+
+    def run_together(self, commands: dict[str, list[str]]) -> None:
+        """Print commands by step and run those that are not done, all at the same time.
+
+        Of several, each line of output begins with the step's name.
+
+        Raises:
+            UserError: a command failed; all have ended.
+        """
+        for name in commands:
+            if self.is_done(name):
+                print(f"{name}: done before", flush=True)
+        left = {name: command for name, command in commands.items() if not self.is_done(name)}
+        if not left:
+            return
         begun = time.perf_counter()
-        with subprocess.Popen([*PROGRAMS[command[0]], *command[1:]]) as process:
-            try:
-                status = process.wait()
-            except KeyboardInterrupt:  # the command got it too, and may still be saving
-                status = process.wait()
-        seconds = self.state["seconds"]
-        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - begun
-        if status == 0:
-            self.state["done"].append(name)
-        write_json(self.path, self.state)
-        if status != 0:
-            raise UserError(
-                f"step '{name}' ended with exit status {status}, its message is above; the same"
-                " command continues from there"
+        processes, readers = {}, []
+        for name, command in left.items():
+            print(f"$ {shlex.join(command)}", flush=True)
+            arguments = [*PROGRAMS[command[0]], *command[1:]]
+            if len(left) == 1:
+                processes[name] = subprocess.Popen(arguments)
+                continue
+            processes[name] = subprocess.Popen(
+                arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             )
+            readers.append(threading.Thread(target=_pass_on, args=(processes[name], name)))
+            readers[-1].start()
+        statuses = {}
+        for name, process in processes.items():
+            try:
+                statuses[name] = process.wait()
+            except KeyboardInterrupt:  # the commands got it too, and may still be saving
+                statuses[name] = process.wait()
+        for reader in readers:
+            reader.join()
+        seconds, together = self.state["seconds"], " and ".join(left)
+        seconds[together] = seconds.get(together, 0.0) + time.perf_counter() - begun
+        self.state["done"] += [name for name, status in statuses.items() if status == 0]
+        write_json(self.path, self.state)
+        for name, status in statuses.items():
+            if status != 0:
+                raise UserError(
+                    f"step '{name}' ended with exit status {status}, its message is above; the"
+                    " same command continues from there"
+                )
+
+
+def _pass_on(process: subprocess.Popen[str], name: str) -> None:
+    """Print a command's lines as they come, each after the step's name."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip():
+            print(f"{name} | {line.rstrip()}", flush=True)
 
 
 def _few_cases(labelled: Path, limit: int) -> list[str]:

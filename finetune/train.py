@@ -37,17 +37,19 @@ class PromptedLoss(nn.Module):
         self.loss = SegmentationLoss(loss)
 
     def forward(self, batch: SegmentationBatch, rng: np.random.Generator) -> dict[str, Tensor]:
-        """`loss`, the mean over rounds, and the Dice of the first and the last round."""
+        """`loss`, the mean over trained rounds, and the Dice of the first and the last round."""
         embeddings = self.segmenter.encode(batch.images)
         masks = batch.masks[:, None]  # (M, 1, S, S)
         valid = batch.valid[batch.image][:, None]
         losses, dices = [], []
-        for decoded in prompted_rounds(
+        for decoded, trained in prompted_rounds(
             self.segmenter, embeddings, batch.image, batch.masks, valid[:, 0], self.prompts, rng
         ):
-            logits = self.segmenter.upsample(decoded.low_res)
-            losses.append(self.loss(logits, masks, valid, decoded.iou)[0])
-            dices.append(mask_dice(logits, masks, valid).mean())
+            if trained or not dices:
+                logits = self.segmenter.upsample(decoded.low_res)
+                dices.append(mask_dice(logits, masks, valid).mean())
+            if trained:
+                losses.append(self.loss(logits, masks, valid, decoded.iou)[0])
         return {"loss": torch.stack(losses).mean(), "dice_first": dices[0], "dice_last": dices[-1]}
 
 

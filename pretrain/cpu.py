@@ -10,15 +10,22 @@ import torch
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
-def use_cores(processes: int) -> int:
-    """Divide this machine's cores among the processes of a run on it; returns the threads of each.
+def count_cores() -> int:
+    """Cores that this process may use, not counting a core's second thread."""
+    cores = psutil.cpu_count(logical=False) or 1
+    return min(cores, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else cores
+
+
+def use_cores(processes: int, threads: int | None = None) -> int:
+    """Set this process's threads, and return how many.
 
     `accelerate launch` sets one thread a process where it is told nothing.
+
+    Args:
+        processes: of the run; all are taken to be on this machine.
+        threads: None divides this machine's cores among the processes.
     """
-    cores = psutil.cpu_count(logical=False) or 1
-    if hasattr(os, "sched_getaffinity"):
-        cores = min(cores, len(os.sched_getaffinity(0)))
-    threads = max(1, cores // processes)
+    threads = threads or max(1, count_cores() // processes)
     torch.set_num_threads(threads)
     return threads
 

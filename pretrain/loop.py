@@ -45,7 +45,7 @@ def build_accelerator(options: RunOptions, find_unused_parameters: bool = False)
     )
     set_seed(options.seed)
     if accelerator.device.type == "cpu":
-        use_cores(accelerator.num_processes)
+        use_cores(accelerator.num_processes, options.threads)
         keep_freed_memory()
     return accelerator
 

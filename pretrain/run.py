@@ -26,7 +26,7 @@ INTERRUPTED = 75
 """Exit status of a training script that was asked to stop and has saved."""
 INTERRUPTED_FILE = "INTERRUPTED"
 """Present in a run folder that was so stopped: launchers do not pass the exit status on."""
-MAY_CHANGE = {"resume", "output", "log_every", "save_every", "keep", "data.workers"}
+MAY_CHANGE = {"resume", "output", "log_every", "save_every", "keep", "data.workers", "threads"}
 """Options that may differ when a run is continued."""
 
 
@@ -40,6 +40,8 @@ class RunOptions:
     """Steps, batch and optimiser."""
     precision: Literal["no", "bf16"] = "no"
     """bf16 runs the forward pass in bfloat16 where that is safe."""
+    threads: int | None = None
+    """CPU threads of each process; null: the machine's cores, divided among the processes."""
     log_every: int = 10
     """Steps between lines of metrics."""
     save_every: int = 500
@@ -54,6 +56,8 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.log_every < 1 or self.save_every < 1 or self.keep < 1:
             raise UserError("log_every, save_every and keep must be 1 or more")
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"threads is {self.threads}; it must be 1 or more, or null")
 
 
 @dataclass

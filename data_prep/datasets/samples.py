@@ -2,11 +2,13 @@
 
 Stage one: nilearn's MNI152 T1 brain template, 1 mm, through the NIfTI reader, and pydicom's own
 test files, through the DICOM reader. Stage two: axial slices of the same template with a label map
-of grey matter, white matter and the rest of the brain.
+of grey matter, white matter and the rest of the brain, each slice as four views of `VIEW` mm, which
+overlap. In a view a token of 16 pixels covers 8 mm; in a whole slice, 17 mm, the cortex would be a
+fifth of a token wide.
 
-The template is one brain, so the split is by place (`TRAIN_SLICES`, `TEST_SLICES`): a contiguous
-slab is held out, with a gap between it and the training slices. Stage one never sees the slab: the
-volume is cut off at `STAGE_ONE_END`, below gap and slab, before it is sliced in any plane.
+The template is one brain, so the split is by place: `HELD_OUT` is a contiguous slab that neither
+stage trains on. The test slices lie in its middle, apart from the nearest slice seen in training.
+Stage one sees the template below and above the slab, cut off before it is sliced in any plane.
 """
 
 from collections.abc import Iterator
@@ -27,12 +29,18 @@ from data_prep.nifti import volume_from_nifti
 from data_prep.options import ShardConfig, ShardSegConfig, Window
 from data_prep.records import NotAnImage, Reference, Sample, Source, Unreadable
 
-TRAIN_SLICES = range(28, 108)
-"""Axial slices (of 189, foot to head, 1 mm) with masks to train on."""
-TEST_SLICES = range(116, 136)
-"""The held-out slab."""
-STAGE_ONE_END = TRAIN_SLICES.stop
-"""Stage one sees the template below this axial slice only."""
+HELD_OUT = range(104, 124)
+"""Axial slices (of 189, foot to head, 1 mm) that no training sees."""
+TRAIN_SLICES = (*range(56, HELD_OUT.start), *range(HELD_OUT.stop, 148))
+"""Slices with masks to train on: those with more than traces of white matter."""
+TEST_SLICES = range(111, 117)
+"""Slices with masks to test on."""
+VIEW = 112
+"""Side of a view of a slice in pixels."""
+CORNERS = ((14, 10), (14, 75), (100, 10), (100, 75))
+"""First row and column of each view; together they cover the brain."""
+SEEN = {"below": slice(0, HELD_OUT.start), "above": slice(HELD_OUT.stop, None)}
+"""Parts of the template that stage one sees."""
 
 LABELS = {"grey matter": [1], "white matter": [2], "brain": [1, 2, 3]}
 """Targets of stage two; value 3 is brain that is neither (mostly fluid)."""
@@ -44,7 +52,9 @@ TEST_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
 def pretraining(config: ShardConfig) -> Source:
     """The template's slices in the chosen planes, and pydicom's test files."""
     references = [
-        Reference(T1, part=plane, group=T1, records=STAGE_ONE_END) for plane in config.planes
+        Reference(T1, part=f"{plane}-{part}", group=T1, records=90)
+        for plane in config.planes
+        for part in SEEN
     ]
     references += [
         Reference(name, part="dicom", group=name)
@@ -55,11 +65,12 @@ def pretraining(config: ShardConfig) -> Source:
 
 
 def segmentation(config: ShardSegConfig) -> Source:
-    """Axial slices with masks, in a train and a test split."""
+    """Views of axial slices with masks, in a train and a test split."""
     references = [
-        Reference(T1, part=f"axial-{depth:03d}", group=T1, split=split)
+        Reference(T1, part=f"axial-{depth:03d}-{view}", group=T1, split=split)
         for split, depths in (("train", TRAIN_SLICES), ("test", TEST_SLICES))
         for depth in depths
+        for view in range(len(CORNERS))
     ]
     read = partial(_read_labelled, config=config)
     return Source(config.layout, references, read, config.recipe(), LABELS)
@@ -67,9 +78,10 @@ def segmentation(config: ShardSegConfig) -> Source:
 
 def _read(reference: Reference, config: ShardConfig) -> Iterator[Sample]:
     if reference.part != "dicom":
+        plane, part = reference.part.split("-")
         image = template()
-        seen = nibabel.Nifti1Image(image.get_fdata()[:, :, :STAGE_ONE_END], image.affine)
-        for sample in slice_volume(seen, reference.part, config):
+        seen = nibabel.Nifti1Image(image.get_fdata()[:, :, SEEN[part]], image.affine)
+        for sample in slice_volume(seen, plane, config):
             sample.meta["modality"] = "MR"
             yield sample
         return
@@ -118,19 +130,22 @@ def _axial(
     """Images and label maps of all axial slices, (189, 233, 197), and the window."""
     volume = volume_from_nifti(template())
     # The window is that of the training slices: the test slab has no part in it.
-    limits = intensity_limits(volume.array[: TRAIN_SLICES.stop], window)
+    limits = intensity_limits(volume.array[list(TRAIN_SLICES)], window)
     images = to_integers(volume.array, limits, bits)
     return images, volume_from_nifti(tissue_map()).array, limits
 
 
 def _read_labelled(reference: Reference, config: ShardSegConfig) -> Iterator[Sample]:
     images, masks, limits = _axial(config.window, config.bits)
-    depth = int(reference.part.removeprefix("axial-"))
+    depth, view = map(int, reference.part.removeprefix("axial-").split("-"))
+    row, column = CORNERS[view]
+    shown = (depth, slice(row, row + VIEW), slice(column, column + VIEW))
     meta = {
         "spacing": [1.0, 1.0],
         "modality": "MR",
         "plane": "axial",
         "slice": depth,
+        "corner": [column, row],
         "window": list(limits),
     }
-    yield Sample(images[depth], masks[depth], meta=meta)
+    yield Sample(images[shown], masks[shown], meta=meta)

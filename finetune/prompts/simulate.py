@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,16 +29,30 @@ class PromptConfig:
     """Standard deviation of a box's edges as a share of its side (SAM: 0.1, 20 pixels at most)."""
     clicks: ClickSampling = field(default_factory=ClickSampling)
     """Random clicks of the first round."""
+    skipped_rounds: int = 0
+    """Up to this many of a step's first predictions, each step as many as it draws, are made
+    without gradient and not trained on: many clicks are seen at little cost (as in RITM)."""
     rounds: int = 3
-    """Rounds of correcting clicks after the first prediction."""
+    """Rounds of correcting clicks after the first prediction that is trained on."""
     previous_mask: bool = True
     """Give the last prediction's logits with each correcting click, as SAM was trained."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.box_share <= 1:
             raise UserError(f"prompts.box_share {self.box_share} is no share in 0..1")
-        if self.box_jitter < 0 or self.rounds < 0:
-            raise UserError("prompts.box_jitter and prompts.rounds must not be negative")
+        if self.box_jitter < 0 or self.rounds < 0 or self.skipped_rounds < 0:
+            raise UserError(
+                "prompts.box_jitter, prompts.rounds and prompts.skipped_rounds must not be negative"
+            )
+
+
+class Round(NamedTuple):
+    """One round of prompts."""
+
+    decoded: Decoded
+    """The decoder's output for the M masks, K = 1."""
+    trained: bool
+    """False for a skipped round, which has no gradient."""
 
 
 def prompted_rounds(
@@ -48,11 +63,12 @@ def prompted_rounds(
     valid: Tensor,
     config: PromptConfig,
     rng: np.random.Generator,
-) -> Iterator[Decoded]:
+) -> Iterator[Round]:
     """Predictions after the first prompts and after each round of correcting clicks.
 
     The image is encoded once; only the decoder runs again. Clicks are placed on the prediction of
-    the round before, in the model's own frame (Mahadevan et al. 2018).
+    the round before, in the model's own frame (Mahadevan et al. 2018). A number of first rounds,
+    uniform in 0..skipped_rounds, has no gradient (Sofiiuk et al. 2021, arXiv 2102.06583).
 
     Args:
         embeddings: (B, 256, h, w) of `Segmenter.encode`.
@@ -62,7 +78,7 @@ def prompted_rounds(
             What is predicted on padding has no loss and draws no click.
 
     Yields:
-        `rounds + 1` times the decoder's output for the M masks, K = 1.
+        The skipped rounds, then `rounds + 1` trained ones.
     """
     truths, image_area = masks.cpu().numpy(), valid.cpu().numpy()
     boxes: Tensor | None = None
@@ -78,12 +94,14 @@ def prompted_rounds(
             for truth, area in zip(truths, image_area, strict=True)
         ]
 
+    skipped = int(rng.integers(config.skipped_rounds + 1)) if config.skipped_rounds else 0
     previous: Tensor | None = None
-    for round_number in range(config.rounds + 1):
+    for number in range(skipped + config.rounds + 1):
         prompts = Prompts(image.cpu(), *padded(clicks), boxes=boxes, masks=previous)
-        decoded = segmenter.decode(embeddings, prompts.to(embeddings.device))
-        yield decoded
-        if round_number == config.rounds:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and number >= skipped):
+            decoded = segmenter.decode(embeddings, prompts.to(embeddings.device))
+        yield Round(decoded, number >= skipped)
+        if number == skipped + config.rounds:
             return
         if config.previous_mask:
             previous = decoded.low_res.detach()

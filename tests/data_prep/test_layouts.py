@@ -215,33 +215,48 @@ def test_pairs_that_do_not_match_are_told(tmp_path):
 
 
 def test_samples_hold_a_slab_out(tmp_path):
-    assert samples.TRAIN_SLICES.stop + 8 <= samples.TEST_SLICES.start
-    assert samples.TEST_SLICES.start - 8 >= samples.STAGE_ONE_END
+    held, tested = samples.HELD_OUT, samples.TEST_SLICES
+    assert not set(held) & set(samples.TRAIN_SLICES) and set(tested) < set(held)
+    assert min(tested.start - held.start, held.stop - tested.stop) >= 7
     main(["shard-seg", "--layout", "samples", "--output", str(tmp_path / "set")])
     whole = samples.template().get_fdata()
     for split, slices in (("train", samples.TRAIN_SLICES), ("test", samples.TEST_SLICES)):
         dataset = ShardDataset(tmp_path / "set", split)
         records = [dataset.record(index) for index in range(len(dataset))]
-        assert sorted(record.meta["slice"] for record in records) == list(slices)
-        for record in records:
-            assert record.image.shape == record.mask.shape == (233, 197)
+        places = {(record.meta["slice"], *record.meta["corner"]) for record in records}
+        assert len(records) == len(places) == 4 * len(slices)
+        assert {depth for depth, _, _ in places} == set(slices)
+        for record in records[:: len(slices) // 2]:
+            assert record.image.shape == record.mask.shape == (112, 112)
+            column, row = record.meta["corner"]
             # front is up and the patient's right is on the left
             expected = whole[::-1, ::-1, record.meta["slice"]].T
+            expected = expected[row : row + 112, column : column + 112]
             assert np.corrcoef(record.image.ravel(), expected.ravel())[0, 1] > 0.99
             tissue = [record.image[record.mask == value].mean() for value in (0, 1, 2)]
             assert tissue[0] + 50 < tissue[1] < tissue[2] - 25  # fat-bright white matter in T1
+
+
+def test_views_of_the_samples_cover_the_brain():
+    brain = samples.volume_from_nifti(samples.tissue_map()).array.any(axis=0)
+    for row, column in samples.CORNERS:
+        brain[row : row + samples.VIEW, column : column + samples.VIEW] = False
+    assert not brain.any()
 
 
 def test_stage_one_samples_never_see_the_slab():
     image = samples.template()
     config = ShardConfig(layout="samples", output="unused", planes=("axial", "coronal", "sagittal"))
     source = samples.pretraining(config)
-    heights = {}
+    seen = {}
     for reference in source.references:
         if reference.part != "dicom":
             taken = list(source.read(reference))
-            heights[reference.part] = (len(taken), taken[0].image.shape)
-    right, front, head = image.shape[0], image.shape[1], samples.STAGE_ONE_END
-    assert heights["axial"][1] == (front, right) and heights["axial"][0] <= head
-    assert heights["coronal"][1] == (head, right)
-    assert heights["sagittal"][1] == (head, front)
+            seen[reference.part] = (len(taken), taken[0].image.shape)
+    right, front, head = image.shape
+    below, above = samples.HELD_OUT.start, head - samples.HELD_OUT.stop
+    for part, height in (("below", below), ("above", above)):
+        number, shape = seen[f"axial-{part}"]
+        assert shape == (front, right) and number <= height
+        assert seen[f"coronal-{part}"][1] == (height, right)
+        assert seen[f"sagittal-{part}"][1] == (height, front)

@@ -57,7 +57,7 @@ def options(tmp_path_factory) -> dict[str, Path]:
             "configs/finetune/quickstart.yaml",
             folder / "finetune.yaml",
             model={"image_size": 64},
-            prompts={"rounds": 1},
+            prompts={"skipped_rounds": 1},
         ),
     }
 

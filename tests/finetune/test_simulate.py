@@ -23,7 +23,8 @@ class Everything(nn.Module):
     def decode(self, embeddings: Tensor, prompts: Prompts) -> Decoded:
         self.asked.append(prompts)
         count = len(prompts)
-        return Decoded(torch.ones(count, 1, SIZE, SIZE), torch.zeros(count, 1))
+        everywhere = torch.ones(count, 1, SIZE, SIZE) + 0 * embeddings.sum()
+        return Decoded(everywhere, torch.zeros(count, 1))
 
     def upsample(self, low_res: Tensor) -> Tensor:
         return low_res
@@ -62,6 +63,34 @@ def test_no_training_click_falls_on_padding(box_share: float) -> None:
         last = segmenter.asked[-1].labels
         corrections += int((last == 0).sum())
     assert corrections >= 6 * 2 * 4  # each round a negative click for each mask
+
+
+def test_skipped_rounds_add_clicks_and_have_no_gradient() -> None:
+    masks, valid = padded_discs()
+    config = PromptConfig(box_share=0.0, rounds=1, skipped_rounds=3)
+    numbers = set()
+    for seed in range(20):
+        segmenter = Everything()
+        rounds = list(
+            prompted_rounds(
+                segmenter,
+                torch.zeros(2, 1, requires_grad=True),
+                torch.tensor([0, 1]),
+                masks,
+                valid,
+                config,
+                np.random.default_rng(seed),
+            )
+        )
+        skipped = len(rounds) - 2
+        numbers.add(skipped)
+        assert [trained for _, trained in rounds] == [False] * skipped + [True] * 2
+        assert [taken.low_res.requires_grad for taken, _ in rounds] == [
+            trained for _, trained in rounds
+        ]
+        clicks = [int((prompts.labels[0] >= 0).sum()) for prompts in segmenter.asked]
+        assert clicks == list(range(clicks[0], clicks[0] + len(rounds)))
+    assert numbers == {0, 1, 2, 3}
 
 
 def test_negative_clicks_are_drawn_from_the_valid_pixels_only() -> None:
