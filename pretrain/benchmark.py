@@ -48,15 +48,21 @@ class BenchmarkConfig:
     compile: bool = False
     """On a GPU also measure blocks compiled by torch.compile."""
 
+    def images(self, size: int, device: torch.device) -> int:
+        """Images in a batch of this size."""
+        return self.batch_size if size <= 224 or device.type == "cuda" else 1
+
 
 def benchmark(config: BenchmarkConfig, resolved: str) -> None:
     """Speed of encoder and objectives, as ratios from one run."""
     name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name if config.device == "auto" else config.device)
     torch.manual_seed(0)
-    if device.type == "cpu":
-        keep_freed_memory()
     clock = Clock(device, config.repeats)
+    untuned = {}
+    if device.type == "cpu":
+        untuned = {size: stock_seconds(clock, config, size) for size in config.sizes}
+        keep_freed_memory()
     rates = matrix_rates(clock, device)
     told = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {dtype}" for dtype, rate in rates.items())
     print(f"{config.encoder} on {device.type}, {torch.get_num_threads()} threads")
@@ -64,8 +70,8 @@ def benchmark(config: BenchmarkConfig, resolved: str) -> None:
     with torch.random.fork_rng():
         attention_table(clock, device)
     for size in config.sizes:
-        batch = config.batch_size if size <= 224 or device.type == "cuda" else 1
-        dense_table(clock, config, device, size, batch, rates)
+        batch = config.images(size, device)
+        dense_table(clock, config, device, size, batch, rates, untuned.get(size, {}))
     objective_table(clock, config, device, rates)
 
 
@@ -164,6 +170,33 @@ def stock_encoder(encoder: SamEncoder, pixels: int) -> ImageEncoderViT:
     return stock
 
 
+def forward(model: nn.Module, images: Tensor, bf16: bool) -> None:
+    """A forward pass without gradient."""
+    with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        model(images)
+
+
+def train(model: nn.Module, images: Tensor, bf16: bool) -> None:
+    """A forward and backward pass."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        loss = model(images).float().square().mean()
+    loss.backward()
+    model.zero_grad(set_to_none=True)
+
+
+KINDS = (("forward", forward, 1), ("forward + backward", train, 3))
+"""Name, call, and cost in forward passes."""
+
+
+def stock_seconds(clock: Clock, config: BenchmarkConfig, pixels: int) -> dict[str, float]:
+    """Seconds of segment_anything's encoder on a CPU, in fp32, where freed memory is not kept."""
+    stock = stock_encoder(build_encoder(config.encoder), pixels)
+    images = torch.randn(config.images(pixels, clock.device), 3, pixels, pixels)
+    return {
+        kind: clock({kind: partial(call, stock, images, False)})[kind] for kind, call, _ in KINDS
+    }
+
+
 def dense_table(
     clock: Clock,
     config: BenchmarkConfig,
@@ -171,8 +204,13 @@ def dense_table(
     pixels: int,
     batch: int,
     rates: dict[str, float],
+    untuned: dict[str, float],
 ) -> None:
-    """The dense encoder against segment_anything's."""
+    """The dense encoder against segment_anything's.
+
+    Args:
+        untuned: seconds of segment_anything's by kind, where freed memory is not kept.
+    """
     ours = build_encoder(config.encoder).to(device)
     models: dict[str, nn.Module] = {"stock": stock_encoder(ours, pixels), "ours": ours}
     if config.compile and device.type == "cuda":
@@ -183,20 +221,10 @@ def dense_table(
     images = torch.randn(batch, 3, pixels, pixels, device=device)
     flops = batch * encoder_flops(ours.size, pixels // PATCH)
 
-    def forward(model: nn.Module, bf16: bool) -> None:
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            model(images)
-
-    def train(model: nn.Module, bf16: bool) -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = model(images).float().square().mean()
-        loss.backward()
-        model.zero_grad(set_to_none=True)
-
     print(f"dense {config.encoder}, {batch} x {pixels} x {pixels}, {flops / 1e9:.0f} GFLOP forward")
-    for kind, call, factor in (("forward", forward, 1), ("forward + backward", train, 3)):
+    for kind, call, factor in KINDS:
         calls = {
-            f"{name} {precision}": partial(call, model, precision == "bf16")
+            f"{name} {precision}": partial(call, model, images, precision == "bf16")
             for name, model in models.items()
             for precision in ("fp32", "bf16")
         }
@@ -206,6 +234,11 @@ def dense_table(
             print(
                 f"  {kind:<18} {name:<18} {value:8.3f} s  {seconds['stock fp32'] / value:5.2f} x "
                 f"stock fp32  {rate / rates[name[-4:]]:4.0%} of the matrix rate"
+            )
+        if kind in untuned:
+            print(
+                f"  {kind:<18} {'stock as it comes':<18} {untuned[kind]:8.3f} s   (freed memory "
+                f"goes back to the kernel; ours {untuned[kind] / seconds['ours fp32']:.2f} x)"
             )
     print()
 

@@ -88,9 +88,14 @@ def draw_reconstructions(
     titles = ("image", f"{objective.keep_ratio:.0%} kept", "reconstructed")
     rows = len(images)
     figure, axes = plt.subplots(rows, 3, figsize=(6, 2 * rows), squeeze=False)
+    # SAM's normalisation shifts the channels of a grey patch apart, and with them a poor guess.
+    grey = [np.ptp(to_rgb(image), axis=-1).max() < 1e-3 for image in images]
     for column, (title, pictures) in enumerate(zip(titles, columns, strict=True)):
         for row in range(rows):
-            axes[row, column].imshow(to_rgb(pictures[row]))
+            pixels = to_rgb(pictures[row])
+            if grey[row]:
+                pixels = pixels.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
+            axes[row, column].imshow(pixels)
             axes[row, column].axis("off")
         axes[0, column].set_title(title)
     figure.subplots_adjust(wspace=0.03, hspace=0.03)
