@@ -1,6 +1,7 @@
 """The end of a shard set: what its shards' indexes tell, joined in `dataset.json`."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -73,14 +74,16 @@ def merge(
     # a file of which one image among many cannot be read counts by that share
     bad = [share for _, kind, _, share in quarantined if kind == "unreadable"]
     files = sum(len(shard.references) for shard in shards)
+    reasons = Counter(reason for _, kind, reason, _ in quarantined if kind == "unreadable")
+    most = f" (most often: {reasons.most_common(1)[0][0]})" if reasons else ""
     problem = None
     if document["records"] == 0:
-        problem = f"layout {source.layout}: no file gave an image; see {quarantine}"
+        problem = f"layout {source.layout}: no file gave an image{most}; see {quarantine}"
     elif sum(bad) > options.max_bad * files:
         problem = (
-            f"{len(bad)} images of {files} files could not be read, more than --max-bad"
-            f" {options.max_bad}: see {quarantine}, mend them or allow more, and run again"
-            " (finished shards are kept; until then there is no dataset.json)"
+            f"{len(bad)} images of {files} files could not be read{most}, more than --max-bad"
+            f" {options.max_bad}: see {quarantine}, mend them or allow more, and run again;"
+            " finished shards are kept, and until then there is no dataset.json"
         )
     if problem is not None:
         (options.output / "dataset.json").unlink(missing_ok=True)
