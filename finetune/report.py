@@ -33,10 +33,10 @@ RUNS = ("pretrained", "untrained")
 
 TEMPLATE_LIMITS = (
     "All labelled images, and most of those for pretraining, are slices of one averaged template"
-    " brain. The held-out slices are a slab of that same brain, so they are easier than a new"
-    " patient, and they say nothing about another scanner, organ or disease.",
-    "Neighbouring slices look alike. The intervals treat them as independent cases and are"
-    " therefore too narrow.",
+    " brain, or views of them. The held-out ones are from a slab of that same brain, so they are"
+    " easier than a new patient, and they say nothing about another scanner, organ or disease.",
+    "Neighbouring slices look alike, and views of a slice overlap. The intervals treat them as"
+    " independent cases and are therefore too narrow.",
 )
 FOLDER_LIMITS = (
     "The volumes are split by case, so no held-out patient was seen in pretraining or adaptation;"
@@ -96,7 +96,7 @@ def _overview(folder: Path, template: bool) -> str:
         if template
         else "a folder of labelled volumes"
     )
-    kind = "slices" if template else "volumes"
+    kind = "views of slices" if template else "volumes"
     return (
         f"The whole pipeline on {what}. A {config['encoder']} encoder was pretrained on {images}"
         f" unlabelled images for {config['optim']['steps']} steps, then adapted on"
