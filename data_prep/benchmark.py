@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from data_prep.codec import encode_jpeg, encode_png
+from data_prep.codec import decode, encode_jpeg, encode_png
 from data_prep.datasets import find_layout
 from data_prep.datasets.samples import template
 from data_prep.errors import UserError
@@ -160,29 +160,34 @@ def _compare_loading(images: Path, shards: Path, config: BenchmarkConfig) -> Ite
     # torch, which the workers of `shard` need not wait for
     from data_prep.loader import ShardDataset, build_loader
 
-    dataset = ShardDataset(shards, transform=_as_tensor)
+    dataset = ShardDataset(shards)
     batches = max(4 * config.images // BATCH, 4)
     files = [path.read_bytes() for path in sorted(images.iterdir())]
-    jobs = np.array_split(np.arange(batches * BATCH) % len(files), 4 * config.workers)
+    jobs = [job.tolist() for job in np.array_split(np.arange(batches * BATCH) % len(files), 8)]
     process = psutil.Process()
-    decoding, loading, memory = [], [], []
+    memory = []
+
+    def load() -> None:
+        list(map(len, itertools.islice(loader, batches)))
+
     with ProcessPoolExecutor(config.workers, get_context("fork"), _keep, (files,)) as pool:
-        pool.map(_decode_all, [job[:1].tolist() for job in jobs])
-        loader = iter(build_loader(dataset, BATCH, workers=config.workers))
+        list(pool.map(_decode_all, jobs[: config.workers], [True] * config.workers))
+        loader = iter(build_loader(dataset, BATCH, workers=config.workers, collate=_stack))
+        pillow, ours, loading = [], [], []
         for _ in range(config.repeats):
-            start = time.perf_counter()
-            list(pool.map(_decode_all, [job.tolist() for job in jobs]))
-            decoding.append(time.perf_counter() - start)
+            pillow.append(_seconds(lambda: list(pool.map(_decode_all, jobs, [True] * len(jobs)))))
+            ours.append(_seconds(lambda: list(pool.map(_decode_all, jobs, [False] * len(jobs)))))
             # what was read ahead meanwhile must not count
             list(itertools.islice(loader, READ_AHEAD * config.workers))
-            start = time.perf_counter()
-            list(map(len, itertools.islice(loader, batches)))
-            loading.append(time.perf_counter() - start)
+            loading.append(_seconds(load))
             memory.append(_memory(process))
     images_read = batches * BATCH
+    seconds = min(loading)
     yield (
-        f"loading 224-px PNG: {images_read / min(loading):.0f} images/s, bare decoding"
-        f" {images_read / min(decoding):.0f}: {100 * min(decoding) / min(loading):.0f} %"
+        f"loading 224-px PNG: {images_read / seconds:.0f} images/s,"
+        f" {100 * min(pillow) / seconds:.0f} % of bare decoding by Pillow"
+        f" ({images_read / min(pillow):.0f}), {100 * min(ours) / seconds:.0f} % of bare decoding"
+        f" by libpng, which the loader uses ({images_read / min(ours):.0f})"
     )
     yield (
         f"memory of loader and workers: {memory[0]:.0f} MB after {images_read} images,"
@@ -190,10 +195,11 @@ def _compare_loading(images: Path, shards: Path, config: BenchmarkConfig) -> Ite
     )
 
 
-def _as_tensor(record: Any, _: np.random.Generator) -> Any:
+def _stack(records: list[Any]) -> Any:
     import torch
+    from torch.utils.data import default_collate
 
-    return torch.from_numpy(record.image)
+    return default_collate([torch.from_numpy(record.image) for record in records])
 
 
 _files: list[bytes] = []
@@ -204,11 +210,14 @@ def _keep(files: list[bytes]) -> None:
     _files.extend(files)
 
 
-def _decode_all(indices: list[int]) -> int:
+def _decode_all(indices: list[int], by_pillow: bool) -> int:
     total = 0
     for index in indices:
-        with Image.open(io.BytesIO(_files[index])) as image:
-            total += int(np.array(image)[0, 0])
+        if by_pillow:
+            with Image.open(io.BytesIO(_files[index])) as image:
+                total += int(np.array(image)[0, 0])
+        else:
+            total += int(decode("png", _files[index])[0, 0])
     return total
 
 
@@ -220,10 +229,11 @@ def _memory(process: psutil.Process) -> float:
 
 def shortest(functions: list[Callable[[], Any]], repeats: int) -> list[float]:
     """The shortest time of each function in seconds; they take turns, `repeats` times."""
-    times = [[] for _ in functions]
-    for _ in range(repeats):
-        for function, taken in zip(functions, times, strict=True):
-            start = time.perf_counter()
-            function()
-            taken.append(time.perf_counter() - start)
-    return [min(taken) for taken in times]
+    times = [[_seconds(function) for function in functions] for _ in range(repeats)]
+    return [min(taken) for taken in zip(*times, strict=True)]
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start

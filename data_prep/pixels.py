@@ -55,11 +55,24 @@ def normalise(image: NDArray[np.generic], window: tuple[float, float] | None = N
 
     values = _scale_to_255(image, window)
     if values.ndim == 2:
-        values = np.repeat(values[..., None], 3, axis=2)
-    pixels = torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))  # (3, H, W)
-    mean = torch.tensor(PIXEL_MEAN).view(3, 1, 1)
-    std = torch.tensor(PIXEL_STD).view(3, 1, 1)
-    return (pixels - mean) / std
+        values = values[..., None]
+    return normalise_pixels(torch.from_numpy(values.transpose(2, 0, 1)))
+
+
+def normalise_pixels(pixels: Tensor) -> Tensor:
+    """Subtract SAM's mean and divide by its deviation.
+
+    Args:
+        pixels: (..., 3, H, W), or (..., 1, H, W) grey, in 0..255, uint8 or float.
+
+    Returns:
+        (..., 3, H, W) float32, contiguous, on the same device.
+    """
+    mean, std = (
+        torch.tensor(values, device=pixels.device).view(3, 1, 1)
+        for values in (PIXEL_MEAN, PIXEL_STD)
+    )
+    return (pixels.contiguous() - mean) / std
 
 
 def _scale_to_255(

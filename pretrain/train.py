@@ -15,6 +15,7 @@ from data_prep.cli import run_command
 from data_prep.files import write_json, write_text
 from data_prep.loader import build_loader
 from data_prep.mixture import ShardMixture
+from data_prep.pixels import normalise_pixels
 from pretrain.checkpoint import ENCODER_FILE, load_encoder, load_strictly
 from pretrain.config import PretrainConfig, build_objectives, check
 from pretrain.encoder import build_encoder
@@ -24,7 +25,7 @@ from pretrain.model import PretrainModel
 from pretrain.objectives import MaskedAutoencoding
 from pretrain.optim import build_optimizer, load_optimizer
 from pretrain.run import State
-from pretrain.transform import PretrainTransform
+from pretrain.transform import PretrainTransform, collate
 
 OBJECTIVES_FILE = "objectives.safetensors"
 
@@ -70,6 +71,7 @@ def pretrain(config: PretrainConfig, resolved: str) -> None:
         world,
         config.data.workers,
         samples_seen=state.samples_seen,
+        collate=collate,
         pin_memory=device.type == "cuda",
     )
     accelerator.print(
@@ -83,7 +85,7 @@ def pretrain(config: PretrainConfig, resolved: str) -> None:
         )
 
     def losses_of(batch: tuple[Tensor, list[str]], seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-        images = batch[0].to(device, non_blocking=True)
+        images = normalise_pixels(batch[0].to(device, non_blocking=True))
         losses = wrapped(images, torch.Generator().manual_seed(seed))
         return model.total(losses), losses
 
@@ -124,9 +126,11 @@ def images_to_draw(dataset: ShardMixture, count: int = 6, among: int = 48) -> Te
     """
     indices = np.linspace(0, len(dataset) - 1, min(among, len(dataset))).astype(int)
     runs = np.array_split(indices, min(count, len(indices)))
-    return torch.stack(
-        [max((dataset[int(i)][0] for i in run), key=lambda image: image.std()) for run in runs]
-    )
+    samples = [
+        max((dataset[int(i)] for i in run), key=lambda sample: sample[0].float().std())
+        for run in runs
+    ]
+    return normalise_pixels(collate(samples)[0])
 
 
 if __name__ == "__main__":

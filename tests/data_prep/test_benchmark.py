@@ -21,7 +21,8 @@ def test_report_of_a_tiny_run(tmp_path):
     patterns = [
         r"sharding 224-px PNG: \d+ images/s .*: \d+\.\d times faster",
         r"sharding 6-MP JPEG to 512: \d+ images/s .*: \d+\.\d times faster",
-        r"loading 224-px PNG: \d+ images/s, bare decoding \d+: \d+ %",
+        r"loading 224-px PNG: \d+ images/s, \d+ % of bare decoding by Pillow \(\d+\), "
+        r"\d+ % of bare decoding by libpng, which the loader uses \(\d+\)",
         r"memory of loader and workers: \d+ MB after 256 images, \d+ MB after 256",
     ]
     for pattern, line in zip(patterns, lines[1:], strict=True):

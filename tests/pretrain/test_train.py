@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from data_prep.__main__ import main as data_prep
 from data_prep.cli import run_command
 from data_prep.mixture import ShardMixture
+from data_prep.pixels import normalise_pixels
 from pretrain.checkpoint import latest_checkpoint
 from pretrain.config import PretrainConfig
 from pretrain.encoder import build_encoder
@@ -240,11 +241,11 @@ def test_drawn_images_show_the_most_in_their_part_of_the_set(tmp_path) -> None:
     options = ["--layout=folder", f"--input={tmp_path}", f"--output={tmp_path / 'shards'}"]
     data_prep(["shard", *options])
     dataset = ShardMixture([tmp_path / "shards"], transform=PretrainTransform(32, 1.0))
-    contrast = [float(dataset[index][0].std()) for index in range(12)]
-    assert len(set(contrast)) == 12
+    images = [dataset[index][0].float() for index in range(12)]
+    assert len({float(image.std()) for image in images}) == 12
     drawn = images_to_draw(dataset, count=3)
     assert drawn.shape == (3, 3, 32, 32)
-    expected = [max(contrast[start : start + 4]) for start in (0, 4, 8)]
-    assert [float(image.std()) for image in drawn] == expected
+    best = [max(images[start : start + 4], key=torch.std) for start in (0, 4, 8)]
+    assert torch.equal(drawn, normalise_pixels(torch.stack(best)))
     assert torch.equal(images_to_draw(dataset, count=3), drawn)
     assert len(images_to_draw(dataset, count=3, among=2)) == 2
