@@ -65,12 +65,12 @@ def read_image(
     data = source if isinstance(source, bytes) else source.read_bytes()
     image = _open(data, options.max_pixels)
     is_jpeg = image.format in ("JPEG", "MPO")
-    upright = _call(image.getexif).get(ORIENTATION, 1) == 1  # a PNG is decoded for it
+    upright = _is_upright(image, data)
     small = max_size is None or max(image.size) <= max_size
     if upright and small and not crop_border and _is_plain(image, data):
-        array = _pixels(image)
-        stripped = strip_jpeg(data) if is_jpeg else strip_png(data)
-        return Picture(array, ("jpg" if is_jpeg else "png", stripped))
+        if is_jpeg:
+            return Picture(_pixels(image), ("jpg", strip_jpeg(data)))
+        return Picture(_call(decode, "png", data), ("png", strip_png(data)))
     if max_size is not None and is_jpeg:
         # a frame takes less than half of each side, or else the image becomes smaller than max_size
         scale = max_size * (2 if crop_border else 1) / max(image.size)
@@ -108,6 +108,13 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 def _pixels(image: Image.Image) -> np.ndarray:
     return _call(np.array, image)
+
+
+def _is_upright(image: Image.Image, data: bytes) -> bool:
+    # Pillow decodes a PNG to look behind its pixels; a chunk or a text names what it looks for
+    if image.format == "PNG" and not any(name in data for name in (b"eXIf", b"exif", b"xmp")):
+        return True
+    return _call(image.getexif).get(ORIENTATION, 1) == 1
 
 
 def _is_plain(image: Image.Image, data: bytes) -> bool:

@@ -95,6 +95,33 @@ def test_rotated_photographs_become_upright(tmp_path, orientation, max_size):
     assert np.array_equal(decode(*picture.encoded), picture.array)
 
 
+def chunk(kind, data):
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+
+XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="3"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize(
+    "turned",
+    [
+        chunk(b"eXIf", exif(3).tobytes().removeprefix(b"Exif\0\0")),
+        chunk(
+            b"tEXt",
+            b"Raw profile type exif\0\nexif\n%d\n" % len(exif(3).tobytes())
+            + exif(3).tobytes().hex().encode(),
+        ),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP.encode()),
+    ],
+    ids=["chunk", "text", "XMP"],
+)
+def test_a_png_that_says_behind_its_pixels_that_it_is_turned(turned, tmp_path):
+    path = save(tmp_path / "a.png", smooth())
+    end = chunk(b"IEND", b"")
+    path.write_bytes(path.read_bytes().removesuffix(end) + turned + end)
+    assert np.array_equal(read_image(path, OPTIONS).array, smooth()[::-1, ::-1])
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
 def test_large_photographs_are_scaled_once(tmp_path, suffix):
     path = save(tmp_path / f"a.{suffix}", smooth(400, 600))
