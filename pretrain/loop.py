@@ -102,9 +102,9 @@ def train_steps(
             keys += keys_of(batch)
             with accelerator.accumulate(model):
                 with accelerator.autocast():
-                    total, losses = losses_of(batch, step_seed(options.seed, step, micro, rank))
+                    total, parts = losses_of(batch, step_seed(options.seed, step, micro, rank))
                 accelerator.backward(total)
-            for name, value in losses.items():
+            for name, value in parts.items():
                 part = value.detach().float() / accumulate
                 logged[name] = logged[name] + part if name in logged else part
         norm = accelerator.clip_grad_norm_(model.parameters(), optim.clip or float("inf"))
@@ -120,12 +120,14 @@ def train_steps(
         optimizer.zero_grad()
 
         state.step, state.samples_seen = step, state.samples_seen + optim.batch_size
-        *means, stopping = values.tolist()
+        *losses, stopping = values.tolist()
+        state.add(losses)
         last = step == optim.steps
-        if metrics is not None and (step % options.log_every == 0 or last):
-            by_name = dict(zip(logged, means, strict=True))
-            speed = progress.report(step, by_name, rate)
-            metrics.log(step, {**by_name, "lr": rate, "images_per_second": speed})
+        if step % options.log_every == 0 or last:
+            means = dict(zip(logged, state.take_means(), strict=True))
+            if metrics is not None:
+                speed = progress.report(step, means, rate)
+                metrics.log(step, {**means, "lr": rate, "images_per_second": speed})
         if main and (step % options.save_every == 0 or last or stopping):
 
             def write(folder: Path) -> None:

@@ -43,7 +43,7 @@ class RunOptions:
     threads: int | None = None
     """CPU threads of each process; null: the machine's cores, divided among the processes."""
     log_every: int = 10
-    """Steps between lines of metrics."""
+    """Steps between lines of metrics, which give the means over these steps."""
     save_every: int = 500
     """Steps between checkpoints; the last step is always saved."""
     keep: int = 2
@@ -66,6 +66,21 @@ class State:
 
     step: int = 0
     samples_seen: int = 0
+    sums: list[float] = field(default_factory=list)
+    """Of each logged value, over the steps since the last line of metrics."""
+    summed: int = 0
+    """How many steps these are."""
+
+    def add(self, values: list[float]) -> None:
+        """Count in the values of one step."""
+        self.sums = [a + b for a, b in zip(self.sums or [0.0] * len(values), values, strict=True)]
+        self.summed += 1
+
+    def take_means(self) -> list[float]:
+        """Means over the steps counted in, and start again."""
+        means = [total / self.summed for total in self.sums]
+        self.sums, self.summed = [], 0
+        return means
 
     @classmethod
     def read(cls, checkpoint: Path) -> "State":
