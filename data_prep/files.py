@@ -1,29 +1,63 @@
 """Files that appear under their final name only when they are whole."""
 
+import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from data_prep.errors import UserError
+
+LOCK_SECONDS = 5.0
+"""How long to wait for another process; workers of a killed run need a moment to end."""
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it to disk and rename it.
 
-    On an exception the temporary file is removed and `path` stays as it was.
+    On an exception the temporary file is removed and `path` stays as it was. What a killed process
+    left there is written over.
+
+    Raises:
+        UserError: another process is writing `path` (a job that was submitted twice, say).
     """
     temporary = path.with_name(f".{path.name}.partial")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
+    with _locked(temporary, path) as file:
+        try:
+            yield temporary
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _locked(temporary: Path, path: Path) -> BinaryIO:
+    """`temporary`, made if need be and held against other processes until it is closed."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        file = temporary.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{path}: another process is writing it; wait for it, or end it and run again"
+                ) from None
+            time.sleep(0.05)
+            continue
+        except OSError:  # a file system without locks
+            return file
+        with suppress(FileNotFoundError):  # its last owner may have renamed it meanwhile
+            if os.path.samestat(temporary.stat(), os.fstat(file.fileno())):
+                return file
+        file.close()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -30,8 +30,9 @@ class PromptConfig:
     clicks: ClickSampling = field(default_factory=ClickSampling)
     """Random clicks of the first round."""
     skipped_rounds: int = 0
-    """Up to this many of a step's first predictions, each step as many as it draws, are made
-    without gradient and not trained on: many clicks are seen at little cost (as in RITM)."""
+    """In a step that starts from clicks, up to this many of the first predictions, as many as it
+    draws, are made without gradient and not trained on: many clicks are seen at little cost (as in
+    RITM). A step that starts from boxes skips none, since a box is mostly given alone."""
     rounds: int = 3
     """Rounds of correcting clicks after the first prediction that is trained on."""
     previous_mask: bool = True
@@ -67,8 +68,9 @@ def prompted_rounds(
     """Predictions after the first prompts and after each round of correcting clicks.
 
     The image is encoded once; only the decoder runs again. Clicks are placed on the prediction of
-    the round before, in the model's own frame (Mahadevan et al. 2018). A number of first rounds,
-    uniform in 0..skipped_rounds, has no gradient (Sofiiuk et al. 2021, arXiv 2102.06583).
+    the round before, in the model's own frame (Mahadevan et al. 2018). After first clicks, a number
+    of first rounds, uniform in 0..skipped_rounds, has no gradient (Sofiiuk et al. 2021, arXiv
+    2102.06583).
 
     Args:
         embeddings: (B, 256, h, w) of `Segmenter.encode`.
@@ -94,7 +96,7 @@ def prompted_rounds(
             for truth, area in zip(truths, image_area, strict=True)
         ]
 
-    skipped = int(rng.integers(config.skipped_rounds + 1)) if config.skipped_rounds else 0
+    skipped = int(rng.integers(config.skipped_rounds + 1)) if boxes is None else 0
     previous: Tensor | None = None
     for number in range(skipped + config.rounds + 1):
         prompts = Prompts(image.cpu(), *padded(clicks), boxes=boxes, masks=previous)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from finetune.model import Decoded
 from finetune.prompts.clicks import random_clicks
 from finetune.prompts.encoding import Prompts
-from finetune.prompts.simulate import PromptConfig, prompted_rounds
+from finetune.prompts.simulate import PromptConfig, Round, prompted_rounds
 
 SIZE = 64
 
@@ -66,22 +66,10 @@ def test_no_training_click_falls_on_padding(box_share: float) -> None:
 
 
 def test_skipped_rounds_add_clicks_and_have_no_gradient() -> None:
-    masks, valid = padded_discs()
     config = PromptConfig(box_share=0.0, rounds=1, skipped_rounds=3)
     numbers = set()
     for seed in range(20):
-        segmenter = Everything()
-        rounds = list(
-            prompted_rounds(
-                segmenter,
-                torch.zeros(2, 1, requires_grad=True),
-                torch.tensor([0, 1]),
-                masks,
-                valid,
-                config,
-                np.random.default_rng(seed),
-            )
-        )
+        segmenter, rounds = rounds_of_a_step(config, seed)
         skipped = len(rounds) - 2
         numbers.add(skipped)
         assert [trained for _, trained in rounds] == [False] * skipped + [True] * 2
@@ -91,6 +79,23 @@ def test_skipped_rounds_add_clicks_and_have_no_gradient() -> None:
         clicks = [int((prompts.labels[0] >= 0).sum()) for prompts in segmenter.asked]
         assert clicks == list(range(clicks[0], clicks[0] + len(rounds)))
     assert numbers == {0, 1, 2, 3}
+
+
+def rounds_of_a_step(config: PromptConfig, seed: int) -> tuple[Everything, list[Round]]:
+    masks, valid = padded_discs()
+    segmenter = Everything()
+    embeddings = torch.zeros(2, 1, requires_grad=True)
+    image, rng = torch.tensor([0, 1]), np.random.default_rng(seed)
+    rounds = prompted_rounds(segmenter, embeddings, image, masks, valid, config, rng)
+    return segmenter, list(rounds)
+
+
+def test_a_box_is_trained_on_before_any_click() -> None:
+    config = PromptConfig(box_share=1.0, rounds=1, skipped_rounds=3)
+    for seed in range(8):
+        segmenter, rounds = rounds_of_a_step(config, seed)
+        assert [trained for _, trained in rounds] == [True, True]
+        assert segmenter.asked[0].boxes is not None and segmenter.asked[0].labels is None
 
 
 def test_negative_clicks_are_drawn_from_the_valid_pixels_only() -> None:
