@@ -5,17 +5,17 @@ from dataclasses import replace
 
 import yaml
 
-from data_prep.benchmark import BenchmarkConfig, benchmark
-from data_prep.cli import run_commands
-from data_prep.datasets import find_layout
-from data_prep.errors import UserError
-from data_prep.index import index_path, read_json
-from data_prep.info import InfoConfig, info
-from data_prep.manifest import DEFAULT_SPLIT, assign_splits
+from data_prep.commands.benchmark import BenchmarkConfig, benchmark
+from data_prep.commands.info import InfoConfig, info
+from data_prep.commands.verify import VerifyConfig, verify
+from data_prep.common.cli import run_commands
+from data_prep.common.errors import UserError
+from data_prep.format.index import index_path, read_json
+from data_prep.layouts import find_layout
 from data_prep.options import ShardConfig, ShardSegConfig, WriteOptions
 from data_prep.records import Reference, Source, group_hash
-from data_prep.shards import write_shards
-from data_prep.verify import VerifyConfig, verify
+from data_prep.shards.manifest import DEFAULT_SPLIT, assign_splits
+from data_prep.shards.write import write_shards
 
 
 def shard(config: ShardConfig, resolved: str) -> None:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 
 Window = Literal["auto", "percentile", "full"] | tuple[float, float]
 
@@ -18,7 +18,7 @@ class ReadOptions:
     """How files become pixels."""
 
     layout: str
-    """Name of the layout: a module of data_prep.datasets."""
+    """Name of the layout: a module of data_prep.layouts."""
     input: Path | None = None
     """Folder with the images; for `hf` also a name on the Hub; `samples` needs none."""
     bits: Literal[8, 16] = 8

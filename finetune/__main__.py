@@ -1,9 +1,9 @@
 """`python -m finetune evaluate | predict | quickstart`."""
 
-from data_prep.cli import run_commands
-from finetune.evaluate import EvaluateConfig, evaluate_run
-from finetune.predict import PredictConfig, predict
-from finetune.quickstart import QuickstartConfig, quickstart
+from data_prep.common.cli import run_commands
+from finetune.evaluation.evaluate import EvaluateConfig, evaluate_run
+from finetune.inference.predict import PredictConfig, predict
+from finetune.quickstart.quickstart import QuickstartConfig, quickstart
 
 if __name__ == "__main__":
     run_commands(

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field
 
-from finetune.data import SegmentationDataConfig
-from finetune.losses import LossConfig
-from finetune.model import ModelConfig
+from finetune.data.dataset import SegmentationDataConfig
+from finetune.model.losses import LossConfig
+from finetune.model.segmenter import ModelConfig
 from finetune.prompts.simulate import PromptConfig
-from pretrain.run import RunOptions
+from pretrain.engine.run import RunOptions
 
 
 @dataclass(kw_only=True)

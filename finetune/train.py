@@ -11,19 +11,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from data_prep.cli import run_command
-from data_prep.files import write_json, write_text
-from data_prep.loader import build_loader
+from data_prep.common.cli import run_command
+from data_prep.common.files import write_json, write_text
+from data_prep.loader.dataset import build_loader
 from finetune.config import TrainConfig
-from finetune.data import SegmentationBatch, SegmentationDataset, collate
-from finetune.loading import SEGMENTER_FILE, SOURCES_FILE, check_sources
-from finetune.losses import LossConfig, SegmentationLoss, mask_dice
-from finetune.model import Segmenter, build_model
+from finetune.data.dataset import SegmentationBatch, SegmentationDataset, collate
+from finetune.inference.loading import SEGMENTER_FILE, SOURCES_FILE, check_sources
+from finetune.model.losses import LossConfig, SegmentationLoss, mask_dice
+from finetune.model.segmenter import Segmenter, build_model
 from finetune.prompts.simulate import PromptConfig, prompted_rounds
-from pretrain.figures import draw_losses
-from pretrain.loop import build_accelerator, open_run, train_steps
-from pretrain.optim import build_optimizer, load_optimizer
-from pretrain.run import State
+from pretrain.engine.figures import draw_losses
+from pretrain.engine.loop import build_accelerator, open_run, train_steps
+from pretrain.engine.optim import build_optimizer, load_optimizer
+from pretrain.engine.run import State
 
 LOGGED = ("loss", "dice_first", "dice_last")
 

@@ -1,6 +1,6 @@
 """`python -m pretrain benchmark`."""
 
-from data_prep.cli import run_commands
+from data_prep.common.cli import run_commands
 from pretrain.benchmark import BenchmarkConfig, benchmark
 
 if __name__ == "__main__":

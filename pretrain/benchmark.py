@@ -16,9 +16,8 @@ from segment_anything.modeling import ImageEncoderViT
 from timm.layers import resample_abs_pos_embed_nhwc
 from torch import Tensor, nn
 
-from pretrain.attention import BACKENDS, choose_backend, dense_positions, relative_biases
-from pretrain.cpu import keep_freed_memory
-from pretrain.encoder import (
+from pretrain.encoder.attention import BACKENDS, choose_backend, dense_positions, relative_biases
+from pretrain.encoder.sam import (
     NATIVE_GRID,
     PATCH,
     WINDOW,
@@ -27,8 +26,9 @@ from pretrain.encoder import (
     build_encoder,
     take,
 )
-from pretrain.model import PretrainModel
+from pretrain.engine.cpu import keep_freed_memory
 from pretrain.objectives import EMix, Inputs, MaskedAutoencoding, Plan, ShED, View
+from pretrain.objectives.together import PretrainModel
 
 
 @dataclass

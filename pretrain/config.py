@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from data_prep.errors import UserError
-from pretrain.encoder import PATCH, WINDOW
+from data_prep.common.errors import UserError
+from pretrain.encoder.sam import PATCH, WINDOW
+from pretrain.engine.run import RunOptions
 from pretrain.objectives import Objective
-from pretrain.run import RunOptions
 
 
 @dataclass

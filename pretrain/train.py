@@ -11,20 +11,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data_prep.cli import run_command
-from data_prep.files import write_json, write_text
-from data_prep.loader import build_loader
-from data_prep.mixture import ShardMixture
-from data_prep.pixels import normalise_pixels
-from pretrain.checkpoint import ENCODER_FILE, load_encoder, load_strictly
+from data_prep.common.cli import run_command
+from data_prep.common.files import write_json, write_text
+from data_prep.loader.dataset import build_loader
+from data_prep.loader.mixture import ShardMixture
 from pretrain.config import PretrainConfig, build_objectives, check
-from pretrain.encoder import build_encoder
-from pretrain.figures import draw_losses, draw_reconstructions
-from pretrain.loop import build_accelerator, open_run, train_steps
-from pretrain.model import PretrainModel
+from pretrain.encoder.pixels import normalise_pixels
+from pretrain.encoder.sam import build_encoder
+from pretrain.encoder.weights import ENCODER_FILE, load_encoder, load_strictly
+from pretrain.engine.figures import draw_losses, draw_reconstructions
+from pretrain.engine.loop import build_accelerator, open_run, train_steps
+from pretrain.engine.optim import build_optimizer, load_optimizer
+from pretrain.engine.run import State
 from pretrain.objectives import MaskedAutoencoding
-from pretrain.optim import build_optimizer, load_optimizer
-from pretrain.run import State
+from pretrain.objectives.together import PretrainModel
 from pretrain.transform import PretrainTransform, collate
 
 OBJECTIVES_FILE = "objectives.safetensors"

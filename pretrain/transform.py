@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import default_collate
 
-from data_prep.errors import UserError
-from data_prep.loader import Record
+from data_prep.common.errors import UserError
+from data_prep.loader.dataset import Record
 
 
 class PretrainTransform:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pretrain.encoder import BlockAdapter, EncoderSize
-from pretrain.layout import TokenLayout
+from pretrain.encoder.sam import BlockAdapter, EncoderSize
+from pretrain.encoder.windows import TokenLayout
 
 
 class Adapter(nn.Module):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 
 Points = NDArray[np.int64]
 Labels = NDArray[np.int64]

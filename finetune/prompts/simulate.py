@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_prep.errors import UserError
-from finetune.model import Decoded, Segmenter
+from data_prep.common.errors import UserError
+from finetune.model.prompt_encoder import Prompts
+from finetune.model.segmenter import Decoded, Segmenter
 from finetune.prompts.boxes import box_of, jitter_box
 from finetune.prompts.clicks import ClickSampling, next_click, random_clicks
-from finetune.prompts.encoding import Prompts
 
 Clicks = tuple[NDArray[np.int64], NDArray[np.int64]]
 """(n, 2) points (x, y) and (n,) labels of one mask."""

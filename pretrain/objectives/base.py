@@ -3,7 +3,7 @@
 An objective looks at a batch and returns a plan: the token sequences that it wants encoded, and a
 function from the encoded sequences to its loss. Sequences of all objectives that have the same
 number of tokens share one encoder call, and a clean sequence that two objectives ask for is encoded
-once (see `pretrain.model`).
+once (see `pretrain.objectives.together`).
 """
 
 from abc import ABC, abstractmethod
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pretrain.encoder import WINDOW, take
-from pretrain.layout import balanced_keep, kept_of_window
+from pretrain.encoder.sam import WINDOW, take
+from pretrain.encoder.windows import balanced_keep, kept_of_window
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from lightly.models.utils import (
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from pretrain.encoder import PATCH
+from pretrain.encoder.sam import PATCH
 from pretrain.objectives.base import Inputs, Objective, Plan
 
 PATCH_VALUES = 3 * PATCH**2

@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from data_prep.__main__ import main
-from data_prep.datasets import find_layout
-from data_prep.index import read_json
-from data_prep.loader import ShardDataset
+from data_prep.format.index import read_json
+from data_prep.layouts import find_layout
+from data_prep.loader.dataset import ShardDataset
 from data_prep.options import ShardConfig
-from data_prep.shards import write_shards
+from data_prep.shards.write import write_shards
 
 
 @pytest.fixture(scope="session")

@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from data_prep.cli import parse, write_resolved_config
+from data_prep.common.cli import parse, write_resolved_config
 from data_prep.options import WriteOptions
 from data_prep.records import Reference, Sample, Source
-from data_prep.shards import write_shards
+from data_prep.shards.write import write_shards
 from finetune.config import TrainConfig
-from finetune.model import Decoded, build_model
-from finetune.prompts.encoding import Prompts
-from pretrain.encoder import SIZES, EncoderSize
+from finetune.model.prompt_encoder import Prompts
+from finetune.model.segmenter import Decoded, build_model
+from pretrain.encoder.sam import SIZES, EncoderSize
 
 
 class Records:

@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data_prep.cli import run_command
+from data_prep.common.cli import run_command
 from finetune import train as stage_two
 from finetune.config import TrainConfig
-from finetune.loading import SEGMENTER_FILE, load_segmenter
-from pretrain.checkpoint import latest_checkpoint
-from pretrain.encoder import build_encoder
+from finetune.inference.loading import SEGMENTER_FILE, load_segmenter
+from pretrain.encoder.sam import build_encoder
+from pretrain.encoder.weights import latest_checkpoint
 
 RECIPE = ("finetune/train.py", "--config=configs/finetune/quickstart.yaml")
 STEPS = 7

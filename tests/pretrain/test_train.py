@@ -13,12 +13,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from data_prep.__main__ import main as data_prep
-from data_prep.cli import run_command
-from data_prep.mixture import ShardMixture
-from data_prep.pixels import normalise_pixels
-from pretrain.checkpoint import latest_checkpoint
+from data_prep.common.cli import run_command
+from data_prep.loader.mixture import ShardMixture
 from pretrain.config import PretrainConfig
-from pretrain.encoder import build_encoder
+from pretrain.encoder.pixels import normalise_pixels
+from pretrain.encoder.sam import build_encoder
+from pretrain.encoder.weights import latest_checkpoint
 from pretrain.train import images_to_draw, pretrain
 from pretrain.transform import PretrainTransform
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data_prep.errors import UserError
-from data_prep.loader import Record
-from data_prep.pixels import normalise, normalise_pixels
+from data_prep.common.errors import UserError
+from data_prep.loader.dataset import Record
+from pretrain.encoder.pixels import normalise, normalise_pixels
 from pretrain.transform import PretrainTransform, collate, random_crop
 
 

@@ -1,0 +1,239 @@
+"""Speed of sharding and loading as ratios to what one would write without this package.
+
+The images are slices of the MNI152 brain template, with the noise of a scan that the averaged
+template lacks, and scikit-learn's two photographs enlarged to six megapixels, with a sensor's.
+"""
+
+import io
+import itertools
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from data_prep.common.errors import UserError
+from data_prep.format.codec import decode, encode_jpeg, encode_png
+from data_prep.layouts import find_layout
+from data_prep.layouts.samples import template
+from data_prep.options import ShardConfig
+from data_prep.shards.write import write_shards
+
+SIDE = 224
+PHOTOGRAPH = (3000, 2000)
+"""Width and height in pixels."""
+MAX_SIZE = 512
+NOISE = 0.03
+"""Standard deviation of the scan's noise, in shares of the brightest voxel."""
+DISTINCT = 8
+"""Photographs that differ; the others are copies of them."""
+BATCH = 64
+READ_AHEAD = 4
+"""Batches that each worker of the loader reads ahead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """Measure sharding and loading against Pillow and webdataset on this machine."""
+
+    images: int = 1500
+    """Grey PNG files of 224 pixels."""
+    photographs: int = 160
+    """JPEG files of 6 megapixels."""
+    workers: int = 2
+    """Processes that shard the photographs, and that load."""
+    repeats: int = 3
+    """Each time is the shortest of so many, taken in turn."""
+
+    def __post_init__(self) -> None:
+        if min(self.images, self.photographs, self.workers, self.repeats) < 1:
+            raise UserError("images, photographs, workers and repeats must be at least 1")
+
+
+def benchmark(config: BenchmarkConfig, resolved: str) -> None:
+    """Speed of sharding and loading, as ratios measured in one run."""
+    with tempfile.TemporaryDirectory() as folder:
+        for line in measure(config, Path(folder)):
+            print(line, flush=True)
+
+
+def measure(config: BenchmarkConfig, folder: Path) -> Iterator[str]:
+    """Lines of the report. `folder` is filled with images and shards."""
+    cores = len(os.sched_getaffinity(0))
+    yield f"{cores} cores, {config.workers} workers, shortest of {config.repeats} times"
+    make_slices(folder / "slices", config.images)
+    make_photographs(folder / "photographs", config.photographs)
+    yield _compare_sharding("224-px PNG", folder / "slices", config, None, workers=1)
+    yield _compare_sharding(
+        "6-MP JPEG to 512", folder / "photographs", config, MAX_SIZE, config.workers
+    )
+    _sharding(folder / "slices", folder / "slices-set", None, workers=1)
+    yield from _compare_loading(folder / "slices", folder / "slices-set", config)
+
+
+def make_slices(folder: Path, count: int) -> None:
+    """Slices of the T1 template in three planes as grey PNG files of 224 x 224 pixels."""
+    folder.mkdir()
+    volume = template().get_fdata()
+    generator = np.random.default_rng(0)
+    parts = generator.normal(0, NOISE * volume.max(), (2, *volume.shape))
+    volume = np.hypot(volume + parts[0], parts[1])  # Rician, as magnitudes of complex values are
+    volume = (volume / volume.max() * 255).astype(np.uint8)
+    for number in range(count):
+        axis = number % 3
+        length = volume.shape[axis]
+        depth = length // 4 + number // 3 * 7 % (length // 2)
+        image = Image.fromarray(volume.take(depth, axis)).resize((SIDE, SIDE))
+        (folder / f"{number:06d}.png").write_bytes(encode_png(np.array(image)))
+
+
+def make_photographs(folder: Path, count: int) -> None:
+    """Photographs of six megapixels as JPEG files."""
+    from sklearn.datasets import load_sample_images
+
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    originals = load_sample_images().images
+    files: list[bytes] = []
+    for number in range(min(count, DISTINCT)):
+        large = Image.fromarray(originals[number % len(originals)]).resize(PHOTOGRAPH)
+        noise = generator.normal(0, 4, (PHOTOGRAPH[1], PHOTOGRAPH[0], 3))
+        files.append(encode_jpeg((np.asarray(large) + noise).clip(0, 255).astype(np.uint8), 92))
+    for number in range(count):
+        (folder / f"{number:06d}.jpg").write_bytes(files[number % len(files)])
+
+
+def _compare_sharding(
+    name: str, images: Path, config: BenchmarkConfig, max_size: int | None, workers: int
+) -> str:
+    outputs = (images.with_name(f"{images.name}-{number}") for number in itertools.count())
+    plain, ours = shortest(
+        [
+            lambda: _plain_sharding(images, next(outputs), max_size),
+            lambda: _sharding(images, next(outputs), max_size, workers),
+        ],
+        config.repeats,
+    )
+    files = len(list(images.iterdir()))
+    return (
+        f"sharding {name}: {files / ours:.0f} images/s with {workers} workers,"
+        f" Pillow + ShardWriter {files / plain:.0f}: {plain / ours:.1f} times faster"
+    )
+
+
+def _sharding(images: Path, output: Path, max_size: int | None, workers: int) -> None:
+    options = ShardConfig(
+        layout="folder",
+        input=images,
+        output=output,
+        max_size=max_size,
+        workers=workers,
+        shard_records=-(-len(list(images.iterdir())) // (4 * workers)),
+    )
+    write_shards(find_layout("folder", "pretraining")(options), options)
+
+
+def _plain_sharding(images: Path, output: Path, max_size: int | None) -> None:
+    """Decode with Pillow, scale, write with webdataset."""
+    import webdataset
+
+    output.mkdir()
+    with webdataset.ShardWriter(f"{output}/%06d.tar", verbose=0) as writer:
+        for path in sorted(images.iterdir()):
+            with Image.open(path) as image:
+                image.load()
+                if max_size is not None:
+                    image.thumbnail((max_size, max_size), Image.Resampling.LANCZOS, None)
+                kind = path.suffix.lstrip(".")
+                writer.write({"__key__": path.stem, kind: image, "json": {"size": image.size}})
+
+
+def _compare_loading(images: Path, shards: Path, config: BenchmarkConfig) -> Iterator[str]:
+    # torch, which the workers of `shard` need not wait for
+    from data_prep.loader.dataset import ShardDataset, build_loader
+
+    dataset = ShardDataset(shards)
+    batches = max(4 * config.images // BATCH, 4)
+    files = [path.read_bytes() for path in sorted(images.iterdir())]
+    jobs = [job.tolist() for job in np.array_split(np.arange(batches * BATCH) % len(files), 8)]
+    process = psutil.Process()
+    memory = []
+
+    def load() -> None:
+        list(map(len, itertools.islice(loader, batches)))
+
+    with ProcessPoolExecutor(config.workers, get_context("fork"), _keep, (files,)) as pool:
+        list(pool.map(_decode_all, jobs[: config.workers], [True] * config.workers))
+        loader = iter(build_loader(dataset, BATCH, workers=config.workers, collate=_stack))
+        pillow, ours, loading = [], [], []
+        for _ in range(config.repeats):
+            pillow.append(_seconds(lambda: list(pool.map(_decode_all, jobs, [True] * len(jobs)))))
+            ours.append(_seconds(lambda: list(pool.map(_decode_all, jobs, [False] * len(jobs)))))
+            # what was read ahead meanwhile must not count
+            list(itertools.islice(loader, READ_AHEAD * config.workers))
+            loading.append(_seconds(load))
+            memory.append(_memory(process))
+    images_read = batches * BATCH
+    seconds = min(loading)
+    yield (
+        f"loading 224-px PNG: {images_read / seconds:.0f} images/s,"
+        f" {100 * min(pillow) / seconds:.0f} % of bare decoding by Pillow"
+        f" ({images_read / min(pillow):.0f}), {100 * min(ours) / seconds:.0f} % of bare decoding"
+        f" by libpng, which the loader uses ({images_read / min(ours):.0f})"
+    )
+    yield (
+        f"memory of loader and workers: {memory[0]:.0f} MB after {images_read} images,"
+        f" {memory[-1]:.0f} MB after {images_read * config.repeats}"
+    )
+
+
+def _stack(records: list[Any]) -> Any:
+    import torch
+    from torch.utils.data import default_collate
+
+    return default_collate([torch.from_numpy(record.image) for record in records])
+
+
+_files: list[bytes] = []
+"""Encoded images of a decoding process; filled once, at its start."""
+
+
+def _keep(files: list[bytes]) -> None:
+    _files.extend(files)
+
+
+def _decode_all(indices: list[int], by_pillow: bool) -> int:
+    total = 0
+    for index in indices:
+        if by_pillow:
+            with Image.open(io.BytesIO(_files[index])) as image:
+                total += int(np.array(image)[0, 0])
+        else:
+            total += int(decode("png", _files[index])[0, 0])
+    return total
+
+
+def _memory(process: psutil.Process) -> float:
+    """Unshared memory of a process and its children in MB."""
+    processes = [process, *process.children(recursive=True)]
+    return sum(one.memory_full_info().uss for one in processes) / 1e6
+
+
+def shortest(functions: list[Callable[[], Any]], repeats: int) -> list[float]:
+    """The shortest time of each function in seconds; they take turns, `repeats` times."""
+    times = [[_seconds(function) for function in functions] for _ in range(repeats)]
+    return [min(taken) for taken in zip(*times, strict=True)]
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start

@@ -1,0 +1,93 @@
+"""Check a shard set member by member."""
+
+import hashlib
+import tarfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_prep.common.errors import UserError
+from data_prep.format.index import ShardIndex, index_path, load_index, read_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Compare every member of a shard set with its index and checksums."""
+
+    shards: Path
+    """Folder of the shard set."""
+
+
+def verify(config: VerifyConfig, resolved: str) -> None:
+    """Check a shard set; says what is missing, truncated or altered."""
+    problems = find_problems(config.shards)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise UserError(f"{config.shards}: {len(problems)} problems; shard again to mend them")
+    print(f"{config.shards}: complete and unaltered")
+
+
+def find_problems(root: Path) -> list[str]:
+    """What differs between the shards in a folder and `dataset.json`, one line each.
+
+    Raises:
+        UserError: if there is no `dataset.json`.
+    """
+    problems = []
+    listed = set()
+    splits = read_json(root / "dataset.json")["splits"]
+    shards = [shard for split in splits.values() for shard in split["shards"]]
+    for shard in tqdm(shards, desc="verify", unit="shard"):
+        listed.add(shard["name"])
+        problems += _check_shard(root / shard["name"], shard["sha256"], shard["records"])
+    for path in sorted(root.glob("*.tar")):
+        if path.name not in listed:
+            problems.append(f"{path}: not listed in dataset.json")
+    return problems
+
+
+def _check_shard(path: Path, sha256: str, records: int) -> list[str]:
+    if not path.is_file():
+        return [f"{path}: missing"]
+    try:
+        index = load_index(path)
+    except UserError as error:
+        return [str(error)]
+    problems = []
+    if len(index.keys) != records:
+        problems.append(f"{index_path(path)}: {len(index.keys)} records, not {records}")
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+            return problems + _check_names(path, index)
+        problems.append(f"{path}: altered (SHA-256 differs)")
+        size = file.seek(0, 2)
+        for key, members in zip(index.keys, index.members, strict=True):
+            for name, (offset, length, crc) in members.items():
+                if offset + length > size:
+                    problems.append(f"{path}: {key}.{name} is truncated")
+                    continue
+                file.seek(offset)
+                if zlib.crc32(file.read(length)) != crc:
+                    problems.append(f"{path}: {key}.{name} is altered")
+    return problems
+
+
+def _check_names(path: Path, index: ShardIndex) -> list[str]:
+    """Whether an unaltered tar and its index list the same members at the same places."""
+    with tarfile.open(path, "r:") as tar:
+        found = {member.name: (member.offset_data, member.size) for member in tar}
+    expected = {
+        f"{key}.{name}": (offset, size)
+        for key, members in zip(index.keys, index.members, strict=True)
+        for name, (offset, size, _) in members.items()
+    }
+    wrong = sorted(
+        name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
+    )
+    unsafe = sorted(name for name in found if "/" in name or name.startswith("."))
+    return [f"{path}: has a member {name!r}, which is a path" for name in unsafe] + [
+        f"{index_path(path)}: wrong place of {name}" for name in wrong if name not in unsafe
+    ]

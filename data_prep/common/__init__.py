@@ -1,0 +1,1 @@
+"""Command lines, errors and files: what every package uses. Knows no image."""

@@ -1,0 +1,77 @@
+"""Files that appear under their final name only when they are whole."""
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from data_prep.common.errors import UserError
+
+LOCK_SECONDS = 5.0
+"""How long to wait for another process; workers of a killed run need a moment to end."""
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success flush it to disk and rename it.
+
+    On an exception the temporary file is removed and `path` stays as it was. What a killed process
+    left there is written over.
+
+    Raises:
+        UserError: another process is writing `path` (a job that was submitted twice, say).
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    with _locked(temporary, path) as file:
+        try:
+            yield temporary
+            os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _locked(temporary: Path, path: Path) -> BinaryIO:
+    """`temporary`, made if need be and held against other processes until it is closed."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        file = temporary.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{path}: another process is writing it; wait for it, or end it and run again"
+                ) from None
+            time.sleep(0.05)
+            continue
+        except OSError:  # a file system without locks
+            return file
+        with suppress(FileNotFoundError):  # its last owner may have renamed it meanwhile
+            if os.path.samestat(temporary.stat(), os.fstat(file.fileno())):
+                return file
+        file.close()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path` as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,151 @@
+"""The index beside a shard: where each member lies, so that samples are read without parsing tar.
+
+`train-000000.index.json` holds `shard`, `bytes` and `sha256` of the tar, `recipe` (a hash of what
+it was made from), `records` (key and, for each member, [offset, bytes, CRC-32]), `summary` (counts
+and sums for dataset.json) and `quarantined` (hashed key, kind and reason of what was
+left out, and its share of the file).
+"""
+
+import json
+import os
+import struct
+import tarfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from data_prep.common.errors import UserError
+
+Member = tuple[int, int, int]
+"""Offset in the tar, size in bytes, CRC-32."""
+
+
+@dataclass
+class ShardIndex:
+    """Keys and members of one shard's records, in the order of the tar."""
+
+    keys: list[str]
+    members: list[dict[str, Member]]
+
+
+def index_path(shard: Path) -> Path:
+    """Path of the index of a tar."""
+    return shard.with_suffix(".index.json")
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file of a shard set.
+
+    Raises:
+        UserError: if it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; run the shard command again to complete it") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+def load_index(shard: Path) -> ShardIndex:
+    """The index of a tar.
+
+    Raises:
+        UserError: if it is missing or damaged.
+    """
+    path = index_path(shard)
+    document = read_json(path)
+    try:
+        keys = [record["key"] for record in document["records"]]
+        members = [
+            {name: (member[0], member[1], member[2]) for name, member in record["members"].items()}
+            for record in document["records"]
+        ]
+        plain = all("/" not in key and not key.startswith(".") for key in keys)
+    except (KeyError, TypeError, IndexError, AttributeError):
+        raise UserError(f"{path}: is not a shard index; shard again") from None
+    if not plain:
+        raise UserError(f"{path}: has a key that is a path; it was not written by this program")
+    return ShardIndex(keys, members)
+
+
+def open_shard(shard: Path) -> tuple[int, ShardIndex]:
+    """File descriptor and index of a tar.
+
+    Raises:
+        UserError: if one of them is missing or the index is damaged.
+    """
+    index = load_index(shard)
+    try:
+        return os.open(shard, os.O_RDONLY), index
+    except OSError as error:
+        raise UserError(f"{shard}: {error.strerror}; run the shard command again") from None
+
+
+def read_at(descriptor: int, offset: int, size: int, shard: Path) -> bytes:
+    """`size` bytes at `offset` of an open shard; leaves the file position alone.
+
+    Raises:
+        UserError: if the file ends before.
+    """
+    data = os.pread(descriptor, size, offset)
+    if len(data) < size and data:  # a signal, or the kernel's limit of 2 GiB a call
+        data += read_at(descriptor, offset + len(data), size - len(data), shard)
+    if len(data) < size:
+        raise UserError(f"{shard}: is shorter than its index; run `python -m data_prep verify`")
+    return data
+
+
+class TarWriter:
+    """Writes a plain tar whose bytes depend on its members alone, and notes where they lie."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._offset = 0
+        self.records: list[dict[str, Any]] = []
+
+    def add(self, key: str, members: dict[str, bytes]) -> None:
+        """Append one record, a file `<key>.<extension>` for each member."""
+        places = {}
+        for extension, data in members.items():
+            self._write(_tar_header(f"{key}.{extension}", len(data)))
+            places[extension] = [self._offset, len(data), zlib.crc32(data)]
+            self._write(data)
+            self._write(bytes(-len(data) % tarfile.BLOCKSIZE))
+        self.records.append({"key": key, "members": places})
+
+    def close(self) -> None:
+        """Write the end of the archive; the file stays open."""
+        self._write(bytes(2 * tarfile.BLOCKSIZE))
+        self._write(bytes(-self._offset % tarfile.RECORDSIZE))
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._offset += len(data)
+
+
+def _tar_header(name: str, size: int) -> bytes:
+    """The block before a member (POSIX.1-1988 ustar) that names no owner and no time.
+
+    As `tarfile` writes it, but ten times faster, which matters beside small images.
+    """
+    encoded = name.encode("ascii")
+    if len(encoded) > tarfile.LENGTH_NAME or size >= 8**11:
+        raise ValueError(f"{name} of {size} bytes does not fit a tar header")
+    head = struct.pack(
+        "100s8s8s8s12s12s8sc100s8s",
+        encoded,
+        b"0000644\0",
+        b"0000000\0",
+        b"0000000\0",
+        b"%011o\0" % size,
+        b"%011o\0" % 0,
+        b" " * 8,
+        b"0",
+        b"",
+        b"ustar\00000",
+    )
+    block = bytearray(head.ljust(tarfile.BLOCKSIZE, b"\0"))
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)

@@ -1,0 +1,31 @@
+"""CSV files that come with data sets."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.common.errors import UserError
+
+
+def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Rows of a CSV file with a header, each a dict by column, without surrounding blanks.
+
+    Files .tab and .tsv are separated by tabs.
+
+    Args:
+        columns: names that must be there.
+
+    Raises:
+        UserError: if the file cannot be read or lacks one of `columns`.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            delimiter = "\t" if path.suffix.lower() in (".tab", ".tsv") else ","
+            reader = csv.DictReader(file, restval="", delimiter=delimiter)
+            header = [name.strip() for name in reader.fieldnames or []]
+            if missing := [name for name in columns if name not in header]:
+                raise UserError(f"{path}: has no column {missing[0]!r}, only {', '.join(header)}")
+            reader.fieldnames = header
+            return [{name: (row[name] or "").strip() for name in header} for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as CSV ({error})") from error

@@ -1,0 +1,293 @@
+"""Shards to samples, in an order that is a pure function of the seed.
+
+The sample order of epoch e permutes the shards, then the samples inside each window of a few
+shards, so that reading stays nearly sequential. All epochs in a row are one endless stream; the
+position in it, samples seen by all processes together, is the loader's whole state.
+"""
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from data_prep.common.errors import UserError
+from data_prep.format.codec import decode, decode_slices
+from data_prep.format.index import Member, ShardIndex, open_shard, read_at, read_json
+from data_prep.loader.remote import ShardCache, is_remote
+from data_prep.loader.signals import leave_signals_to_parent
+
+OPEN_SHARDS = 16
+"""File descriptors and indexes a process keeps, at least; twice the window if that is more."""
+
+CACHE = Path.home() / ".cache" / "samaritan"
+"""Where copies of remote shards are kept."""
+CACHE_BYTES = 50 * 10**9
+"""How much of them, for each set."""
+
+
+@dataclass
+class Record:
+    """One decoded record."""
+
+    key: str
+    image: np.ndarray
+    """(H, W), (H, W, 3) or a volume (D, H, W); uint8 or uint16, white is the dtype's maximum."""
+    mask: np.ndarray | None
+    """Label map of the image's height and width (and depth), 0 is background; None in stage one."""
+    meta: dict[str, Any]
+    """The record's JSON: group, label, modality, spacing, size, ...; see `ShardDataset.meta`."""
+
+
+Transform = Callable[[Record, np.random.Generator], Any]
+
+
+class ShardDataset(Dataset):
+    """Map-style dataset over the records of one split of a shard set.
+
+    Safe to fork and to pickle: shards are read at explicit offsets, and opened by each process on
+    its own after a spawn.
+
+    Args:
+        root: folder of the set, or its URL.
+        cache: where copies of remote shards are kept.
+        cache_bytes: how much of them; at least `window` shards should fit.
+
+    Raises:
+        UserError: no shard set at `root`, no such split, or a split without records.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        split: str = "train",
+        seed: int = 0,
+        window: int = 4,
+        transform: Transform | None = None,
+        cache: Path = CACHE,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self._cache = ShardCache(str(root), cache, cache_bytes) if is_remote(root) else None
+        self.root = Path(root) if self._cache is None else self._cache.folder
+        if not (self.root / "dataset.json").is_file():
+            raise UserError(
+                f"{self.root}: no shard set (dataset.json is missing); make one with"
+                " `python -m data_prep shard`"
+            )
+        self.info: dict[str, Any] = read_json(self.root / "dataset.json")
+        if split not in self.info["splits"]:
+            raise UserError(
+                f"{self.root}: has no split {split!r}, only {', '.join(self.info['splits'])}"
+            )
+        shards = self.info["splits"][split]["shards"]
+        self.split, self.seed, self.window, self.transform = split, seed, window, transform
+        self.shards = [self.root / shard["name"] for shard in shards]
+        counts = [shard["records"] for shard in shards]
+        self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])  # (shards + 1,)
+        if not len(self):
+            raise UserError(f"{self.root}: split {split!r} has no records")
+        self._open_limit = max(OPEN_SHARDS, 2 * window)
+        self._open: OrderedDict[int, tuple[int, ShardIndex]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def order(self, epoch: int) -> np.ndarray:
+        """(n,) int64: every index once, in the order of `epoch`."""
+        generator = np.random.default_rng([self.seed, epoch])
+        shards = generator.permutation(len(self.shards))
+        parts = []
+        for first in range(0, len(shards), self.window):
+            ranges = [
+                np.arange(self._starts[shard], self._starts[shard + 1])
+                for shard in shards[first : first + self.window]
+            ]
+            parts.append(generator.permutation(np.concatenate(ranges)))
+        return np.concatenate(parts)
+
+    def record(self, index: int, slices: slice | None = None) -> Record:
+        """Read and decode one record, without the transform.
+
+        Args:
+            slices: of a volume, read only these depths (a slice of step 1): image and mask hold
+                them, `meta` describes the whole volume.
+
+        Raises:
+            UserError: a shard that is missing, truncated or does not decode.
+        """
+        shard, key, members = self._locate(index)
+        mask = next((name for name in members if name.startswith("mask.")), None)
+        image = next(name for name in members if name not in (mask, "json"))
+        return Record(
+            key,
+            self._array(shard, image, members[image], slices),
+            None if mask is None else self._array(shard, mask, members[mask], slices),
+            self._meta(shard, members),
+        )
+
+    def meta(self, index: int) -> dict[str, Any]:
+        """The JSON of one record, without decoding its image.
+
+        What is unknown is None here, and left out there: label, modality, spacing. Of a
+        segmentation, `present` may be empty and `slices` has every target.
+        """
+        shard, _, members = self._locate(index)
+        return self._meta(shard, members)
+
+    def _meta(self, shard: int, members: dict[str, Member]) -> dict[str, Any]:
+        stored = json.loads(self._read(shard, members["json"]))
+        meta = {"label": None, "modality": None, "spacing": None} | stored
+        if "labels" in self.info:
+            meta.setdefault("present", [])
+            if "axes" in meta:  # a volume
+                meta["slices"] = {name: [] for name in self.info["labels"]} | meta.get("slices", {})
+        return meta
+
+    def __getitem__(self, item: int | tuple[int, int]) -> Any:
+        """The transformed record (the record itself without a transform).
+
+        Args:
+            item: an index, or (index, draw). The transform's generator is seeded with
+                (seed, draw), draw being the position in the endless stream of samples, so that
+                augmentation does not depend on processes, workers or restarts.
+        """
+        index, draw = item if isinstance(item, tuple) else (item, item)
+        record = self.record(index)
+        if self.transform is None:
+            return record
+        return self.transform(record, np.random.default_rng([self.seed, draw]))
+
+    def _locate(self, index: int) -> tuple[int, str, dict[str, Member]]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"no record {index} among {len(self)}")
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        place = int(index - self._starts[shard])
+        shard_index = self._handle(shard)[1]
+        return shard, shard_index.keys[place], shard_index.members[place]
+
+    def _handle(self, shard: int) -> tuple[int, ShardIndex]:
+        """Descriptor and index of a shard, opened at need; the least used one is closed."""
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        path = self.shards[shard]
+        opened, index = open_shard(path) if not self._cache else self._cache.open(path.name)
+        expected = int(self._starts[shard + 1] - self._starts[shard])
+        if len(index.keys) != expected:
+            raise UserError(
+                f"{path}: its index has {len(index.keys)} records, dataset.json says {expected};"
+                " shard again"
+            )
+        self._open[shard] = (opened, index)
+        if len(self._open) > self._open_limit:
+            _, (oldest, _) = self._open.popitem(last=False)
+            os.close(oldest)
+        return self._open[shard]
+
+    def _read(self, shard: int, member: Member) -> bytes:
+        return read_at(self._handle(shard)[0], member[0], member[1], self.shards[shard])
+
+    def _array(self, shard: int, name: str, member: Member, slices: slice | None) -> np.ndarray:
+        try:
+            if slices is None or not name.endswith("npy"):
+                return decode(name, self._read(shard, member))
+            offset, size, crc = member
+            return decode_slices(
+                lambda start, count: self._read(shard, (offset + start, count, crc)), size, slices
+            )
+        except (ValueError, OSError, RuntimeError, SyntaxError) as error:
+            raise UserError(
+                f"{self.shards[shard]}: a member does not decode ({type(error).__name__}); run"
+                " `python -m data_prep verify`"
+            ) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": OrderedDict()}
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # the default is still there when the interpreter has emptied the module
+        for descriptor, _ in getattr(self, "_open", {}).values():
+            close(descriptor)
+
+
+class OrderedDataset(Protocol):
+    """What `build_loader` reads: a `ShardDataset`, a mixture of them, or anything with an order."""
+
+    def __len__(self) -> int: ...
+
+    def order(self, epoch: int) -> np.ndarray:
+        """(n,) int64: the indices of one epoch, as many as the dataset is long."""
+        ...
+
+    def __getitem__(self, item: tuple[int, int]) -> Any:
+        """The sample (index, draw), a pure function of the two."""
+        ...
+
+
+class GlobalBatches(Sampler[list[tuple[int, int]]]):
+    """Endless batches of (index, draw) for one process of several.
+
+    With G = batch_size * world_size, global batch k is the k-th run of G samples of
+    order(0) + order(1) + ... counted from `samples_seen`, and process `rank` takes its contiguous
+    part. To resume, on any number of processes, pass the samples seen so far by all of them.
+
+    Args:
+        batch_size: samples a process and batch.
+        samples_seen: position in the stream, in samples over all processes.
+    """
+
+    def __init__(
+        self,
+        dataset: OrderedDataset,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        samples_seen: int = 0,
+    ) -> None:
+        if batch_size < 1 or not 0 <= rank < world_size or samples_seen < 0:
+            raise ValueError(f"{batch_size=}, {rank=}, {world_size=}, {samples_seen=}")
+        self.dataset, self.batch_size = dataset, batch_size
+        self.rank, self.world_size, self.samples_seen = rank, world_size, samples_seen
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = lru_cache(maxsize=2)(self.dataset.order)
+        length = len(self.dataset)
+        start = self.samples_seen + self.rank * self.batch_size
+        while True:
+            draws = range(start, start + self.batch_size)
+            yield [(int(order(draw // length)[draw % length]), draw) for draw in draws]
+            start += self.batch_size * self.world_size
+
+
+def build_loader(
+    dataset: OrderedDataset,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    samples_seen: int = 0,
+    collate: Callable[[list[Any]], Any] | None = None,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """An endless DataLoader of this process's part of the global batches.
+
+    It is sharded already: do not pass it to `Accelerator.prepare`, which would divide it again.
+    Iterate over it once; count samples seen as batches taken x batch_size x world_size.
+    """
+    batches = GlobalBatches(dataset, batch_size, rank, world_size, samples_seen)
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=leave_signals_to_parent,
+    )

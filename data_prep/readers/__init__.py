@@ -1,0 +1,1 @@
+"""From a file to pixels: photographs, DICOM, NIfTI and masks."""

@@ -1,0 +1,269 @@
+"""DICOM images to pixels as a viewer would show them, without what names a patient.
+
+Grey values pass the modality LUT or rescale slope and intercept, then a window, and MONOCHROME1 is
+inverted (DICOM PS3.3 C.7.6.3.1.2, C.11.1, C.11.2). Colour images become 8-bit RGB.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.pixels import (
+    apply_color_lut,
+    apply_modality_lut,
+    apply_voi,
+    iter_pixels,
+)
+
+from data_prep.options import Window
+from data_prep.readers.intensity import (
+    intensity_limits,
+    replace_not_finite,
+    to_integers,
+    unit_to_integers,
+)
+from data_prep.records import NotAnImage, Unreadable
+
+NOT_PICTURES = {"SEG": "a segmentation", "RTDOSE": "a dose map"}
+"""Modalities whose pixels are not a picture of a patient."""
+
+# fmt: off
+BODY_PARTS = frozenset((
+    "ABDOMEN", "ANKLE", "AORTA", "ARM", "BLADDER", "BRAIN", "BREAST", "CHEST", "CLAVICLE",
+    "COLON", "CSPINE", "ELBOW", "EYE", "FEMUR", "FINGER", "FOOT", "HAND", "HEAD", "HEART",
+    "HIP", "HUMERUS", "KIDNEY", "KNEE", "LEG", "LIVER", "LSPINE", "LUNG", "NECK", "PANCREAS",
+    "PELVIS", "PROSTATE", "RIB", "SHOULDER", "SKIN", "SKULL", "SPINE", "THIGH", "TSPINE",
+    "UTERUS", "WRIST",
+))
+# fmt: on
+"""BodyPartExamined is typed by hand at some sites, so only these values are kept."""
+
+
+@dataclass
+class DicomFrame:
+    """One frame."""
+
+    image: np.ndarray
+    """(H, W) uint8 or uint16, or (H, W, 3) uint8."""
+    meta: dict[str, Any] = field(default_factory=dict)
+    """modality, body_part, spacing ([row, column] in mm) and window; None where unknown. Nothing
+    else of the header is kept."""
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file has DICOM's magic after its preamble, or else the suffix .dcm or .dicom.
+
+    A file that cannot be opened counts, so that reading it tells why.
+    """
+    if path.suffix.lower() in (".dcm", ".dicom"):
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return True
+
+
+def read_header(path: Path) -> Dataset:
+    """The data set of a file, its pixels not yet decoded.
+
+    Raises:
+        NotAnImage: a DICOM file without pixels, or whose pixels are not a picture.
+        Unreadable: not a DICOM file.
+    """
+    try:
+        # Files without a preamble are still common; junk read by force has no Rows.
+        dataset = pydicom.dcmread(path, force=True)
+    except OSError:
+        raise
+    except Exception as error:  # damaged headers make pydicom raise nearly anything
+        raise Unreadable(f"not a readable DICOM file ({type(error).__name__})") from error
+    if not dataset:
+        raise Unreadable("not a DICOM file, or an empty one")
+    if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        if dataset.get("Rows"):
+            raise Unreadable("its header describes an image, but it has no pixel data")
+        meta = getattr(dataset, "file_meta", None) or {}
+        if "SOPClassUID" not in dataset and "MediaStorageSOPClassUID" not in meta:
+            raise Unreadable("not a DICOM file, or one whose header is damaged")
+        directory = "DirectoryRecordSequence" in dataset
+        raise NotAnImage("is a DICOMDIR" if directory else "has no pixel data")
+    if what := NOT_PICTURES.get(str(dataset.get("Modality", ""))):
+        raise NotAnImage(f"is {what}")
+    return dataset
+
+
+def patient(dataset: Dataset) -> str:
+    """What groups the images of one patient: patient, else study, else "" (to be hashed)."""
+    return str(dataset.get("PatientID") or dataset.get("StudyInstanceUID") or "")
+
+
+def read_frames(
+    dataset: Dataset,
+    bits: Literal[8, 16] = 8,
+    window: Window = "auto",
+    max_pixels: int | None = None,
+) -> Iterator[DicomFrame]:
+    """Decode the frames of an image one after the other.
+
+    Args:
+        bits: of grey frames. 8-bit grey without a window or rescale stays as it is.
+        window: see `ReadOptions.window`; `auto` takes the file's first window or VOI LUT.
+
+    Raises:
+        Unreadable: no decoder, damaged or truncated pixel data, more pixels than `max_pixels`.
+    """
+    size = int(dataset.get("Rows") or 0) * int(dataset.get("Columns") or 0)
+    if not size:
+        raise Unreadable("its header gives no size")
+    if max_pixels is not None and size > max_pixels:
+        raise Unreadable(f"{dataset.Rows} x {dataset.Columns} pixels exceed max_pixels")
+    try:
+        for number, frame in enumerate(iter_pixels(dataset)):
+            yield _show(frame, dataset, number, bits, window)
+    except Unreadable:
+        raise
+    except Exception as error:  # each decoder plugin has errors of its own
+        raise Unreadable(
+            f"its pixels cannot be decoded (transfer syntax {_syntax(dataset)},"
+            f" {type(error).__name__})"
+        ) from error
+
+
+def _show(
+    frame: np.ndarray, dataset: Dataset, number: int, bits: Literal[8, 16], window: Window
+) -> DicomFrame:
+    meta = {
+        "modality": _modality(dataset),
+        "body_part": _body_part(dataset),
+        "spacing": _spacing(dataset, number),
+        "window": None,
+    }
+    if dataset.PhotometricInterpretation == "PALETTE COLOR":
+        frame = apply_color_lut(frame, dataset)
+        return DicomFrame(_to_eight_bits(frame, 8 * frame.itemsize), meta)
+    if frame.ndim == 3:
+        return DicomFrame(_to_eight_bits(frame, int(dataset.BitsStored)), meta)
+    image, limits = _grey(frame, dataset, number, bits, window)
+    if limits is not None:
+        meta["window"] = [float(limits[0]), float(limits[1])]
+    inverse = dataset.get("PresentationLUTShape") == "INVERSE"
+    if dataset.PhotometricInterpretation == "MONOCHROME1" or inverse:
+        image = np.iinfo(image.dtype).max - image
+    return DicomFrame(image, meta)
+
+
+def _grey(
+    frame: np.ndarray, dataset: Dataset, number: int, bits: Literal[8, 16], window: Window
+) -> tuple[np.ndarray, tuple[float, float] | None]:
+    """Grey frame as integers, and the linear window used (None for a LUT or a sigmoid)."""
+    rescale = _functional_group(dataset, number, "PixelValueTransformationSequence") or dataset
+    voi = _functional_group(dataset, number, "FrameVOILUTSequence") or dataset
+    values = replace_not_finite(_output_units(frame, rescale))
+    if window == "auto" and _has_table(voi, "VOILUT"):
+        table = voi.VOILUTSequence[0]
+        top = (1 << int(table.LUTDescriptor[2])) - 1
+        return unit_to_integers(apply_voi(values, voi) / top, bits), None
+    if window == "auto" and voi.get("WindowCenter") is not None and voi.get("WindowWidth"):
+        return _windowed(values, voi, bits)
+    plain = values is frame or np.array_equal(values, frame)
+    eight_bit = plain and frame.dtype == np.uint8 and int(dataset.BitsStored) == 8
+    if window == "auto" and eight_bit and bits == 8:
+        return frame, (0, 255)
+    valid = values[~_padding(frame, dataset)]
+    limits = intensity_limits(valid if valid.size else values, window)
+    return to_integers(values, limits, bits), limits
+
+
+def _windowed(
+    values: np.ndarray, voi: Dataset, bits: Literal[8, 16]
+) -> tuple[np.ndarray, tuple[float, float] | None]:
+    """The first window of a file (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
+    center, width = float(_first(voi.WindowCenter)), float(_first(voi.WindowWidth))
+    function = str(voi.get("VOILUTFunction") or "LINEAR").upper()
+    if function == "SIGMOID":
+        unit = 1 / (1 + np.exp(-4 * (values - center) / width))
+        return unit_to_integers(unit, bits), None
+    if function == "LINEAR_EXACT":
+        limits = (center - width / 2, center + width / 2)
+    else:
+        limits = (center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2)
+    if limits[0] >= limits[1]:  # a width of 1 is a threshold
+        return unit_to_integers((values > limits[0]).astype(np.float32), bits), None
+    return to_integers(values, limits, bits), limits
+
+
+def _output_units(frame: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """Stored values to the modality's units, such as Hounsfield (PS3.3 C.11.1)."""
+    if _has_table(dataset, "ModalityLUT"):
+        return apply_modality_lut(frame, dataset)
+    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
+    if slope is None or intercept is None:
+        return frame
+    return frame.astype(np.float64) * float(slope) + float(intercept)
+
+
+def _has_table(dataset: Dataset, name: str) -> bool:
+    """Whether a data set has a lookup table; some files carry its sequence empty."""
+    tables = dataset.get(f"{name}Sequence")
+    return bool(tables) and tables[0].get("LUTDescriptor") is not None
+
+
+def _to_eight_bits(frame: np.ndarray, bits: int) -> np.ndarray:
+    """(H, W, 3) of `bits` bits to uint8."""
+    if frame.dtype == np.uint8 and bits == 8:
+        return frame
+    return to_integers(frame, (0, (1 << bits) - 1), 8)
+
+
+def _padding(frame: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """Where the stored values are padding outside the picture: they must not set the window."""
+    value = dataset.get("PixelPaddingValue")
+    if not isinstance(value, int):
+        return np.zeros(frame.shape, bool)
+    limit = dataset.get("PixelPaddingRangeLimit", value)
+    other = limit if isinstance(limit, int) else value
+    return (frame >= min(value, other)) & (frame <= max(value, other))
+
+
+def _functional_group(dataset: Dataset, number: int, name: str) -> Dataset | None:
+    """A macro of an enhanced multi-frame image: of this frame, else shared by all frames."""
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    shared = dataset.get("SharedFunctionalGroupsSequence") or []
+    for group in (*per_frame[number : number + 1], *shared[:1]):
+        if group.get(name):
+            return group[name].value[0]
+    return None
+
+
+def _spacing(dataset: Dataset, number: int) -> list[float] | None:
+    measures = _functional_group(dataset, number, "PixelMeasuresSequence") or dataset
+    for name in ("PixelSpacing", "ImagerPixelSpacing"):
+        values = measures.get(name)
+        if values is not None and not isinstance(values, str) and len(values) == 2:
+            return [float(value) for value in values]
+    return None
+
+
+def _modality(dataset: Dataset) -> str | None:
+    value = str(dataset.get("Modality", ""))
+    return value if re.fullmatch(r"[A-Z]{2,6}", value) else None
+
+
+def _body_part(dataset: Dataset) -> str | None:
+    value = str(dataset.get("BodyPartExamined", "")).upper()
+    return value if value in BODY_PARTS else None
+
+
+def _syntax(dataset: Dataset) -> str:
+    meta = getattr(dataset, "file_meta", None)
+    return str(meta.get("TransferSyntaxUID", "unknown")) if meta else "unknown"
+
+
+def _first(value: Any) -> Any:
+    return value if isinstance(value, int | float | str) else value[0]

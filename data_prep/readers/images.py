@@ -1,0 +1,229 @@
+"""Photographs and other image files: kept byte for byte where they can be, made upright and plain
+where they cannot.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from data_prep.format.codec import decode, encode_jpeg, encode_png
+from data_prep.options import ReadOptions
+from data_prep.readers.intensity import intensity_limits, replace_not_finite, to_integers
+from data_prep.records import Unreadable
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
+
+BLACK = 12
+"""Grey values up to this are a camera's black frame."""
+NOISE = 0.01
+"""Share of a row or column of the frame that may be brighter."""
+
+ORIENTATION = 0x0112
+"""EXIF tag; 1 is upright."""
+
+PNG_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"pHYs"}
+"""Chunks that may stay in a copied PNG: none of them holds text."""
+
+
+@dataclass
+class Picture:
+    """An image file as it is stored."""
+
+    array: np.ndarray
+    """(H, W) uint8 or uint16, or (H, W, 3) uint8: the pixels of `encoded`."""
+    encoded: tuple[str, bytes]
+    """Extension (`png` or `jpg`) and bytes."""
+
+
+def read_image(
+    source: Path | bytes,
+    options: ReadOptions,
+    max_size: int | None = None,
+    crop_border: bool = False,
+) -> Picture:
+    """Read an image file, whatever its suffix says.
+
+    8-bit grey or RGB PNG and JPEG files that are upright and small enough keep their bytes, less
+    EXIF, comments and what follows their end. All others become PNG, or JPEG if they were JPEG:
+    transparency is put on black, palettes and CMYK become RGB, grey values of more than 8 bits are
+    windowed (`options.window`).
+
+    Args:
+        source: a path, or the file's bytes.
+        max_size: longest side in pixels; larger images are scaled down to it.
+        crop_border: cut off a black frame first; the image is then always encoded again.
+
+    Raises:
+        Unreadable: not an image, damaged, several frames, or more than `options.max_pixels`.
+    """
+    data = source if isinstance(source, bytes) else source.read_bytes()
+    image = _open(data, options.max_pixels)
+    is_jpeg = image.format in ("JPEG", "MPO")
+    upright = _is_upright(image, data)
+    small = max_size is None or max(image.size) <= max_size
+    if upright and small and not crop_border and _is_plain(image, data):
+        if is_jpeg:
+            return Picture(_pixels(image), ("jpg", strip_jpeg(data)))
+        return Picture(_call(decode, "png", data), ("png", strip_png(data)))
+    if max_size is not None and is_jpeg:
+        # a frame takes less than half of each side, or else the image becomes smaller than max_size
+        scale = max_size * (2 if crop_border else 1) / max(image.size)
+        # decodes at 1/2, 1/4 or 1/8 of the size where that is still enough
+        image.draft(None, (round(image.width * scale), round(image.height * scale)))
+    if not upright:
+        image = _call(ImageOps.exif_transpose, image)
+    if crop_border:
+        image = _without_border(image)
+    if max_size is not None and max(image.size) > max_size:
+        image = _shrink(image, max_size)
+    array = _plain_pixels(image, options)
+    if is_jpeg:
+        encoded = encode_jpeg(array)
+        return Picture(decode("jpg", encoded), ("jpg", encoded))
+    return Picture(array, ("png", encode_png(array)))
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    if not data:
+        raise Unreadable("the file is empty")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise Unreadable("more pixels than any image may have") from error
+    except Exception as error:  # Pillow's plugins raise nearly anything for a damaged header
+        raise Unreadable("not an image, or a damaged one") from error
+    if image.width * image.height > max_pixels:
+        raise Unreadable(f"{image.width} x {image.height} pixels exceed max_pixels ({max_pixels})")
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # a camera's JPEG with a preview behind it
+        raise Unreadable(f"holds {frames} frames; split them into files")
+    return image
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    return _call(np.array, image)
+
+
+def _is_upright(image: Image.Image, data: bytes) -> bool:
+    # Pillow decodes a PNG to look behind its pixels; a chunk or a text names what it looks for
+    if image.format == "PNG" and not any(name in data for name in (b"eXIf", b"exif", b"xmp")):
+        return True
+    return _call(image.getexif).get(ORIENTATION, 1) == 1
+
+
+def _is_plain(image: Image.Image, data: bytes) -> bool:
+    """Whether the bytes may be kept: 8-bit grey or RGB, no transparency."""
+    if image.mode not in ("L", "RGB") or "transparency" in image.info:
+        return False
+    if image.format == "PNG":
+        return data[24] == 8  # bit depth: Pillow reads 16-bit RGB as 8-bit
+    return image.format in ("JPEG", "MPO")
+
+
+def _without_border(image: Image.Image) -> Image.Image:
+    """Cut off the rows and columns at the sides that are black but for a few noisy pixels."""
+    bright = np.asarray(_call(image.convert, "L")) > BLACK
+    rows = np.flatnonzero(bright.mean(axis=1) > NOISE)
+    columns = np.flatnonzero(bright.mean(axis=0) > NOISE)
+    if not len(rows) or not len(columns):
+        return image
+    return image.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+
+
+def _shrink(image: Image.Image, max_size: int) -> Image.Image:
+    scale = max_size / max(image.size)
+    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+    if image.mode in ("1", "P", "PA") or "transparency" in image.info:  # not to be averaged
+        image = _call(image.convert, "RGBA" if "transparency" in image.info else "RGB")
+    elif image.mode.startswith("I"):
+        image = Image.fromarray(_pixels(image).astype(np.float32))
+    return _call(image.resize, size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+
+
+def _call(method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call a Pillow method that decodes the image; its errors become `Unreadable`."""
+    try:
+        return method(*arguments, **options)
+    except Exception as error:  # as above, for damaged pixels
+        raise Unreadable(f"truncated or damaged pixels ({type(error).__name__})") from error
+
+
+def _plain_pixels(image: Image.Image, options: ReadOptions) -> np.ndarray:
+    """(H, W) or (H, W, 3) integers of an image of any mode."""
+    if image.mode.startswith(("I", "F")):
+        values = replace_not_finite(_pixels(image))
+        return to_integers(values, intensity_limits(values, options.window), options.bits)
+    if image.mode == "1":
+        return _pixels(image.convert("L"))
+    if image.mode == "L" and "transparency" not in image.info:
+        return _pixels(image)
+    if image.mode in ("LA", "La", "RGBA", "RGBa", "PA", "P") or "transparency" in image.info:
+        grey = image.mode in ("L", "LA", "La")
+        layer = _call(image.convert, "RGBA")
+        black = Image.new("RGBA", layer.size, (0, 0, 0, 255))
+        array = _pixels(Image.alpha_composite(black, layer).convert("RGB"))
+        same = (array[..., :1] == array).all()
+        return array[..., 0].copy() if grey or (image.mode == "P" and same) else array
+    return _pixels(_call(image.convert, "RGB"))
+
+
+def strip_png(data: bytes) -> bytes:
+    """A PNG less text, EXIF, time and whatever follows its end.
+
+    Raises:
+        Unreadable: if its chunks are damaged.
+    """
+    kept = [data[:8]]
+    position = 8
+    while position + 12 <= len(data):
+        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        kind = data[position + 4 : position + 8]
+        if end > len(data):
+            break
+        if kind in PNG_CHUNKS:
+            kept.append(data[position:end])
+        if kind == b"IEND":
+            return b"".join(kept)
+        position = end
+    raise Unreadable("truncated PNG")
+
+
+def strip_jpeg(data: bytes) -> bytes:
+    """A JPEG less EXIF, XMP, colour profiles, comments and whatever follows its end.
+
+    Raises:
+        Unreadable: if its segments are damaged.
+    """
+    kept = [data[:2]]
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        if marker == 0xD9:
+            return b"".join([*kept, data[position : position + 2]])
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker == 0xDA:  # the scan runs on to the next marker that is neither RSTn nor stuffing
+            end = _scan_end(data, end)
+        # APP0 is JFIF, APP14 tells the colour transform; the others and COM hold text
+        if not (0xE1 <= marker <= 0xEF and marker != 0xEE) and marker != 0xFE:
+            kept.append(data[position:end])
+        position = end
+    if data[position : position + 2] == b"\xff\xd9":
+        return b"".join([*kept, b"\xff\xd9"])
+    raise Unreadable("truncated JPEG")
+
+
+def _scan_end(data: bytes, position: int) -> int:
+    while (position := data.find(b"\xff", position)) != -1 and position + 1 < len(data):
+        if data[position + 1] not in (0x00, 0xFF, *range(0xD0, 0xD8)):
+            return position
+        position += 1 if data[position + 1] == 0xFF else 2
+    raise Unreadable("truncated JPEG")

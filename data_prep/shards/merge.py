@@ -1,0 +1,105 @@
+"""The end of a shard set: what its shards' indexes tell, joined in `dataset.json`."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from data_prep.common.cli import write_resolved_config
+from data_prep.common.errors import UserError
+from data_prep.common.files import write_json, write_text
+from data_prep.format.index import read_json
+from data_prep.options import WriteOptions
+from data_prep.records import Source, record_key
+from data_prep.shards.manifest import Shard
+from data_prep.shards.summary import dataset_document
+
+
+@contextmanager
+def claim_merge(options: WriteOptions) -> Iterator[bool]:
+    """Whether this task of a job array merges, of all that find every shard finished.
+
+    The claim is a symbolic link that names its task: it is made at once and by one task alone, on
+    network file systems without locks too. A task killed while it merges leaves its claim behind,
+    and goes on when it runs again.
+    """
+    claim = options.output / f".merge-{options.tasks}"
+    with suppress(FileExistsError):
+        claim.symlink_to(str(options.task))
+    owner = None
+    with suppress(FileNotFoundError):  # its owner has just ended
+        owner = str(claim.readlink())
+    if owner != str(options.task):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        for path in options.output.glob(".merge-*"):  # also of an array of another size
+            path.unlink(missing_ok=True)
+
+
+def merge(
+    shards: list[Shard], source: Source, options: WriteOptions, resolved: str | None
+) -> dict[str, Any]:
+    """Write quarantine.jsonl, judge how many files were unreadable, and write dataset.json.
+
+    dataset.json comes last: where it is, the set is whole and good.
+
+    Args:
+        shards: all of the set, finished.
+        resolved: kept as `config.yaml`.
+
+    Returns:
+        The contents of `dataset.json`.
+
+    Raises:
+        UserError: no file gave a record, or too many were unreadable (`options.max_bad`).
+    """
+    indexes = []
+    for shard in shards:
+        document = read_json(options.output / f"{shard.name}.index.json")
+        del document["records"]  # a large set's would not fit in memory
+        indexes.append(document)
+    quarantined = [entry for index in indexes for entry in index["quarantined"]]
+    paths = _paths(shards, {key for key, *_ in quarantined}, options.salt)
+    lines = [
+        json.dumps({"path": paths[key], "kind": kind, "reason": reason})
+        for key, kind, reason, _ in quarantined
+    ]
+    quarantine = options.output / "quarantine.jsonl"
+    write_text(quarantine, "".join(f"{line}\n" for line in sorted(lines)))
+    document = dataset_document(source.layout, source.labels, options.seed, indexes)
+    # a file of which one image among many cannot be read counts by that share
+    bad = [share for _, kind, _, share in quarantined if kind == "unreadable"]
+    files = sum(len(shard.references) for shard in shards)
+    reasons = Counter(reason for _, kind, reason, _ in quarantined if kind == "unreadable")
+    most = f" (most often: {reasons.most_common(1)[0][0]})" if reasons else ""
+    problem = None
+    if document["records"] == 0:
+        problem = f"layout {source.layout}: no file gave an image{most}; see {quarantine}"
+    elif sum(bad) > options.max_bad * files:
+        problem = (
+            f"{len(bad)} images of {files} files could not be read{most}, more than --max-bad"
+            f" {options.max_bad}: see {quarantine}, mend them or allow more, and run again;"
+            " finished shards are kept, and until then there is no dataset.json"
+        )
+    if problem is not None:
+        (options.output / "dataset.json").unlink(missing_ok=True)
+        raise UserError(problem)
+    if resolved is not None:
+        write_resolved_config(options.output, resolved)
+    write_json(options.output / "dataset.json", document)
+    return document
+
+
+def _paths(shards: list[Shard], keys: set[str], salt: str) -> dict[str, str]:
+    """Path of the file behind each of `keys`."""
+    paths = {}
+    for shard in shards if keys else []:
+        for reference in shard.references:
+            key = record_key(reference, salt)
+            if key in keys:
+                paths[key] = reference.path
+    return paths

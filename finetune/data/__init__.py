@@ -1,0 +1,1 @@
+"""Labelled images: which there are, and how they become training samples."""

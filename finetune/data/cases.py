@@ -1,0 +1,136 @@
+"""The labelled images of a shard set: which there are, which targets they hold, and their pixels.
+
+An image is a 2D record, or one axial slice of a volume. Images without any of the wanted targets
+are left out; which ones hold a target is read from the records' JSON, not from the masks.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data_prep.common.errors import UserError
+from data_prep.loader.dataset import ShardDataset
+from pretrain.encoder.pixels import normalise
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseSelection:
+    """Which labelled cases of a shard set are used."""
+
+    shards: Path
+    """Folder of a segmentation shard set, from `python -m data_prep shard-seg`."""
+    split: str = "train"
+    """Split of the shard set."""
+    targets: list[str] | None = None
+    """Names of the targets to use; by default all."""
+    cases: int | None = None
+    """Use only this many groups (patients), the first of a seeded order: a few-label experiment. A
+    larger number includes the cases of a smaller one. By default all."""
+
+    def __post_init__(self) -> None:
+        if self.cases is not None and self.cases < 1:
+            raise UserError(f"data.cases is {self.cases}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """A 2D record, or one slice of a volume."""
+
+    record: int
+    """Index of the record in the shard set's split."""
+    depth: int | None
+    """Slice of the volume; None for a 2D record."""
+    targets: tuple[int, ...]
+    """The targets it holds, as positions in `LabelledCases.targets`; at least one."""
+
+
+class LabelledCases:
+    """The records of a split that hold a wanted target, and the images in them.
+
+    Attributes:
+        targets: mask values of each wanted target, by name, in the order of the shard set.
+        images: every image that holds a target, records in stored order, slices from the first.
+
+    Raises:
+        UserError: no segmentation shard set, an unknown split or target, no image with a target,
+            or fewer groups than `selection.cases`.
+    """
+
+    def __init__(self, selection: CaseSelection, seed: int = 0) -> None:
+        self.shards = ShardDataset(selection.shards, selection.split, seed)
+        self.targets = _wanted_targets(self.shards, selection.targets)
+        metas = {index: self.shards.meta(index) for index in range(len(self.shards))}
+        images = {index: _images(index, meta, list(self.targets)) for index, meta in metas.items()}
+        groups = sorted({metas[index]["group"] for index, found in images.items() if found})
+        where = f"{selection.shards}, split {selection.split!r}"
+        if not groups:
+            raise UserError(f"{where}: no image holds any of {', '.join(self.targets)}")
+        if selection.cases is not None:
+            if selection.cases > len(groups):
+                raise UserError(f"data.cases: {selection.cases} of {len(groups)} groups in {where}")
+            chosen = np.random.default_rng([seed]).permutation(len(groups))[: selection.cases]
+            groups = [groups[index] for index in chosen]
+        kept = set(groups)
+        self.images = [
+            image
+            for index, found in images.items()
+            if metas[index]["group"] in kept
+            for image in found
+        ]
+
+    def read(self, image: LabelledImage) -> tuple[str, NDArray[Any], NDArray[np.bool_]]:
+        """One image and the masks of the targets it holds.
+
+        Returns:
+            key: of the record; for a slice followed by `/` and its depth.
+            image: (H, W) or (H, W, 3), uint8 or uint16, white is the dtype's maximum.
+            masks: (M, H, W) bool, in the order of `image.targets`.
+        """
+        depth = image.depth
+        slices = None if depth is None else slice(depth, depth + 1)
+        record = self.shards.record(image.record, slices)
+        assert record.mask is not None
+        pixels, labels = record.image, record.mask
+        if depth is not None:
+            pixels, labels = pixels[0], labels[0]
+        values = list(self.targets.values())
+        masks = np.stack([np.isin(labels, values[target]) for target in image.targets])
+        return record.key if depth is None else f"{record.key}/{depth}", pixels, masks
+
+
+def normalise_stored(image: NDArray[Any]) -> Tensor:
+    """A stored image, uint8 or uint16 with white at the dtype's maximum, as SAM's input.
+
+    Stored images are windowed already, so that one window serves all slices of a volume.
+    """
+    return normalise(image, None if image.dtype == np.uint8 else (0.0, 65535.0))
+
+
+def _wanted_targets(shards: ShardDataset, names: list[str] | None) -> dict[str, list[int]]:
+    labels: dict[str, list[int]] | None = shards.info.get("labels")
+    if labels is None:
+        raise UserError(
+            f"{shards.root}: has no masks; make a segmentation shard set with"
+            " `python -m data_prep shard-seg`"
+        )
+    if unknown := [name for name in names or [] if name not in labels]:
+        raise UserError(
+            f"data.targets: {shards.root} has no target {unknown[0]!r}, only {', '.join(labels)}"
+        )
+    return {name: values for name, values in labels.items() if names is None or name in names}
+
+
+def _images(record: int, meta: dict[str, Any], names: list[str]) -> list[LabelledImage]:
+    """The images of one record that hold a wanted target."""
+    if "slices" not in meta:
+        found = tuple(n for n, name in enumerate(names) if name in meta["present"])
+        return [LabelledImage(record, None, found)] if found else []
+    held: dict[int, list[int]] = {}
+    for number, name in enumerate(names):
+        for depth in meta["slices"].get(name, ()):
+            held.setdefault(depth, []).append(number)
+    return [LabelledImage(record, depth, tuple(held[depth])) for depth in sorted(held)]

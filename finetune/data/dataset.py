@@ -1,0 +1,193 @@
+"""Training samples of stage two: labelled images in SAM's frame, augmented, balanced by target."""
+
+from dataclasses import dataclass, field, fields, replace
+from heapq import heapify, heapreplace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data_prep.common.errors import UserError
+from finetune.data.augment import Augmentation, change_intensity, random_affine, warp
+from finetune.data.cases import CaseSelection, LabelledCases, LabelledImage, normalise_stored
+from finetune.data.geometry import Resize
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationDataConfig(CaseSelection):
+    """Labelled images for training, and how they are changed."""
+
+    masks_per_image: int = 4
+    """Largest number of targets of an image trained on at once."""
+    workers: int = 0
+    """Processes that load images; 0 loads them in the training process."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """Random changes of the images."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.masks_per_image < 1 or self.workers < 0:
+            raise UserError("data.masks_per_image must be at least 1, data.workers at least 0")
+
+
+@dataclass
+class SegmentationSample:
+    """One training image in SAM's frame of S x S pixels."""
+
+    key: str
+    """Record key, for a slice with its depth."""
+    image: Tensor
+    """(3, S, S) float32, normalised; 0 outside the image."""
+    valid: Tensor
+    """(S, S) bool: where the frame shows the image."""
+    masks: Tensor
+    """(M, S, S) bool, none of them empty; M >= 1."""
+    targets: Tensor
+    """(M,) int64 positions in `SegmentationDataset.targets`."""
+
+
+@dataclass
+class SegmentationBatch:
+    """Several samples; the masks of all images in one row."""
+
+    keys: list[str]
+    """B record keys."""
+    images: Tensor
+    """(B, 3, S, S) float32."""
+    valid: Tensor
+    """(B, S, S) bool."""
+    masks: Tensor
+    """(sum of M, S, S) bool."""
+    image: Tensor
+    """(sum of M,) int64: the image in the batch that each mask belongs to."""
+    targets: Tensor
+    """(sum of M,) int64: the target of each mask."""
+
+    def to(self, device: torch.device | str) -> "SegmentationBatch":
+        """The same batch on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "SegmentationBatch":
+        """The same batch in page-locked memory (called by DataLoader)."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Any) -> "SegmentationBatch":
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        del tensors["keys"]
+        return replace(self, **{name: function(tensor) for name, tensor in tensors.items()})
+
+
+class SegmentationDataset(Dataset):
+    """Map-style dataset of training samples, to be read through `data_prep.loader.build_loader`.
+
+    Rare targets are drawn as often as common ones: `order` lets the targets take turns; an
+    image with more targets than `masks_per_image` is trained on some of them,
+    chosen with weights inverse to how many images hold each.
+
+    Args:
+        size: side S of the frame, in pixels; a multiple of 16.
+        seed: of the order, the choice of few cases and all augmentation.
+    """
+
+    def __init__(self, config: SegmentationDataConfig, size: int, seed: int = 0) -> None:
+        self.config, self.size, self.seed = config, size, seed
+        self.cases = LabelledCases(config, seed)
+        self.targets = list(self.cases.targets)
+        self._holding = [
+            np.array([n for n, image in enumerate(self.cases.images) if target in image.targets])
+            for target in range(len(self.targets))
+        ]
+
+    def __len__(self) -> int:
+        return len(self.cases.images)
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """(n,) int64, n = len(self): the images of one epoch, a pure function of (seed, epoch).
+
+        Targets take turns, in random order within each round. Each draws, from the images that hold
+        it, one of those drawn least so far in this epoch. So where all images hold all targets an
+        epoch is a permutation, and where a target is rare its images come several times.
+        """
+        generator = np.random.default_rng([self.seed, epoch])
+        place = generator.permutation(len(self))  # decides between images drawn equally often
+        queues = [[(0, place[n], n) for n in images] for images in self._holding if len(images)]
+        for queue in queues:
+            heapify(queue)
+        drawn = np.zeros(len(self), np.int64)
+        order: list[int] = []
+        while len(order) < len(self):
+            for target in generator.permutation(len(queues)):
+                queue = queues[target]
+                while queue[0][0] < drawn[queue[0][2]]:  # drawn for another target meanwhile
+                    _, tie, image = queue[0]
+                    heapreplace(queue, (drawn[image], tie, image))
+                image = queue[0][2]
+                drawn[image] += 1
+                order.append(image)
+        return np.array(order[: len(self)], np.int64)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> SegmentationSample:
+        """A sample, which is a pure function of (seed, index, draw).
+
+        Args:
+            item: an index, or (index, draw), draw being the position in the stream of samples.
+        """
+        index, draw = item if isinstance(item, tuple) else (item, item)
+        generator = np.random.default_rng([self.seed, draw])
+        image = self._some_targets(self.cases.images[index], generator)
+        return self._augmented(image, generator)
+
+    def _some_targets(self, image: LabelledImage, generator: np.random.Generator) -> LabelledImage:
+        """The image with at most `masks_per_image` of its targets, rare ones preferred."""
+        limit = self.config.masks_per_image
+        if len(image.targets) <= limit:
+            return image
+        weights = np.array([1 / len(self._holding[target]) for target in image.targets])
+        chosen = generator.choice(
+            image.targets, size=limit, replace=False, p=weights / weights.sum()
+        )
+        return replace(image, targets=tuple(sorted(chosen.tolist())))
+
+    def _augmented(self, image: LabelledImage, rng: np.random.Generator) -> SegmentationSample:
+        """Targets that the warp moves out of sight are left out; if all are, nothing is warped."""
+        key, stored, stored_masks = self.cases.read(image)
+        resize = Resize(stored.shape[:2], self.size)
+        pixels = resize.image(normalise_stored(stored))
+        masks, valid = _framed_masks(resize, stored_masks), resize.valid()
+        matrix = random_affine(self.config.augmentation, resize.resized, rng)
+        planes = warp(torch.cat([masks, valid[None]]).float(), matrix, "nearest") > 0.5
+        visible = planes[:-1].flatten(1).any(dim=1)  # (M,)
+        targets = torch.tensor(image.targets)
+        if visible.any():
+            pixels = warp(pixels, matrix, "bilinear")
+            masks, valid, targets = planes[:-1][visible], planes[-1], targets[visible]
+        pixels = change_intensity(pixels, valid, self.config.augmentation, rng)
+        return SegmentationSample(key, pixels, valid, masks, targets)
+
+
+def collate(samples: list[SegmentationSample]) -> SegmentationBatch:
+    """Samples of one size to a batch."""
+    counts = torch.tensor([len(sample.masks) for sample in samples])
+    return SegmentationBatch(
+        keys=[sample.key for sample in samples],
+        images=torch.stack([sample.image for sample in samples]),
+        valid=torch.stack([sample.valid for sample in samples]),
+        masks=torch.cat([sample.masks for sample in samples]),
+        image=torch.arange(len(samples)).repeat_interleave(counts),
+        targets=torch.cat([sample.targets for sample in samples]),
+    )
+
+
+def _framed_masks(resize: Resize, masks: NDArray[np.bool_]) -> Tensor:
+    """Masks (M, h, w) in the frame, (M, S, S). One too small to be hit keeps one pixel."""
+    framed = resize.mask(masks)
+    for mask, small in zip(masks, framed, strict=True):
+        if mask.any() and not small.any():
+            places = np.argwhere(mask)[:, ::-1]  # (n, 2) as (x, y)
+            moved = resize.points(places[len(places) // 2]).round().astype(int)
+            column, row = moved.clip(0, np.array(resize.resized)[::-1] - 1)
+            small[row, column] = True
+    return torch.from_numpy(framed)

@@ -1,0 +1,122 @@
+"""SAM's picture frame: the longest side resized to `size`, the rest padded right and below.
+
+Coordinates follow SAM's prompt encoder, which adds one half to what it is given: an integer (x, y)
+is the centre of a pixel. Resizing keeps pixel edges, not pixel centres, in proportion, so a point
+moves as x' = (x + 0.5) * scale - 0.5 and stays on the same spot of the picture. (SAM's own
+`ResizeLongestSide.apply_coords` leaves the half out, and is off by up to half a pixel.)
+"""
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+
+ArrayOrTensor = TypeVar("ArrayOrTensor", NDArray[np.generic], Tensor)
+
+
+@dataclass(frozen=True)
+class Resize:
+    """The way between an image of `original` size and the (size, size) square SAM sees."""
+
+    original: tuple[int, int]
+    """(height, width) of the image, in pixels."""
+    size: int
+    """Side of the square, in pixels."""
+
+    def __post_init__(self) -> None:
+        if min(*self.original, self.size) < 1:
+            raise ValueError(f"sizes must be positive: original {self.original}, size {self.size}")
+
+    @property
+    def resized(self) -> tuple[int, int]:
+        """(height, width) of the image inside the square.
+
+        Equal to SAM's `ResizeLongestSide.get_preprocess_shape`, except that a side which SAM
+        would round to nothing keeps one pixel.
+        """
+        scale = self.size / max(self.original)
+        height, width = (max(1, int(side * scale + 0.5)) for side in self.original)
+        return height, width
+
+    def image(self, image: Tensor) -> Tensor:
+        """Resize and pad a normalised image: (C, h, w) float -> (C, size, size).
+
+        Bilinear with antialiasing; the padding is zero, which after normalising is SAM's mean
+        colour, as in SAM's own preprocessing.
+        """
+        self._check(image.shape)
+        height, width = self.resized
+        resized = interpolate(
+            image[None], (height, width), mode="bilinear", align_corners=False, antialias=True
+        )[0]
+        return pad(resized, (0, self.size - width, 0, self.size - height))
+
+    def mask(self, mask: ArrayOrTensor) -> ArrayOrTensor:
+        """Resize and pad a mask or label map, nearest neighbour: (..., h, w) -> (..., size, size).
+
+        Each output pixel takes the input pixel under its centre, found in whole numbers so that
+        rounding cannot move it. Padding is 0 (background). Type and device are kept.
+        """
+        self._check(mask.shape)
+        height, width = self.resized
+        rows = _nearest(self.original[0], height)
+        columns = _nearest(self.original[1], width)
+        if isinstance(mask, Tensor):
+            picked = mask[..., torch.from_numpy(rows)[:, None], torch.from_numpy(columns)]
+            return pad(picked, (0, self.size - width, 0, self.size - height))
+        picked = mask[..., rows[:, None], columns]
+        padding = [(0, 0)] * (mask.ndim - 2) + [(0, self.size - height), (0, self.size - width)]
+        return np.pad(picked, padding)
+
+    def points(self, points: ArrayLike) -> NDArray[np.float32]:
+        """Map (..., 2) points (x, y) of the image to points of the square, as float32."""
+        height, width = self.resized
+        scale = np.array([width / self.original[1], height / self.original[0]])
+        moved = (np.asarray(points, dtype=np.float64) + 0.5) * scale - 0.5
+        return moved.astype(np.float32)
+
+    def boxes(self, boxes: ArrayLike) -> NDArray[np.float32]:
+        """Map (..., 4) boxes (x0, y0, x1, y1), corners as `points`, to the square, as float32."""
+        corners = np.asarray(boxes, dtype=np.float64)
+        return self.points(corners.reshape(*corners.shape[:-1], 2, 2)).reshape(corners.shape)
+
+    def valid(self) -> Tensor:
+        """(size, size) bool: where the square shows the image and not padding."""
+        height, width = self.resized
+        valid = torch.zeros(self.size, self.size, dtype=torch.bool)
+        valid[:height, :width] = True
+        return valid
+
+    def restore(self, logits: ArrayOrTensor) -> ArrayOrTensor:
+        """Undo padding and resizing: (..., n, n) float -> (..., h, w), bilinear as in SAM.
+
+        n is `size`, or smaller for a decoder's low-resolution output, which is first brought to
+        `size`. Array in, array out; tensor in, tensor out, with gradient.
+        """
+        if logits.ndim < 2 or logits.shape[-1] != logits.shape[-2]:
+            raise ValueError(f"logits have shape {tuple(logits.shape)}; expected (..., n, n)")
+        if not isinstance(logits, Tensor):
+            return self.restore(torch.from_numpy(np.ascontiguousarray(logits))).numpy()
+        height, width = self.resized
+        square = logits.reshape(1, -1, *logits.shape[-2:])
+        if square.shape[-1] != self.size:
+            square = _bilinear(square, (self.size, self.size))
+        restored = _bilinear(square[..., :height, :width], self.original)
+        return restored.reshape(*logits.shape[:-2], *self.original)
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        if tuple(shape[-2:]) != self.original:
+            raise ValueError(f"shape {tuple(shape)} does not end in {self.original}")
+
+
+def _bilinear(images: Tensor, size: tuple[int, int]) -> Tensor:
+    return interpolate(images, size, mode="bilinear", align_corners=False)
+
+
+def _nearest(old: int, new: int) -> NDArray[np.int64]:
+    """For each of `new` pixels, which of `old` pixels lies under its centre."""
+    return (2 * np.arange(new) + 1) * old // (2 * new)

@@ -1,0 +1,1 @@
+"""How good a segmenter is: simulated users, metrics, statistics and tables."""

@@ -1,0 +1,1 @@
+"""A trained segmenter at work: loading it, prompting it, and masks for new images."""

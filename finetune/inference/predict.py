@@ -1,0 +1,228 @@
+"""Segment an object of a new image by clicks, a box, or both: a mask in the image's geometry."""
+
+import gzip
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.common.errors import UserError
+from data_prep.common.files import atomic_path
+from data_prep.format.codec import encode_png
+from data_prep.options import ReadOptions, Window
+from data_prep.readers.dicom import is_dicom, read_frames, read_header
+from data_prep.readers.images import SUFFIXES, read_image
+from data_prep.readers.intensity import intensity_limits, to_integers
+from data_prep.readers.nifti import mask_to_nifti, volume_from_nifti
+from data_prep.records import NotAnImage, Unreadable
+from finetune.inference.loading import find_device, load_segmenter
+from finetune.inference.pictures import draw_prediction
+from finetune.inference.prompted import PromptedImage
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Segment an object of one image: PNG, JPEG and the like, DICOM, or one slice of NIfTI.
+
+    Coordinates are pixels (x, y) of the image shown upright, from 0 at the top left. Writes the
+    mask, and beside it a picture of the mask over the image, OUTPUT with `_overlay.png`.
+    """
+
+    run: Path
+    """Run folder of finetune/train.py."""
+    input: Path
+    """Image file."""
+    output: Path
+    """Mask to write, which must not be there yet: .nii or .nii.gz for NIfTI (1 on the object, other
+    slices empty), .png for all others (255 on the object)."""
+    clicks: str = ""
+    """Clicks as "x,y,label x,y,label": label 1 on the object, 0 beside it."""
+    box: str = ""
+    """Box around the object as "x0,y0,x1,y1": its first and last column and row."""
+    slice: int | None = None
+    """Slice of a NIfTI volume, or frame of a DICOM file, from 0. Only this slice is segmented."""
+    plane: Literal["axial", "coronal", "sagittal"] = "axial"
+    """Plane of the slices of a NIfTI volume; they count from the feet, the back or the left."""
+    channel: int = 0
+    """Which volume of a 4D NIfTI image."""
+    window: Window = "auto"
+    """Intensities shown as black and white, as given when the training data were made: `auto`,
+    `percentile`, `full` or two numbers."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `mps`, or `auto`: a GPU if there is one."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the user pointed at, in pixels of the image."""
+
+    points: NDArray[np.float64]
+    """(n, 2) clicks (x, y)."""
+    labels: NDArray[np.int64]
+    """(n,) 1 or 0."""
+    box: NDArray[np.float64] | None
+    """(4,) x0, y0, x1, y1."""
+
+
+def predict(config: PredictConfig, resolved: str) -> None:
+    """Segment one new image by clicks, a box, or both."""
+    prompt = parse_prompt(config.clicks, config.box)
+    kind = _kind(config)
+    overlay = config.output.with_name(_stem(config.output.name) + "_overlay.png")
+    for path in (config.output, overlay):
+        if path.exists():
+            raise UserError(f"output: {path} is there already; give another name")
+    try:
+        image, shape = _READERS[kind](config)
+    except (Unreadable, NotAnImage) as error:
+        raise UserError(f"input: {config.input}: {error}") from None
+    check_inside(prompt, (image.shape[0], image.shape[1]))
+
+    segmenter, trained = load_segmenter(config.run, find_device(config.device))
+    prompted = PromptedImage(segmenter, image)
+    mask = segment(prompted, prompt, trained.prompts.previous_mask)
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "nifti":
+        whole = np.zeros(shape, np.uint8)
+        whole[_chosen(config, len(whole))] = mask
+        data = mask_to_nifti(whole, config.input, config.plane).to_bytes()
+        if config.output.name.lower().endswith(".gz"):
+            data = gzip.compress(data, mtime=0)
+    else:
+        data = encode_png(mask.astype(np.uint8) * 255)
+    with atomic_path(config.output) as temporary:
+        temporary.write_bytes(data)
+    draw_prediction(image, mask, overlay, prompt.points, prompt.labels, prompt.box)
+    print(f"{config.output}: {int(mask.sum())} of {mask.size} pixels; see {overlay}")
+
+
+def segment(
+    prompted: PromptedImage, prompt: Prompt, previous_mask: bool = True
+) -> NDArray[np.bool_]:
+    """The mask (H, W) of a prompt.
+
+    Args:
+        previous_mask: clicks are taken one after the other, the prediction after each being part of
+            the next prompt, as in training; otherwise all at once.
+    """
+    count = len(prompt.points)
+    boxes = None if prompt.box is None else prompt.box[None]
+    numbers = range(1, count + 1) if previous_mask and count else [count]
+    previous = None
+    mask = np.zeros((1, *prompted.resize.original), dtype=bool)
+    for number in numbers:
+        points, labels = prompt.points[None, :number], prompt.labels[None, :number]
+        mask, logits = prompted.predict(
+            points if count else None, labels if count else None, boxes, previous
+        )
+        previous = logits if previous_mask else None
+    return mask[0]
+
+
+def parse_prompt(clicks: str, box: str) -> Prompt:
+    """Read `PredictConfig.clicks` and `PredictConfig.box`.
+
+    Raises:
+        UserError: neither is given, or one is not in its form.
+    """
+    if not clicks.strip() and not box.strip():
+        raise UserError('no prompt: give --clicks "x,y,1" or --box "x0,y0,x1,y1"')
+    points, labels = [], []
+    for click in clicks.split():
+        x, y, label = _numbers(click, 3, "clicks", "x,y,label")
+        if label not in (0, 1):
+            raise UserError(f"clicks: {click!r} has the label {label:g}; it must be 1 or 0")
+        points.append((x, y))
+        labels.append(int(label))
+    corners = np.array(_numbers(box.strip(), 4, "box", "x0,y0,x1,y1")) if box.strip() else None
+    if corners is not None and (corners[:2] > corners[2:]).any():
+        raise UserError(f"box: {box!r} must have x0 <= x1 and y0 <= y1")
+    return Prompt(np.array(points, float).reshape(-1, 2), np.array(labels, np.int64), corners)
+
+
+def check_inside(prompt: Prompt, size: tuple[int, int]) -> None:
+    """Refuse a click or a corner outside an image of `size` (height, width).
+
+    Raises:
+        UserError: names the point.
+    """
+    height, width = size
+    named = [("clicks", point) for point in prompt.points]
+    if prompt.box is not None:
+        named += [("box", corner) for corner in prompt.box.reshape(2, 2)]
+    for name, (x, y) in named:
+        if not (0 <= x <= width - 1 and 0 <= y <= height - 1):
+            raise UserError(
+                f"{name}: ({x:g}, {y:g}) lies outside the image, which is {width} pixels wide and"
+                f" {height} high"
+            )
+
+
+def _stem(name: str) -> str:
+    return name[: -len(".nii.gz")] if name.lower().endswith(".nii.gz") else Path(name).stem
+
+
+def _numbers(text: str, count: int, name: str, form: str) -> list[float]:
+    try:
+        values = [float(value) for value in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != count or not np.isfinite(values).all():
+        raise UserError(f"{name}: {text!r} is not of the form {form}")
+    return values
+
+
+def _kind(config: PredictConfig) -> str:
+    """`nifti`, `dicom` or `picture`; input and output must exist and fit."""
+    path, name = config.input, config.input.name.lower()
+    if not path.is_file():
+        raise UserError(f"input: {path} is no file")
+    if name.endswith(NIFTI_SUFFIXES):
+        kind, wanted = "nifti", NIFTI_SUFFIXES
+    elif name.endswith(SUFFIXES):
+        kind, wanted = "picture", (".png",)
+    elif is_dicom(path):
+        kind, wanted = "dicom", (".png",)
+    else:
+        raise UserError(
+            f"input: {path} is no DICOM file and its suffix is none of"
+            f" {', '.join((*SUFFIXES, *NIFTI_SUFFIXES))}"
+        )
+    if not config.output.name.lower().endswith(wanted):
+        raise UserError(f"output: {config.output} must end in {' or '.join(wanted)} for this input")
+    if kind == "picture" and config.slice is not None:
+        raise UserError(f"slice: {path} is a single picture; leave --slice out")
+    return kind
+
+
+def _read_picture(config: PredictConfig) -> tuple[NDArray[Any], tuple[int, ...]]:
+    picture = read_image(config.input, ReadOptions(layout="folder", window=config.window))
+    return picture.array, picture.array.shape
+
+
+def _read_dicom(config: PredictConfig) -> tuple[NDArray[Any], tuple[int, ...]]:
+    frames = [frame.image for frame in read_frames(read_header(config.input), 8, config.window)]
+    number = _chosen(config, len(frames))
+    return frames[number], frames[number].shape
+
+
+def _read_nifti(config: PredictConfig) -> tuple[NDArray[Any], tuple[int, ...]]:
+    """One slice, windowed as the whole volume is, and the shape (D, H, W) of the volume."""
+    volume = volume_from_nifti(config.input, config.plane, config.channel).array
+    limits = intensity_limits(volume, config.window)
+    return to_integers(volume[_chosen(config, len(volume))], limits, 8), volume.shape
+
+
+def _chosen(config: PredictConfig, count: int) -> int:
+    if config.slice is None and count == 1:
+        return 0
+    if config.slice is None or not 0 <= config.slice < count:
+        raise UserError(f"slice: {config.input} has {count} slices; give --slice 0 to {count - 1}")
+    return config.slice
+
+
+_READERS = {"picture": _read_picture, "dicom": _read_dicom, "nifti": _read_nifti}

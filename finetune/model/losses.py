@@ -1,0 +1,159 @@
+"""Losses of masks given as logits.
+
+Throughout: logits (B, K, H, W) of any float type, targets (B, K, H, W) bool or 0/1, and `valid`
+(B, 1, H, W) bool, False where the image is padding and a pixel counts nothing. Sums run in float32
+also under autocast. Each loss is computed for every mask by itself and averaged over the B x K
+masks, so that small images and small objects weigh as much as large ones.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
+
+from data_prep.common.errors import UserError
+
+
+def dice_loss(
+    logits: Tensor, targets: Tensor, valid: Tensor | None = None, smooth: float = 1.0
+) -> Tensor:
+    """Soft Dice, 1 - (2 sum(p t) + smooth) / (sum(p) + sum(t) + smooth), a scalar in 0..1.
+
+    Denominator without squares and smooth 1 as in MaskFormer, from which SAM takes it. For an empty
+    target the loss is sum(p) / (sum(p) + smooth), which falls to 0 as the prediction empties.
+    """
+    inside = _inside(logits, valid)
+    probability = logits.float().sigmoid() * inside
+    truth = targets.float() * inside
+    overlap = (probability * truth).sum((-2, -1))  # (B, K)
+    total = probability.sum((-2, -1)) + truth.sum((-2, -1))
+    return (1 - (2 * overlap + smooth) / (total + smooth)).mean()
+
+
+def bce_loss(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Binary cross entropy, the mean over the valid pixels of each mask; a scalar."""
+    entropy = binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
+    return _mean_inside(entropy, _inside(logits, valid))
+
+
+def focal_loss(
+    logits: Tensor,
+    targets: Tensor,
+    valid: Tensor | None = None,
+    gamma: float = 2.0,
+    alpha: float = 0.25,
+) -> Tensor:
+    """Focal loss (Lin et al. 2017, arXiv 1708.02002, eq. 5), averaged as `bce_loss`; a scalar.
+
+    -alpha_t (1 - p_t)^gamma log(p_t), where p_t is the probability given to the truth, and alpha_t
+    is alpha on the object and 1 - alpha beside it.
+    """
+    truth = targets.float()
+    entropy = binary_cross_entropy_with_logits(logits.float(), truth, reduction="none")
+    probability = logits.float().sigmoid()
+    wrong = probability * (1 - truth) + (1 - probability) * truth  # 1 - p_t
+    balance = alpha * truth + (1 - alpha) * (1 - truth)
+    return _mean_inside(balance * wrong**gamma * entropy, _inside(logits, valid))
+
+
+def mask_iou(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
+    """IoU of masks logits > 0 with their targets, (B, K) float32, no gradient. Both empty: 1."""
+    inside = _inside(logits, valid).bool()
+    prediction = (logits.detach() > 0) & inside
+    truth = targets.bool() & inside
+    overlap = (prediction & truth).sum((-2, -1))
+    union = (prediction | truth).sum((-2, -1))
+    return torch.where(union > 0, overlap / union.clamp(min=1), 1.0)
+
+
+def mask_dice(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Dice of masks logits > 0 with their targets, (B, K) float32, no gradient. Both empty: 1."""
+    iou = mask_iou(logits, targets, valid)
+    return 2 * iou / (1 + iou)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the terms of the segmentation loss; a term of weight 0 is not computed."""
+
+    dice: float = 1.0
+    """Weight of soft Dice."""
+    bce: float = 1.0
+    """Weight of binary cross entropy."""
+    focal: float = 0.0
+    """Weight of focal loss (SAM: 20, with dice 1 and bce 0)."""
+    iou: float = 1.0
+    """Weight of the squared error of the IoU the decoder predicts; 0 if it predicts none."""
+    focal_gamma: float = 2.0
+    """Exponent of the focal loss: how little easy pixels count."""
+    focal_alpha: float = 0.25
+    """Share of the object's pixels in the focal loss, 0..1."""
+
+    def __post_init__(self) -> None:
+        for name in ("dice", "bce", "focal", "iou", "focal_gamma"):
+            if getattr(self, name) < 0:
+                raise UserError(f"loss.{name} is {getattr(self, name)}; it must not be negative")
+        if self.dice + self.bce + self.focal == 0:
+            raise UserError("loss.dice, loss.bce and loss.focal are all 0; set one above 0")
+        if not 0 <= self.focal_alpha <= 1:
+            raise UserError(f"loss.focal_alpha is {self.focal_alpha}; it must lie in 0..1")
+
+
+class SegmentationLoss(nn.Module):
+    """The weighted sum of the terms of a `LossConfig`."""
+
+    def __init__(self, config: LossConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        valid: Tensor | None = None,
+        iou_prediction: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch.
+
+        Args:
+            logits: (B, K, H, W).
+            targets: (B, K, H, W).
+            valid: (B, 1, H, W) bool, False on padding; None if there is none.
+            iou_prediction: (B, K), the decoder's own estimate of each mask's IoU.
+
+        Returns:
+            The scalar to minimise, and the terms of non-zero weight, unweighted and detached, by
+            name, to be logged.
+
+        Raises:
+            UserError: the IoU term has weight, and there is no prediction of it.
+        """
+        config = self.config
+        terms = {}
+        if config.dice:
+            terms["dice"] = dice_loss(logits, targets, valid)
+        if config.bce:
+            terms["bce"] = bce_loss(logits, targets, valid)
+        if config.focal:
+            terms["focal"] = focal_loss(
+                logits, targets, valid, config.focal_gamma, config.focal_alpha
+            )
+        if config.iou:
+            if iou_prediction is None:
+                raise UserError("this decoder predicts no IoU; set loss.iou to 0")
+            terms["iou"] = mse_loss(iou_prediction.float(), mask_iou(logits, targets, valid))
+        total = torch.stack([getattr(config, name) * term for name, term in terms.items()]).sum()
+        return total, {name: term.detach() for name, term in terms.items()}
+
+
+def _inside(logits: Tensor, valid: Tensor | None) -> Tensor:
+    """Float weights, 1 on valid pixels and 0 on padding, that broadcast against the logits."""
+    if valid is None:
+        return torch.ones((), device=logits.device).expand(logits.shape)
+    return valid.float().expand(logits.shape)
+
+
+def _mean_inside(values: Tensor, inside: Tensor) -> Tensor:
+    """Mean over each mask's valid pixels, then over masks. A mask without valid pixels is 0."""
+    return ((values * inside).sum((-2, -1)) / inside.sum((-2, -1)).clamp(min=1)).mean()

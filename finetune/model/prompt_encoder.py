@@ -1,0 +1,95 @@
+"""Prompts as tensors, and SAM's prompt encoder over prompts that belong to several images."""
+
+from dataclasses import dataclass, fields
+
+import torch
+from segment_anything.modeling import PromptEncoder
+from torch import Tensor
+
+from pretrain.encoder.sam import PATCH
+
+PROMPT_WIDTH = 256
+MASK_STRIDE = 4
+"""Image pixels to a pixel of the decoder's low-resolution masks."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """M prompts, each for one image of a batch and each asking for one object.
+
+    All prompts of one call are of the same kinds (all with a box or none, and so on) and have the
+    same number n of points. Points labelled -1 fill a prompt up to n. SAM attends to each of them
+    as to its own "not a point" token, so filling up changes the output, as it does in SAM; group
+    prompts by their number of points where that matters.
+
+    Coordinates are (x, y) pixels of the S x S model input. Pixel centres are whole numbers.
+    """
+
+    image: Tensor
+    """(M,) int64, the image of the batch that each prompt is for."""
+    points: Tensor | None = None
+    """(M, n, 2) clicks; None, or n = 0, for none."""
+    labels: Tensor | None = None
+    """(M, n) 1 on the object, 0 on the background, -1 for no point."""
+    boxes: Tensor | None = None
+    """(M, 4) x0, y0, x1, y1."""
+    masks: Tensor | None = None
+    """(M, 1, S / 4, S / 4) low-resolution logits of an earlier prediction."""
+
+    def __post_init__(self) -> None:
+        if (self.points is None) != (self.labels is None):
+            raise ValueError("points and labels go together")
+        if self.points is not None and self.points.shape != (*self.labels.shape, 2):
+            raise ValueError(
+                f"points {tuple(self.points.shape)} do not fit labels {tuple(self.labels.shape)}"
+            )
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and len(value) != len(self.image):
+                raise ValueError(f"{len(value)} {field.name} for {len(self.image)} prompts")
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def to(self, device: torch.device | str) -> "Prompts":
+        """The same prompts on another device."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Prompts(**{k: None if v is None else v.to(device) for k, v in values.items()})
+
+
+def build_prompt_encoder(image_size: int) -> PromptEncoder:
+    """SAM's prompt encoder for square images of `image_size` pixels.
+
+    No parameter depends on the image size, so SAM's weights load at any.
+    """
+    grid = image_size // PATCH
+    return PromptEncoder(
+        embed_dim=PROMPT_WIDTH,
+        image_embedding_size=(grid, grid),
+        input_image_size=(image_size, image_size),
+        mask_in_chans=16,
+    )
+
+
+def encode_prompts(encoder: PromptEncoder, prompts: Prompts) -> tuple[Tensor, Tensor, Tensor]:
+    """Embed prompts as SAM does.
+
+    Always in fp32: in bf16 the Fourier features of a coordinate are wrong by several pixels.
+
+    Returns:
+        sparse: (M, t, 256), one token a point and two a box, and one "not a point" token where
+            there are points but no box.
+        dense: (M, 256, h, w), of the mask prompt or of its absence.
+        position: (1, 256, h, w), of the image embedding's pixels.
+    """
+    device = prompts.image.device
+    with torch.autocast(device.type, enabled=False):
+        has_points = prompts.points is not None and prompts.points.shape[1] > 0
+        sparse, dense = encoder(
+            points=(prompts.points.float(), prompts.labels) if has_points else None,
+            boxes=None if prompts.boxes is None else prompts.boxes.float(),
+            masks=None if prompts.masks is None else prompts.masks.float(),
+        )
+        position = encoder.get_dense_pe()
+    # Without any prompt the encoder cannot know how many there are and returns one.
+    return sparse.expand(len(prompts), -1, -1), dense.expand(len(prompts), -1, -1, -1), position

@@ -1,0 +1,1 @@
+"""The whole pipeline in minutes, and a report about it."""

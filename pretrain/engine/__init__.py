@@ -1,0 +1,1 @@
+"""What trains both stages: the loop, runs, checkpoints, metrics and the optimiser."""

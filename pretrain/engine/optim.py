@@ -1,0 +1,153 @@
+"""AdamW, its parameter groups, and the learning rate as a pure function of the step."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightly.utils.scheduler import cosine_warmup_schedule
+from torch import nn
+
+from data_prep.common.errors import UserError
+
+OPTIMIZER_FILE = "optimizer.pt"
+
+
+@dataclass
+class OptimConfig:
+    """Steps, batch and AdamW."""
+
+    steps: int = 100_000
+    """Optimiser steps of the whole run."""
+    batch_size: int = 256
+    """Images a step, over all processes."""
+    accumulate: int = 1
+    """Forward and backward passes a step, each with its share of the batch."""
+    lr: float = 1.5e-4
+    """Learning rate for a batch of 256; the rate used is this times batch_size / 256."""
+    warmup_steps: int = 2_000
+    """Steps of linear warm-up; after it a cosine leads to 0."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's averaging factors."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay; biases, norms and position tables have none."""
+    clip: float | None = 1.0
+    """Largest gradient norm; null for none."""
+    layer_decay: float | None = None
+    """Factor of the learning rate from each encoder block to the one below it; null for none."""
+
+    def check(self, processes: int) -> int:
+        """Images of one forward pass in one process.
+
+        Raises:
+            UserError: the batch does not divide, or a warm-up longer than the run.
+        """
+        parts = processes * self.accumulate
+        if self.steps < 1 or self.batch_size < 1 or self.accumulate < 1:
+            raise UserError("optim.steps, optim.batch_size and optim.accumulate must be 1 or more")
+        if self.batch_size % parts:
+            raise UserError(
+                f"optim.batch_size {self.batch_size} does not divide into {processes} processes x "
+                f"{self.accumulate} passes"
+            )
+        if not 0 <= self.warmup_steps <= self.steps:
+            raise UserError(
+                f"optim.warmup_steps {self.warmup_steps} is not in 0..optim.steps {self.steps}"
+            )
+        return self.batch_size // parts
+
+
+def learning_rate(config: OptimConfig, step: int) -> float:
+    """Rate of step 0, 1, ...: linear warm-up, then a cosine to 0."""
+    peak = config.lr * config.batch_size / 256
+    return cosine_warmup_schedule(
+        step,
+        max_steps=config.steps + 1,  # the last step still moves
+        start_value=peak,
+        end_value=0.0,
+        warmup_steps=config.warmup_steps,
+        warmup_start_value=0.0,
+    )
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over the trained parameters, grouped by weight decay and by depth.
+
+    Each group carries `scale`, its factor of the learning rate.
+    """
+    depth = 1 + max(
+        (_block_of(name) for name, _ in model.named_parameters() if _block_of(name) is not None),
+        default=-1,
+    )
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        is_table = name.endswith(("pos_embed", "rel_pos_h", "rel_pos_w"))
+        decay = 0.0 if parameter.ndim <= 1 or is_table else config.weight_decay
+        groups.setdefault((decay, layer_scale(name, depth, config.layer_decay)), []).append(
+            parameter
+        )
+    if not groups:
+        raise UserError("nothing is trained: every weight was loaded and is frozen (model.trained)")
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "weight_decay": decay, "scale": scale}
+            for (decay, scale), parameters in groups.items()
+        ],
+        lr=0.0,  # set before each step
+        betas=config.betas,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give each group its share of `rate`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["scale"]
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
+    """Restore the optimiser's state from a checkpoint folder, onto the parameters' device.
+
+    Raises:
+        UserError: the state is of another model.
+    """
+    path = checkpoint / OPTIMIZER_FILE
+    try:
+        optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path} does not fit the model of this recipe: {error}") from None
+
+
+def step_seed(seed: int, step: int, micro: int, rank: int) -> int:
+    """Seed of one forward pass, so that a resumed run draws what it would have drawn."""
+    return int(
+        np.random.SeedSequence([seed, step, micro, rank]).generate_state(1, np.uint64)[0] >> 1
+    )
+
+
+def layer_scale(name: str, depth: int, layer_decay: float | None) -> float:
+    """Factor of the learning rate of a parameter (BEiT's layer-wise decay).
+
+    Args:
+        name: as in `model.named_parameters()`.
+        depth: number of encoder blocks.
+        layer_decay: factor from each block to the one below; None for 1.
+
+    Returns:
+        1 for heads, decay for the top block, decay ** (depth + 1) for embeddings.
+    """
+    if layer_decay is None:
+        return 1.0
+    block = _block_of(name)
+    if block is not None:
+        return layer_decay ** (depth - block)
+    return layer_decay ** (depth + 1) if ".patch_embed." in name or "pos_embed" in name else 1.0
+
+
+def _block_of(name: str) -> int | None:
+    """Number of the image encoder's block that a parameter belongs to, or None."""
+    parts = name.split(".")
+    if "blocks" not in parts or not parts[0].endswith("encoder"):
+        return None
+    return int(parts[parts.index("blocks") + 1])

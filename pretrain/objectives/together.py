@@ -1,0 +1,59 @@
+"""The encoder and its objectives as one module, with as few encoder calls as possible."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.encoder.sam import SamEncoder
+from pretrain.objectives.base import Inputs, Objective, View
+
+
+class PretrainModel(nn.Module):
+    """Losses of one batch.
+
+    Args:
+        encoder: the image encoder.
+        objectives: by name.
+    """
+
+    def __init__(self, encoder: SamEncoder, objectives: Mapping[str, Objective]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.objectives = nn.ModuleDict(objectives)
+        # Stage one ends at the tokens: the neck gets no gradient, and stage two trains it.
+        self.encoder.neck.requires_grad_(False)
+
+    def forward(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Loss of each objective, unweighted.
+
+        Args:
+            images: (B, 3, H, W) normalised images.
+            generator: on the CPU; all randomness of the step comes from it.
+        """
+        embeddings, grid = self.encoder.embed(images)
+        inputs = Inputs(images, embeddings, grid, generator)
+        plans = {name: objective.plan(inputs) for name, objective in self.objectives.items()}
+        views = {
+            view: None for plan in plans.values() for view in plan.views
+        }  # each once, in order
+        encoded = self._encode(list(views), grid)
+        return {
+            name: plan.loss([encoded[view] for view in plan.views]) for name, plan in plans.items()
+        }
+
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Sum of weight x loss."""
+        return sum(self.objectives[name].weight * loss for name, loss in losses.items())
+
+    def _encode(self, views: list[View], grid: tuple[int, int]) -> dict[View, Tensor]:
+        """Encode all views, one encoder call for each number of tokens, dense or kept."""
+        groups: dict[tuple[int, bool], list[View]] = {}
+        for view in views:
+            groups.setdefault((view.embeddings.shape[1], view.keep is None), []).append(view)
+        encoded: dict[View, Tensor] = {}
+        for (_, dense), group in groups.items():
+            keep = None if dense else torch.cat([view.keep for view in group])
+            tokens = self.encoder.encode(torch.cat([v.embeddings for v in group]), grid, keep)
+            encoded |= zip(group, tokens.split([len(v.embeddings) for v in group]), strict=True)
+        return encoded

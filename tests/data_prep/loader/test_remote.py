@@ -1,0 +1,144 @@
+"""Shard sets behind a URL: a server on this machine gives what the folder gives."""
+
+import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from data_prep.common.errors import UserError
+from data_prep.loader import remote
+from data_prep.loader.dataset import ShardDataset, build_loader
+
+
+class Server:
+    """Serves a folder, counts what is asked for, and may fail at first."""
+
+    def __init__(self, folder):
+        server = self
+        self.asked = []
+        self.failures = 0
+
+        class Handler(SimpleHTTPRequestHandler):
+            def do_GET(self):
+                server.asked.append(self.path.lstrip("/"))
+                if server.failures:
+                    server.failures -= 1
+                    self.send_error(503)
+                else:
+                    super().do_GET()
+
+            def log_message(self, *arguments):
+                pass
+
+        handler = partial(Handler, directory=str(folder))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def server(shard_set, tmp_path):
+    server = Server(shutil.copytree(shard_set, tmp_path / "served"))
+    yield server
+    server.close()
+
+
+def keys_and_pixels(record, generator):
+    return record.key, int(record.image.sum()), float(generator.random())
+
+
+def as_list(samples):
+    return samples
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_samples_are_those_of_the_folder(server, shard_set, tmp_path, workers):
+    far = ShardDataset(server.url, transform=keys_and_pixels, cache=tmp_path / "cache")
+    near = ShardDataset(shard_set, transform=keys_and_pixels)
+    both = [
+        list(islice(build_loader(dataset, 4, workers=workers, collate=as_list), 14))
+        for dataset in (far, near)
+    ]
+    assert both[0] == both[1]
+    assert len(server.asked) == len(set(server.asked)) == 13  # each file once, for all workers
+    again = ShardDataset(server.url, cache=tmp_path / "cache")
+    assert np.array_equal(again.record(5).image, near.record(5).image)
+    assert server.asked[13:] == ["dataset.json"]
+
+
+def test_the_cache_is_bounded(server, shard_set, tmp_path):
+    sizes = {path.name: path.stat().st_size for path in shard_set.glob("*.tar")}
+    limit = 3 * max(sizes.values())
+    cache = tmp_path / "cache"
+    far = ShardDataset(server.url, window=1, cache=cache, cache_bytes=limit)
+    far._open_limit = 1
+    near = ShardDataset(shard_set)
+    for index in (*range(24), *range(24)):
+        assert far.record(index).key == near.record(index).key
+        copies = list(cache.glob("*/*.tar"))
+        assert len(copies) >= 1 and sum(path.stat().st_size for path in copies) <= limit
+        assert {path.with_suffix(".index.json") for path in copies} == {
+            *cache.glob("*/*.index.json")
+        }
+    assert server.asked.count("train-000000.tar") == 2  # deleted meanwhile, and fetched again
+
+
+def test_the_least_recently_used_copy_goes(server, tmp_path):
+    cache = tmp_path / "cache"
+    far = ShardDataset(server.url, cache=cache, cache_bytes=10**9)
+    for shard in (0, 1, 0, 2):
+        far._open.clear()
+        far.record(4 * shard)
+    used = sum(path.stat().st_size for path in cache.glob("*/*.tar"))
+    far._cache.limit = used
+    far.record(12)
+    assert sorted(path.name for path in cache.glob("*/*.tar")) == [
+        f"train-{number:06d}.tar" for number in (0, 2, 3)
+    ]
+
+
+def test_failures_that_pass_are_not_the_end(server, tmp_path, monkeypatch):
+    waits = []
+    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    server.failures = 2
+    far = ShardDataset(server.url, cache=tmp_path / "cache")
+    assert waits == [1, 2]
+    server.failures = 9
+    with pytest.raises(UserError, match=r"train-000000.*cannot be fetched"):
+        far.record(0)
+    assert not list((tmp_path / "cache").glob("*/*.partial"))
+    server.failures = 0
+    assert far.record(0).image.size
+
+
+def test_what_is_not_the_set_is_refused(server, tmp_path):
+    with pytest.raises(UserError, match=r"nothing/dataset\.json: does not exist"):
+        ShardDataset(f"{server.url}/nothing", cache=tmp_path / "cache")
+    shard = tmp_path / "served" / "train-000001.tar"
+    data = bytearray(shard.read_bytes())
+    data[700] ^= 1
+    shard.write_bytes(data)
+    far = ShardDataset(server.url, cache=tmp_path / "cache")
+    with pytest.raises(UserError, match=r"train-000001\.tar: is not the shard .*SHA-256 differs"):
+        far.record(4)
+    assert far.record(0).image.size
+    assert len(list((tmp_path / "cache").glob("*/*.tar"))) == 1
+
+
+def test_another_version_of_a_set_is_not_mixed_with_the_first(
+    server, image_folder, tmp_path, shard_folder
+):
+    first = ShardDataset(server.url, cache=tmp_path / "cache").record(0)
+    shutil.rmtree(tmp_path / "served")
+    shard_folder(image_folder, tmp_path / "served", seed=9)
+    second = ShardDataset(server.url, cache=tmp_path / "cache").record(0)
+    local = ShardDataset(tmp_path / "served").record(0)
+    assert second.key == local.key != first.key

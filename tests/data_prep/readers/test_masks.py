@@ -1,0 +1,87 @@
+"""What a mask image means, or why that is not certain."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from data_prep.readers.masks import read_label_map
+from data_prep.records import Unreadable
+
+PIXELS = 10**6
+DISC = np.hypot(*np.mgrid[-20:20, -25:25]) < 12
+
+
+def binary_mask(path, threshold=None):
+    return read_label_map(path, PIXELS, threshold, binary=True)
+
+
+def palette_image(indices, colours):
+    image = Image.fromarray(indices.astype(np.uint8), "P")
+    image.putpalette([channel for colour in colours for channel in colour])
+    return image
+
+
+def test_the_same_disc_in_every_plain_form(tmp_path):
+    black, white, red = (0, 0, 0), (255, 255, 255), (200, 0, 0)
+    forms = {
+        "1-bit": Image.fromarray(DISC),
+        "ones": Image.fromarray(DISC.astype(np.uint8)),
+        "white": Image.fromarray(np.uint8(255) * DISC),
+        "rgb": Image.fromarray(np.uint8(255) * DISC).convert("RGB"),
+        "rgba": Image.fromarray(np.uint8(255) * DISC).convert("RGBA"),
+        "palette": palette_image(DISC, [black, white]),
+        "palette from white to black": palette_image(~DISC, [white, black]),
+        "palette of colours": palette_image(DISC, [white, red]),
+    }
+    for name, image in forms.items():
+        path = tmp_path / f"{name}.png"
+        image.save(path)
+        assert np.array_equal(binary_mask(path), DISC), name
+        if name == "palette of colours":
+            with pytest.raises(Unreadable, match="is coloured"):
+                binary_mask(path, 128)
+        elif name == "ones":
+            with pytest.raises(Unreadable, match="values 0 and 1, both below --threshold 128;"):
+                binary_mask(path, 128)
+        else:
+            assert np.array_equal(binary_mask(path, 128), DISC), name
+
+
+def test_soft_edges_need_a_threshold_which_the_reason_proposes(tmp_path):
+    white = Image.fromarray(np.uint8(255) * DISC)
+    white.save(tmp_path / "mask.jpg", quality=75)
+    white.filter(ImageFilter.GaussianBlur(1)).save(tmp_path / "mask.png")
+    for path in (tmp_path / "mask.jpg", tmp_path / "mask.png"):
+        with pytest.raises(Unreadable, match=r"from 0 to 255: .* --threshold \(such as 128\)"):
+            binary_mask(path)
+        assert (binary_mask(path, 128) != DISC).mean() < 0.01
+
+
+def test_colours_and_partial_transparency_are_refused(tmp_path):
+    coloured = np.zeros((*DISC.shape, 4), np.uint8)
+    coloured[..., 3] = 255
+    coloured[DISC, 0] = 200
+    see_through = np.full_like(coloured, 255)
+    see_through[..., 3] = 255 * DISC
+    for name, pixels, reason in (
+        ("coloured", coloured, "its mask is coloured; convert it to one label value a pixel"),
+        ("clear", see_through, "its mask is partly transparent"),
+    ):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        for threshold in (None, 128):
+            with pytest.raises(Unreadable, match=reason):
+                binary_mask(tmp_path / f"{name}.png", threshold)
+
+
+def test_labels_of_a_palette_are_its_indices(tmp_path):
+    indices = np.where(DISC, 2, 0) + np.eye(40, 50, dtype=int)
+    greys = [(level, level, level) for level in (0, 90, 170, 255)]
+    palette_image(indices, greys).save(tmp_path / "mask.png")
+    assert np.array_equal(
+        read_label_map(tmp_path / "mask.png", PIXELS, None, binary=False), indices
+    )
+
+
+def test_an_empty_mask_stays_empty_under_a_threshold(tmp_path):
+    Image.fromarray(np.uint8(0) * DISC).save(tmp_path / "mask.png")
+    assert not binary_mask(tmp_path / "mask.png", 128).any()

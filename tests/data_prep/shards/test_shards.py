@@ -1,0 +1,266 @@
+"""Shards: the same bytes however they are made, and nothing lost on the way."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from data_prep.common.errors import UserError
+from data_prep.format.index import TarWriter
+from data_prep.layouts import find_layout
+from data_prep.loader.dataset import ShardDataset
+from data_prep.options import ShardConfig
+from data_prep.shards.summary import exact_sums
+from data_prep.shards.write import write_shards
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_bytes_do_not_depend_on_workers(
+    workers, image_folder, tmp_path, shard_folder, folder_bytes
+):
+    shard_folder(image_folder, tmp_path / "one")
+    shard_folder(image_folder, tmp_path / "many", workers=workers)
+    one = folder_bytes(tmp_path / "one")
+    assert len(one) == 6 * 2 + 2  # tar and index of six shards, dataset.json, quarantine.jsonl
+    assert folder_bytes(tmp_path / "many") == one
+
+
+_SLOW_SHARD = """
+import sys, time
+from functools import partial
+from pathlib import Path
+from data_prep.layouts import folder
+from data_prep.options import ShardConfig
+from data_prep.records import Source
+from data_prep.shards.write import write_shards
+from data_prep.shards.summary import exact_sums
+
+def slowly(reference, read):
+    time.sleep(0.02)
+    return list(read(reference))
+
+if __name__ == "__main__":
+    config = ShardConfig(
+        layout="folder",
+        input=Path(sys.argv[1]),
+        output=Path(sys.argv[2]),
+        shard_records=3,
+        workers=2,
+    )
+    source = folder.pretraining(config)
+    read = partial(slowly, read=source.read)
+    write_shards(Source(source.layout, source.references, read, source.recipe), config)
+"""
+
+
+def start_slowly(folder: Path, output: Path) -> psutil.Popen:
+    """Shard folder/images with two workers, 20 ms an image, in a process of its own."""
+    script = folder / "slow_shard.py"
+    script.write_text(_SLOW_SHARD)
+    command = [sys.executable, str(script), str(folder / "images"), str(output)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return psutil.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+
+
+def test_killed_runs_end_with_the_same_bytes(tmp_path, make_images, shard_folder, folder_bytes):
+    make_images(tmp_path / "images", count=120)
+    shard_folder(tmp_path / "images", tmp_path / "whole", shard_records=3)
+    output = tmp_path / "killed"
+    generator = np.random.default_rng(0)
+    done = [0]
+    for _ in range(4):
+        process = start_slowly(tmp_path, output)
+        deadline = time.monotonic() + 60
+        while len(list(output.glob("*.tar"))) < done[-1] + 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, 0.1))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        done.append(len(list(output.glob("*.tar"))))
+    assert 0 < done[1] < done[-1] < 40  # each run was killed at work, and went on from the last
+    time.sleep(1)  # until the workers have noticed
+    shard_folder(tmp_path / "images", output, shard_records=3)
+    assert folder_bytes(output) == folder_bytes(tmp_path / "whole")
+
+
+def test_workers_die_with_their_parent(tmp_path, make_images):
+    make_images(tmp_path / "images", count=60)
+    process = start_slowly(tmp_path, tmp_path / "set")
+    workers = []
+    while process.poll() is None and len(workers) < 2:
+        children = process.children()
+        workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    process.kill()
+    process.wait()
+    assert len(workers) == 2
+    gone, alive = psutil.wait_procs(workers, timeout=20)
+    assert len(gone) == 2 and not alive
+
+
+def test_output_of_another_recipe_is_refused(image_folder, tmp_path, shard_folder, folder_bytes):
+    shard_folder(image_folder, tmp_path / "set")
+    before = folder_bytes(tmp_path / "set")
+    with pytest.raises(UserError, match="other inputs or options"):
+        shard_folder(image_folder, tmp_path / "set", max_size=32)
+    with pytest.raises(UserError, match="other inputs or options"):
+        shard_folder(image_folder, tmp_path / "set", salt="another")
+    with pytest.raises(UserError, match="other inputs or options"):
+        shard_folder(image_folder, tmp_path / "set", shard_records=8)
+    assert folder_bytes(tmp_path / "set") == before
+
+
+def test_a_truncated_shard_is_written_again(image_folder, tmp_path, shard_folder, folder_bytes):
+    shard_folder(image_folder, tmp_path / "set")
+    before = folder_bytes(tmp_path / "set")
+    os.truncate(tmp_path / "set" / "train-000002.tar", 1000)
+    (tmp_path / "set" / "train-000003.index.json").unlink()
+    shard_folder(image_folder, tmp_path / "set")
+    assert folder_bytes(tmp_path / "set") == before
+
+
+def test_unreadable_files_are_left_out_with_a_reason(
+    tmp_path, make_images, shard_folder, folder_bytes
+):
+    make_images(tmp_path / "images", count=10)
+    shard_folder(tmp_path / "images", tmp_path / "good", shard_records=100)
+    good = ShardDataset(tmp_path / "good")
+    whole = (tmp_path / "images" / "ill" / "image 001 é.png").read_bytes()
+    (tmp_path / "images" / "empty.png").touch()
+    (tmp_path / "images" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "images" / "text.jpg").write_text("Patient: Jane Roe")
+    for workers in (1, 2):
+        output = tmp_path / f"set{workers}"
+        with pytest.raises(UserError, match="3 images of 13 files could not be read"):
+            shard_folder(tmp_path / "images", output, workers=workers)
+    assert folder_bytes(tmp_path / "set1") == folder_bytes(tmp_path / "set2")
+    assert not (tmp_path / "set1" / "dataset.json").exists()
+    lines = (tmp_path / "set1" / "quarantine.jsonl").read_text().splitlines()
+    reasons = {line["path"]: line["reason"] for line in map(json.loads, lines)}
+    assert reasons["empty.png"] == "the file is empty"
+    assert "truncated or damaged" in reasons["cut.png"]
+    assert "not an image" in reasons["text.jpg"]
+    document = shard_folder(tmp_path / "images", tmp_path / "set1", max_bad=0.25)
+    assert document["records"] == 10
+    kept = ShardDataset(tmp_path / "set1")
+    assert {kept.record(i).key for i in range(10)} == {good.record(i).key for i in range(10)}
+    assert len(kept) == 10 and kept.info["unreadable"] == 3
+    with pytest.raises(UserError, match=r"more than --max-bad 0\.2:"):  # a set that was good before
+        shard_folder(tmp_path / "images", tmp_path / "set1", max_bad=0.2)
+    assert not (tmp_path / "set1" / "dataset.json").exists()
+
+
+def test_a_full_disk_is_told_and_leaves_no_file(image_folder, tmp_path, monkeypatch, shard_folder):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("data_prep.format.index.TarWriter.add", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        shard_folder(image_folder, tmp_path / "set")
+    assert not list((tmp_path / "set").iterdir())
+
+
+def test_no_input_is_refused(tmp_path, shard_folder):
+    (tmp_path / "images").mkdir()
+    with pytest.raises(UserError, match="found no image"):
+        shard_folder(tmp_path / "images", tmp_path / "set")
+    with pytest.raises(UserError, match="is not a folder"):
+        shard_folder(tmp_path / "nowhere", tmp_path / "set")
+    layouts = "dicom, eyepacs, folder, hf, isic, nifti, radimagenet, samples$"
+    with pytest.raises(
+        UserError, match=f"no layout 'folders'; for pretraining there are {layouts}"
+    ):
+        shard_folder(tmp_path / "images", tmp_path / "set", layout="folders")
+    with pytest.raises(UserError, match=f"busi has no pretraining data, which have {layouts}"):
+        shard_folder(tmp_path / "images", tmp_path / "set", layout="busi")
+
+
+def test_members_have_fixed_headers_and_hashed_names(shard_set):
+    for path in shard_set.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            members = tar.getmembers()
+        assert members
+        for member in members:
+            assert (member.mtime, member.uid, member.gid, member.mode) == (0, 0, 0, 0o644)
+            assert member.uname == member.gname == ""
+            key, extension = member.name.split(".")
+            assert len(key) == 32 and int(key, 16) and extension in ("png", "json")
+    everything = b"".join(path.read_bytes() for path in shard_set.glob("train-*"))
+    assert b"image 0" not in everything
+
+
+def test_salt_changes_keys_and_groups(image_folder, tmp_path, shard_set, shard_folder):
+    shard_folder(image_folder, tmp_path / "set", class_folders=True, salt="secret")
+    ours, theirs = ShardDataset(shard_set), ShardDataset(tmp_path / "set")
+    assert not {ours.record(i).key for i in range(24)} & {theirs.record(i).key for i in range(24)}
+    groups = [{s.meta(i)["group"] for i in range(24)} for s in (ours, theirs)]
+    assert not groups[0] & groups[1]
+
+
+def test_statistics_are_those_of_the_stored_pixels(shard_set):
+    dataset = ShardDataset(shard_set)
+    pixels = []
+    for index in range(len(dataset)):
+        image = dataset.record(index).image
+        pixels.append(np.broadcast_to(image.reshape(len(image), 36, -1), (*image.shape[:2], 3)))
+    values = np.concatenate([array.reshape(-1, 3) for array in pixels]) / 255
+    assert dataset.info["mean"] == pytest.approx(values.mean(axis=0), abs=1e-6)
+    assert dataset.info["std"] == pytest.approx(values.std(axis=0), abs=1e-6)
+    assert dataset.info["classes"] == {"healthy": 12, "ill": 12}
+    assert dataset.info["sizes"] == {"smallest": [40, 36], "median": [51, 36], "largest": [63, 36]}
+
+
+def test_files_of_one_name_in_two_folders_are_two_records(tmp_path, shard_folder):
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        image = np.full((40, 40), ord(name), np.uint8)
+        Image.fromarray(image).save(tmp_path / "images" / name / "1.png")
+    shard_folder(tmp_path / "images", tmp_path / "set")
+    dataset = ShardDataset(tmp_path / "set")
+    assert {dataset.record(i).image[0, 0] for i in range(2)} == {ord("a"), ord("b")}
+
+
+def test_a_source_without_any_image_is_told(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").touch()
+    config = ShardConfig(layout="folder", input=tmp_path / "images", output=tmp_path / "set")
+    with pytest.raises(UserError, match="no file gave an image"):
+        write_shards(find_layout("folder", "pretraining")(config), config)
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 512, 123456])
+def test_the_archive_is_the_one_that_tarfile_writes(size, tmp_path):
+    data = np.random.default_rng(size).bytes(size)
+    ours, theirs = io.BytesIO(), io.BytesIO()
+    writer = TarWriter(ours)
+    with tarfile.open(fileobj=theirs, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for key in ("0123456789abcdef0123456789abcdef", "b-0001"):
+            writer.add(key, {"mask.png": data, "json": b"{}"})
+            for name, content in ((f"{key}.mask.png", data), (f"{key}.json", b"{}")):
+                header = tarfile.TarInfo(name)
+                header.size = len(content)
+                tar.addfile(header, io.BytesIO(content))
+    writer.close()
+    assert ours.getvalue() == theirs.getvalue()
+    with pytest.raises(ValueError, match="does not fit"):
+        writer.add("k" * 97, {"json": b""})
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_sums_are_exact(dtype):
+    values = np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, 3 * 2**19, dtype)
+    values[: 2**20] = np.iinfo(dtype).max  # the largest sums that there are
+    whole = values.astype(np.uint64)
+    expected = (values.size, int(whole.sum()), int((whole * whole).sum()))
+    assert exact_sums(values) == expected

@@ -1,0 +1,213 @@
+"""Prediction on new files: the mask sits where the user clicked, in the file's own geometry."""
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from nibabel.affines import apply_affine
+from PIL import Image
+from pydicom.data import get_testdata_file
+
+from data_prep.common.cli import run_commands
+from data_prep.common.errors import UserError
+from data_prep.options import ReadOptions
+from data_prep.readers.images import read_image
+from data_prep.readers.nifti import volume_from_nifti
+from finetune.config import TrainConfig
+from finetune.data.dataset import SegmentationDataConfig
+from finetune.inference.predict import PredictConfig, check_inside, parse_prompt, predict, segment
+from finetune.inference.prompted import PromptedImage
+from finetune.prompts.simulate import PromptConfig
+
+
+@pytest.fixture
+def with_discs(discs, monkeypatch):
+    """Predict with the stand-in segmenter, whatever run is named."""
+    data = SegmentationDataConfig(shards=Path("unused"))
+
+    def use(previous_mask: bool = True) -> None:
+        prompts = PromptConfig(previous_mask=previous_mask)
+        config = TrainConfig(data=data, output=Path("unused"), prompts=prompts)
+        monkeypatch.setattr(
+            "finetune.inference.predict.load_segmenter", lambda run, device: (discs, config)
+        )
+
+    use()
+    return use
+
+
+def command(*options: str) -> None:
+    arguments = ["predict", "--run=run", "--device=cpu", *options]
+    run_commands("finetune", {"predict": (PredictConfig, predict)}, arguments)
+
+
+def error_of(capsys, *options: str) -> str:
+    """The one line that a refused command prints."""
+    with pytest.raises(SystemExit) as stop:
+        command(*options)
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+def photograph(path: Path, shape: tuple[int, ...] = (120, 90, 3)) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["photo.png", "photo.jpg"])
+def test_a_picture_gives_a_mask_of_its_size(with_discs, discs, tmp_path, name):
+    source = photograph(tmp_path / name)
+    output = tmp_path / "masks" / "photo.1.png"
+    command(f"--input={source}", f"--output={output}", "--clicks=60,30,1 55,95,1 60,40,0")
+    mask = np.array(Image.open(output))
+    image = read_image(source, ReadOptions(layout="folder")).array
+    prompt = parse_prompt("60,30,1 55,95,1 60,40,0", "")
+    expected = segment(PromptedImage(discs, image), prompt)
+    assert mask.shape == (120, 90) and mask.dtype == np.uint8
+    assert np.array_equal(mask, expected * 255)
+    assert mask[95, 55] == 255 and mask[60, 20] == 0
+    overlay = np.array(Image.open(tmp_path / "masks" / "photo.1_overlay.png").convert("RGB"))
+    assert overlay.shape[0] > overlay.shape[1]  # upright, as the photograph
+
+
+def test_clicks_are_taken_as_in_training(with_discs, discs):
+    image = np.zeros((64, 64), np.uint8)
+    prompted = PromptedImage(discs, image)
+    prompt = parse_prompt("20,20,1 24,20,0 40,40,1", "10,10,50,50")
+    previous, box = None, prompt.box[None]
+    for number in (1, 2, 3):
+        points, labels = prompt.points[None, :number], prompt.labels[None, :number]
+        one_by_one, previous = prompted.predict(points, labels, box, previous)
+    at_once, _ = prompted.predict(prompt.points[None], prompt.labels[None], box)
+    assert np.array_equal(segment(prompted, prompt, previous_mask=True), one_by_one[0])
+    assert np.array_equal(segment(prompted, prompt, previous_mask=False), at_once[0])
+    assert not np.array_equal(at_once, one_by_one)
+    only_box = segment(prompted, parse_prompt("", "10,10,50,50"))
+    assert only_box[30, 30] and not only_box[5, 5]
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_nifti_keeps_its_geometry_and_the_place_of_the_click(with_discs, tmp_path, plane, suffix):
+    rotation = np.array([[0.0, -0.9, 0.1], [1.1, 0.05, 0.0], [0.0, 0.1, -2.0]])
+    affine = nibabel.affines.from_matvec(rotation, [10, -20, 30])
+    data = np.random.default_rng(0).normal(0, 100, (44, 52, 48)).astype(np.float32)
+    source = tmp_path / "scan.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(data, affine), source)
+    volume = volume_from_nifti(source, plane)
+    output = tmp_path / f"mask{suffix}"
+    prompt = ("--clicks=15,33,1", "--slice=20", f"--plane={plane}")
+    command(f"--input={source}", f"--output={output}", *prompt)
+    result = nibabel.load(output)
+    mask = np.asarray(result.dataobj)
+    assert mask.shape == data.shape and np.allclose(result.affine, affine, atol=1e-5)
+    assert set(np.unique(mask)) == {0, 1}
+    filled = volume_from_nifti(output, plane).array.any(axis=(1, 2))
+    assert np.flatnonzero(filled).tolist() == [20]
+    # Where slice, row and column of the click lie in space, from the volume's own geometry.
+    canonical = np.zeros(3)
+    for place, axis, flip, length in zip(
+        (20, 33, 15), volume.axes, volume.flips, volume.array.shape, strict=True
+    ):
+        canonical[axis] = length - 1 - place if flip else place
+    clicked = apply_affine(volume.affine, canonical)
+    voxel = np.rint(apply_affine(np.linalg.inv(affine), clicked)).astype(int)
+    assert mask[tuple(voxel)] == 1
+    inside = np.argwhere(mask)
+    assert np.abs(inside.mean(0) - voxel).max() < 1.5  # the stand-in's disc is about the click
+    assert (tmp_path / "mask_overlay.png").is_file()
+
+
+def test_a_slice_is_windowed_as_its_volume_is(with_discs, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "finetune.inference.predict.PromptedImage",
+        lambda segmenter, image: seen.append(image) or PromptedImage(segmenter, image),
+    )
+    data = np.zeros((8, 9, 3), np.int16)
+    data[..., 0], data[..., 1], data[..., 2] = 0, 50, 100
+    source = tmp_path / "scan.nii"
+    nibabel.save(nibabel.Nifti1Image(data, np.eye(4)), source)
+    prompt = ("--clicks=3,3,1", "--slice=1")
+    command(f"--input={source}", f"--output={tmp_path / 'a.nii'}", *prompt)
+    command(f"--input={source}", f"--output={tmp_path / 'b.nii'}", *prompt, "--window=[50, 200]")
+    assert (seen[0] == 128).all() and (seen[1] == 0).all()
+
+
+def test_dicom_gives_a_png(with_discs, tmp_path):
+    source = get_testdata_file("CT_small.dcm")
+    output = tmp_path / "ct.png"
+    command(f"--input={source}", f"--output={output}", "--box=30,40,90,100")
+    mask = np.array(Image.open(output))
+    assert mask.shape == (128, 128)
+    assert mask[70, 60] == 255 and mask[10, 10] == 0
+
+
+def test_the_real_model_answers(run_folder, tmp_path):
+    source = photograph(tmp_path / "photo.png")
+    output = tmp_path / "mask.png"
+    arguments = [f"--run={run_folder}", f"--input={source}", f"--output={output}"]
+    arguments += ["--clicks=60,30,1", "--device=cpu"]
+    run_commands("finetune", {"predict": (PredictConfig, predict)}, ["predict", *arguments])
+    assert np.array(Image.open(output)).shape == (120, 90)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "no prompt: give --clicks"),
+        (["--clicks=90,30,1"], "clicks: (90, 30) lies outside the image, which is 90 pixels wide"),
+        (["--clicks=5,-1,1"], "clicks: (5, -1) lies outside"),
+        (["--clicks=5,5"], "clicks: '5,5' is not of the form x,y,label"),
+        (["--clicks=5,5,2"], "clicks: '5,5,2' has the label 2"),
+        (["--clicks=5,nan,1"], "is not of the form"),
+        (["--box=1,2,3"], "box: '1,2,3' is not of the form x0,y0,x1,y1"),
+        (["--box=9,2,3,4"], "must have x0 <= x1"),
+        (["--box=1,2,3,200"], "box: (3, 200) lies outside"),
+        (["--clicks=5,5,1", "--slice=2"], "is a single picture"),
+        (["--clicks=5,5,1", "--output=mask.nii.gz"], "must end in .png"),
+        (["--clicks=5,5,1", "--input=missing.png"], "missing.png is no file"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_one_line(with_discs, capsys, tmp_path, options, message):
+    source = photograph(tmp_path / "photo.png")
+    given = [f"--input={source}", f"--output={tmp_path / 'mask.png'}", *options]
+    assert message in error_of(capsys, *given)
+    assert not list(tmp_path.glob("mask*"))
+
+
+def test_unusable_files_are_told_in_one_line(with_discs, capsys, tmp_path):
+    output = f"--output={tmp_path / 'mask.png'}"
+    text = tmp_path / "notes.txt"
+    text.write_text("no image")
+    assert "its suffix is none of" in error_of(capsys, f"--input={text}", output, "--box=1,1,2,2")
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(b"no image")
+    found = error_of(capsys, f"--input={damaged}", output, "--box=1,1,2,2")
+    assert "damaged.png: not an image" in found
+    scan = tmp_path / "scan.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.zeros((8, 9, 5), np.int16), np.eye(4)), scan)
+    whole = f"--output={tmp_path / 'mask.nii'}"
+    for options in ([], ["--slice=5"], ["--slice=-1"]):
+        found = error_of(capsys, f"--input={scan}", whole, "--box=1,1,2,2", *options)
+        assert "has 5 slices; give --slice 0 to 4" in found
+
+
+def test_nothing_is_overwritten(with_discs, capsys, tmp_path):
+    source = photograph(tmp_path / "photo.png")
+    (tmp_path / "mask.png").write_text("mine")
+    found = error_of(
+        capsys, f"--input={source}", f"--output={tmp_path / 'mask.png'}", "--clicks=5,5,1"
+    )
+    assert "mask.png is there already" in found
+    assert (tmp_path / "mask.png").read_text() == "mine"
+
+
+def test_the_edge_of_the_image_is_inside_it():
+    check_inside(parse_prompt("0,0,1 89,119,0", "0,0,89,119"), (120, 90))
+    with pytest.raises(UserError, match=r"\(89\.5, 119\)"):
+        check_inside(parse_prompt("89.5,119,1", ""), (120, 90))

@@ -1,0 +1,117 @@
+"""Prompts of a training step stay on the image: padding has no loss, so no click helps there."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from finetune.model.prompt_encoder import Prompts
+from finetune.model.segmenter import Decoded
+from finetune.prompts.clicks import random_clicks
+from finetune.prompts.simulate import PromptConfig, Round, prompted_rounds
+
+SIZE = 64
+
+
+class Everything(nn.Module):
+    """Stands in for a segmenter that finds the object everywhere, on padding too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[Prompts] = []
+
+    def decode(self, embeddings: Tensor, prompts: Prompts) -> Decoded:
+        self.asked.append(prompts)
+        count = len(prompts)
+        everywhere = torch.ones(count, 1, SIZE, SIZE) + 0 * embeddings.sum()
+        return Decoded(everywhere, torch.zeros(count, 1))
+
+    def upsample(self, low_res: Tensor) -> Tensor:
+        return low_res
+
+
+def padded_discs() -> tuple[Tensor, Tensor]:
+    """Masks and valid areas (M, S, S): a disc at the edge of a narrow and of a low image."""
+    rows, columns = np.ogrid[:SIZE, :SIZE]
+    valid = np.zeros((2, SIZE, SIZE), bool)
+    valid[0, :, :24], valid[1, :20] = True, True
+    centres = [(30, 16), (12, 40)]
+    masks = [(rows - y) ** 2 + (columns - x) ** 2 < 36 for y, x in centres]
+    return torch.from_numpy(np.stack(masks)), torch.from_numpy(valid)
+
+
+@pytest.mark.parametrize("box_share", [0.0, 1.0])
+def test_no_training_click_falls_on_padding(box_share: float) -> None:
+    masks, valid = padded_discs()
+    config = PromptConfig(box_share=box_share, rounds=4, previous_mask=False)
+    corrections = 0
+    for seed in range(6):
+        segmenter = Everything()
+        rng = np.random.default_rng(seed)
+        image = torch.tensor([0, 1])
+        rounds = prompted_rounds(segmenter, torch.zeros(2, 1), image, masks, valid, config, rng)
+        assert len(list(rounds)) == 5
+        for prompts in segmenter.asked:
+            if prompts.points is None:
+                continue
+            for mask, points, labels in zip(
+                range(2), prompts.points.long(), prompts.labels, strict=True
+            ):
+                x, y = points[labels >= 0].T
+                assert valid[mask, y, x].all()
+                assert torch.equal(masks[mask, y, x].long(), labels[labels >= 0])
+        last = segmenter.asked[-1].labels
+        corrections += int((last == 0).sum())
+    assert corrections >= 6 * 2 * 4  # each round a negative click for each mask
+
+
+def test_skipped_rounds_add_clicks_and_have_no_gradient() -> None:
+    config = PromptConfig(box_share=0.0, rounds=1, skipped_rounds=3)
+    numbers = set()
+    for seed in range(20):
+        segmenter, rounds = rounds_of_a_step(config, seed)
+        skipped = len(rounds) - 2
+        numbers.add(skipped)
+        assert [trained for _, trained in rounds] == [False] * skipped + [True] * 2
+        assert [taken.low_res.requires_grad for taken, _ in rounds] == [
+            trained for _, trained in rounds
+        ]
+        clicks = [int((prompts.labels[0] >= 0).sum()) for prompts in segmenter.asked]
+        assert clicks == list(range(clicks[0], clicks[0] + len(rounds)))
+    assert numbers == {0, 1, 2, 3}
+
+
+def rounds_of_a_step(config: PromptConfig, seed: int) -> tuple[Everything, list[Round]]:
+    masks, valid = padded_discs()
+    segmenter = Everything()
+    embeddings = torch.zeros(2, 1, requires_grad=True)
+    image, rng = torch.tensor([0, 1]), np.random.default_rng(seed)
+    rounds = prompted_rounds(segmenter, embeddings, image, masks, valid, config, rng)
+    return segmenter, list(rounds)
+
+
+def test_a_box_is_trained_on_before_any_click() -> None:
+    config = PromptConfig(box_share=1.0, rounds=1, skipped_rounds=3)
+    for seed in range(8):
+        segmenter, rounds = rounds_of_a_step(config, seed)
+        assert [trained for _, trained in rounds] == [True, True]
+        assert segmenter.asked[0].boxes is not None and segmenter.asked[0].labels is None
+
+
+def test_negative_clicks_are_drawn_from_the_valid_pixels_only() -> None:
+    masks, valid = (tensor.numpy() for tensor in padded_discs())
+    beyond = 0
+    for seed in range(40):
+        for mask, area in zip(masks, valid, strict=True):
+            for target in (mask, np.zeros_like(mask)):
+                (x, y), labels = _drawn(target, seed, area)
+                assert area[y, x].all()
+                assert np.array_equal(target[y, x], labels == 1)
+                (x, y), _ = _drawn(target, seed, None)
+                beyond += int((~area[y, x]).sum())
+    assert beyond > 0  # without `valid` some fall on padding
+
+
+def _drawn(target, seed, area):
+    points, labels = random_clicks(target, np.random.default_rng(seed), valid=area)
+    return points.T, labels
