@@ -1,13 +1,14 @@
-"""Options of the `shard` and `shard-seg` commands."""
+"""Options of the commands, and those that several layouts share."""
 
-import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from data_prep.common.errors import UserError
 
 Window = Literal["auto", "percentile", "full"] | tuple[float, float]
+"""Intensities that become black and white."""
+Plane = Literal["axial", "coronal", "sagittal"]
 
 PILLOW_LIMIT = 178_956_970
 """Pillow itself refuses images of more pixels than this."""
@@ -17,17 +18,11 @@ PILLOW_LIMIT = 178_956_970
 class ReadOptions:
     """How files become pixels."""
 
-    layout: str
-    """Name of the layout: a module of data_prep.layouts."""
-    input: Path | None = None
-    """Folder with the images; for `hf` also a name on the Hub; `samples` needs none."""
     bits: Literal[8, 16] = 8
     """Bits of grey values made by windowing; 8-bit files stay 8-bit."""
     window: Window = "auto"
     """Intensities mapped to black and white: `auto` (the file's own window, else percentiles),
     `percentile` (0.5 to 99.5), `full` (minimum to maximum) or two numbers such as [-160, 240]."""
-    channel: int = 0
-    """Which channel of a multi-channel or 4D NIfTI image is read."""
     max_pixels: int = 89_000_000
     """Images with more pixels than this (in a volume: per slice) are refused."""
 
@@ -37,19 +32,40 @@ class ReadOptions:
         if isinstance(self.window, tuple) and self.window[0] >= self.window[1]:
             raise UserError(f"window: {list(self.window)} is not a rising pair of numbers")
 
-    def recipe(self) -> str:
-        """The options that decide the pixels, as JSON: shards of another recipe are not mixed."""
-        elsewhere = {"input", "held_out", *(field.name for field in fields(WriteOptions))}
-        values = {name: value for name, value in asdict(self).items() if name not in elsewhere}
-        return json.dumps(values, sort_keys=True)
 
-    def root(self) -> Path:
-        """The input folder, which must exist."""
-        if self.input is None:
-            raise UserError(f"input: layout {self.layout} needs --input FOLDER")
-        if not self.input.is_dir():
-            raise UserError(f"input: {self.input} is not a folder")
-        return self.input
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions(ReadOptions):
+    """How images of stage one are chosen."""
+
+    min_size: int = 32
+    """Images with a side shorter than this (pixels) are skipped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotographOptions(PictureOptions):
+    """How photographs of stage one are read."""
+
+    max_size: int | None = None
+    """Photographs with a longer side are scaled down to this one, once (pixels)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceOptions(PictureOptions):
+    """How volumes become the slices of stage one."""
+
+    planes: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
+    """Planes in which volumes are sliced."""
+    min_content: float = 0.05
+    """A slice is kept if at least this fraction of it is brighter than its volume's mean."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskOptions(ReadOptions):
+    """How mask images of one target are read."""
+
+    threshold: int | None = None
+    """Masks are made binary, target where the grey value is at least this; without it they must
+    have one value besides 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,55 +102,64 @@ class WriteOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardConfig(ReadOptions, WriteOptions):
+class ShardOptions(WriteOptions):
     """Unlabelled (or class-labelled) images to shards for stage one."""
 
-    planes: tuple[Literal["axial", "coronal", "sagittal"], ...] = ("axial", "coronal", "sagittal")
-    """Planes in which volumes are sliced, e.g. [axial, coronal]."""
-    min_content: float = 0.05
-    """A slice is kept if at least this fraction of it is brighter than its volume's mean."""
-    min_size: int = 32
-    """Images with a side shorter than this (pixels) are skipped."""
-    max_size: int | None = None
-    """Photographs with a longer side are scaled down to this one, once (pixels)."""
+    layout: str
+    """Kind of collection, one of those listed below, or dotted path of a class from elsewhere."""
     held_out: Path | None = None
     """Segmentation shard set (made with the same salt): patients of its splits other than train
     are left out, so that stage one does not see what stage two is tested on."""
-    subset: str | None = None
-    """Hf layout: configuration of the data set, where it has several."""
-    group_column: str = ""
-    """Hf layout: column that names the patient; without it each image is a group of its own."""
-    class_folders: bool = False
-    """Folder layout: the folder of an image is its class, and its name is stored. Leave it off
-    where folders are named after patients."""
-
-    def __post_init__(self) -> None:
-        ReadOptions.__post_init__(self)
-        WriteOptions.__post_init__(self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardSegConfig(ReadOptions, WriteOptions):
+class ShardSegOptions(WriteOptions):
     """Images or volumes with masks to shards for stage two."""
 
+    layout: str
+    """Kind of collection, one of those listed below, or dotted path of a class from elsewhere."""
     split: dict[str, float] | None = None
     """Fractions of the groups (patients, cases), e.g. {train: 0.8, test: 0.2}, which is the
     default for a layout without a split of its own."""
-    image: str = ""
-    """Pairs layout: image files below the input, with one * that is the case's name."""
-    mask: str = ""
-    """Pairs layout: mask files below the input, with the same *."""
-    labels: dict[str, list[int]] | None = None
-    """Pairs layout: mask values of each target, e.g. {disc: [1, 2], cup: [2]}; without it a mask
-    has one value beside 0, the target `target`."""
-    threshold: int | None = None
-    """Image masks of one target are made binary, target where the grey value is at least this;
-    without it they must have one value beside 0."""
-    raters: Literal["majority", "each"] = "majority"
-    """Riga layout: one record an image with what most raters marked, or one for each rater."""
-    group: str = ""
-    """Pairs layout: a regular expression on the case's name whose first group is the patient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoOptions:
+    """Print what a shard set holds, and draw a contact sheet."""
+
+    shards: Path
+    """Folder of the shard set."""
+    split: str = "train"
+    """Split shown on the contact sheet."""
+    sheet: Path | None = None
+    """PNG to write; default contact_sheet.png in the shard set."""
+    images: int = 48
+    """Records on the contact sheet, the first in the split's random order."""
+    measured: int = 200
+    """Records, of the same order, on which intensities, areas and spacing are measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Compare every member of a shard set with its index and checksums."""
+
+    shards: Path
+    """Folder of the shard set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions:
+    """Measure sharding and loading against Pillow and webdataset on this machine."""
+
+    images: int = 1500
+    """Grey PNG files of 224 pixels."""
+    photographs: int = 160
+    """JPEG files of 6 megapixels."""
+    workers: int = 2
+    """Processes that shard the photographs, and that load."""
+    repeats: int = 3
+    """Each time is the shortest of so many, taken in turn."""
 
     def __post_init__(self) -> None:
-        ReadOptions.__post_init__(self)
-        WriteOptions.__post_init__(self)
+        if min(self.images, self.photographs, self.workers, self.repeats) < 1:
+            raise UserError("images, photographs, workers and repeats must be at least 1")

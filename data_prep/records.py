@@ -10,7 +10,7 @@ import numpy as np
 
 
 class NotAnImage(Exception):
-    """A file that holds no image for this set: passed over, and not counted as unreadable."""
+    """A file that holds no image for this set: skipped, and not counted as unreadable."""
 
 
 class Unreadable(Exception):
@@ -19,7 +19,7 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One file (or one part of it) in a manifest; it becomes no, one or many records."""
+    """One file (or one part of it) in a manifest; it yields zero or more records."""
 
     path: str
     """Path relative to the input folder, with forward slashes."""
@@ -33,7 +33,20 @@ class Reference:
     """Paths of the masks (or of the files they are made from), relative to the input folder."""
     split: str = "train"
     records: int = 1
-    """About how many records it becomes, to fill shards evenly."""
+    """About how many records it yields, to fill shards evenly."""
+
+    def identity(self) -> list[Any]:
+        """What of it decides the bytes of its records and their place in the set."""
+        # not `dataclasses.astuple`, which takes as long as decoding a small image
+        return [
+            self.path,
+            self.part,
+            self.group,
+            self.label,
+            self.masks,
+            self.split,
+            self.records,
+        ]
 
 
 @dataclass
@@ -62,10 +75,12 @@ class Source:
     read: Callable[[Reference], Iterable[Sample | NotAnImage | Unreadable]]
     """Gives the samples of a reference. It raises if the file cannot be read as a whole; in place
     of a sample it may give the error that kept this one from being read."""
-    recipe: str
-    """Options that decide the pixels (`ReadOptions.recipe`)."""
+    options: dict[str, Any]
+    """Options that decide the bytes, by name: shards made with others are not mixed."""
     labels: dict[str, list[int]] | None = None
     """Segmentation: the mask values of each target. A value may belong to several targets."""
+    defaults: dict[str, Any] = field(default_factory=dict)
+    """Defaults of the options: what a set made before an option existed was made with."""
 
 
 def keyed_hash(text: str, salt: str, digest_size: int = 16) -> str:

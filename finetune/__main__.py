@@ -1,16 +1,30 @@
-"""`python -m finetune evaluate | predict | quickstart`."""
+"""`python -m finetune evaluate | predict | compare | quickstart`."""
 
-from data_prep.common.cli import run_commands
-from finetune.evaluation.evaluate import EvaluateConfig, evaluate_run
-from finetune.inference.predict import PredictConfig, predict
-from finetune.quickstart.quickstart import QuickstartConfig, quickstart
+from data_prep.common.cli import Command, run_program
+from finetune.config import CompareConfig, EvaluateConfig, PredictConfig, QuickstartConfig
+
+COMMANDS = {
+    "evaluate": Command(
+        "Measure an adapted model on held-out cases: tables and pictures.",
+        "finetune.evaluation.evaluate:evaluate_run",
+        (EvaluateConfig,),
+    ),
+    "predict": Command(
+        "Segment one new image by clicks, a box, or both.",
+        "finetune.inference.predict:predict",
+        (PredictConfig,),
+    ),
+    "compare": Command(
+        "Compare evaluated runs case by case.",
+        "finetune.evaluation.compare:compare_runs",
+        (CompareConfig,),
+    ),
+    "quickstart": Command(
+        "Run the whole pipeline on a small data set and write a report.",
+        "finetune.quickstart.quickstart:quickstart",
+        (QuickstartConfig,),
+    ),
+}
 
 if __name__ == "__main__":
-    run_commands(
-        "python -m finetune",
-        {
-            "evaluate": (EvaluateConfig, evaluate_run),
-            "predict": (PredictConfig, predict),
-            "quickstart": (QuickstartConfig, quickstart),
-        },
-    )
+    run_program("python -m finetune", COMMANDS)

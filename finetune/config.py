@@ -1,28 +1,256 @@
-"""What stage two can be told."""
+"""Options of stage two."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
 
-from finetune.data.dataset import SegmentationDataConfig
-from finetune.model.losses import LossConfig
-from finetune.model.segmenter import ModelConfig
-from finetune.prompts.simulate import PromptConfig
-from pretrain.engine.run import RunOptions
+from data_prep.common.components import Component, component, components
+from data_prep.common.errors import UserError
+from data_prep.options import Plane, Window
+from pretrain.engine.run_options import RunOptions
+from pretrain.sizes import PATCH, check_size
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How strongly training images are changed; 0 leaves a property as it is."""
+
+    rotation: float = 10.0
+    """Largest rotation either way, in degrees."""
+    scale: float = 0.1
+    """Largest enlargement: 0.1 draws a factor in 1 / 1.1 to 1.1, log-uniform."""
+    translation: float = 0.05
+    """Largest shift along x and along y, as a share of the image's longest side."""
+    flip: float = 0.0
+    """Probability of a mirror image. Off by default: it swaps left and right organs."""
+    gamma: float = 0.2
+    """Grey values on 0..1 are raised to exp(u), u uniform in -gamma..gamma."""
+    contrast: float = 0.1
+    """Largest relative change of the distance from the image's mean grey value."""
+    brightness: float = 0.1
+    """Largest shift of grey values, as a share of white."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 0:
+                raise UserError(f"augmentation.{name} is {value}; it must not be negative")
+        for name in ("flip", "contrast"):
+            if getattr(self, name) > 1:
+                raise UserError(f"augmentation.{name} is above 1; it must lie in 0..1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseSelection:
+    """Which labelled cases of a shard set are used."""
+
+    shards: Path
+    """Folder of a segmentation shard set, from `python -m data_prep shard-seg`."""
+    split: str = "train"
+    """Split of the shard set."""
+    targets: list[str] | None = None
+    """Names of the targets to use; null: all."""
+    cases: int | None = None
+    """Use only this many groups (patients), the first of a seeded order: a few-label experiment. A
+    larger number includes the cases of a smaller one. null: all."""
+
+    def __post_init__(self) -> None:
+        if self.cases is not None and self.cases < 1:
+            raise UserError(f"data.cases is {self.cases}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationDataConfig(CaseSelection):
+    """Labelled images for training, and how they are changed."""
+
+    masks_per_image: int = 4
+    """Largest number of targets of an image trained on at once."""
+    workers: int = 0
+    """Processes that load images; 0 loads them in the training process."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """Random changes of the images."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.masks_per_image < 1 or self.workers < 0:
+            raise UserError("data.masks_per_image must be at least 1, data.workers at least 0")
+
+
+@dataclass
+class ModelConfig:
+    """What a segmenter is made of."""
+
+    encoder_size: str | None = None
+    """Size of the image encoder: vit_t, vit_s, vit_b, vit_l or vit_h. null: that of the weights, or
+    vit_b for a new encoder."""
+    image_size: int = 224
+    """Side of the square input in pixels, a multiple of 16."""
+    encoder_adapter: Component | None = component("pretrain.encoder.block.BlockAdapter")
+    """Adapter set in each encoder block."""
+    decoder: Component = component(
+        "finetune.model.decoder.Decoder", "finetune.model.mask_decoder.SamDecoder"
+    )
+    """How masks are made of an image's embedding: SAM's prompted decoder, or a head of its own."""
+    decoder_adapter: Component | None = component("finetune.model.mask_decoder.DecoderBlockAdapter")
+    """Adapter set in the first block of SAM's decoder."""
+    trained: list[str] = field(default_factory=list)
+    """Parameters trained although they were loaded, as patterns of names: `mask_decoder.*`.
+    Adapters, and all that was not loaded, are trained without being named."""
+    recompute_blocks: bool = False
+    """Recompute encoder blocks in the backward pass instead of storing them: less memory, about
+    a third more time."""
+
+    def __post_init__(self) -> None:
+        check_size(self.encoder_size, "model.encoder_size")
+        if self.image_size <= 0 or self.image_size % PATCH:
+            raise UserError(
+                f"model.image_size is {self.image_size}; it must be a multiple of {PATCH}"
+            )
 
 
 @dataclass(kw_only=True)
 class TrainConfig(RunOptions):
     """Adapt a pretrained encoder to promptable segmentation with few labels."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"model.encoder": "model.encoder_size"}
+
     data: SegmentationDataConfig
     """The labelled images."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """Encoder, adapters, and what is trained."""
+    """Encoder, decoder, adapters, and what is trained."""
     encoder: str | None = None
     """Weights of the image encoder: a stage-one run, an encoder file, a SAM checkpoint or a Hub
     name. null: those of `sam`, or new ones, which are then trained."""
     sam: str | None = None
     """SAM checkpoint for prompt encoder and mask decoder. null: new ones, which are trained."""
-    prompts: PromptConfig = field(default_factory=PromptConfig)
-    """Simulated clicks and boxes."""
-    loss: LossConfig = field(default_factory=LossConfig)
-    """Weights of the loss terms."""
+    prompts: Component = component(
+        "finetune.prompts.prompting.Prompting", "finetune.prompts.simulate.ClicksAndBoxes"
+    )
+    """How a batch is prompted in training, round by round."""
+    loss: Component = component(
+        "finetune.model.losses.MaskLoss", "finetune.model.losses.SegmentationLoss"
+    )
+    """Loss of the predicted masks, averaged over rounds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut(CaseSelection):
+    """Which labelled cases are evaluated."""
+
+    split: str = "test"
+    """Split of the shard set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Measure an adapted model on held-out cases: tables and pictures."""
+
+    run: Path
+    """Run folder of finetune/train.py."""
+    data: HeldOut
+    """The cases."""
+    output: Path
+    """Folder for the tables and figures; must be new or empty."""
+    protocols: list[Component] = components(
+        "finetune.evaluation.protocols.Protocol",
+        (
+            "finetune.evaluation.protocols.Clicks",
+            "finetune.evaluation.protocols.Box",
+            "finetune.evaluation.protocols.JitteredBox",
+        ),
+    )
+    """Simulated users: each prompts for every object in its own way."""
+    tolerance: float = 1.0
+    """Distance within which surfaces agree for the NSD: mm, or pixels where spacing is unknown."""
+    seed: int = 0
+    """Seed of the protocols' chance, the bootstrap and the choice of few cases."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `mps`, or `auto`: a GPU if there is one."""
+    threads: int | None = None
+    """CPU threads; null: all cores."""
+
+    def __post_init__(self) -> None:
+        if not self.protocols:
+            raise UserError("protocols: none is left; give at least one, such as [Clicks]")
+        if self.tolerance < 0:
+            raise UserError(f"tolerance is {self.tolerance}; it must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Segment an object of one image: PNG, JPEG and the like, DICOM, or one slice of NIfTI.
+
+    Coordinates are pixels (x, y) of the image shown upright, from 0 at the top left. Writes the
+    mask, and beside it a picture of the mask over the image, OUTPUT with `_overlay.png`.
+    """
+
+    run: Path
+    """Run folder of finetune/train.py."""
+    input: Path
+    """Image file."""
+    output: Path
+    """Mask to write, which must not be there yet: .nii or .nii.gz for NIfTI (1 on the object, other
+    slices empty), .png for all others (255 on the object)."""
+    clicks: str = ""
+    """Clicks as "x,y,label x,y,label": label 1 on the object, 0 on the background."""
+    box: str = ""
+    """Box around the object as "x0,y0,x1,y1": its first and last column and row."""
+    target: str | None = None
+    """Target to segment, for a model whose decoder takes no prompts."""
+    slice: int | None = None
+    """Slice of a NIfTI volume, or frame of a DICOM file, from 0. Only this slice is segmented."""
+    plane: Plane = "axial"
+    """Plane of the slices of a NIfTI volume; they count from the feet, the back or the left."""
+    channel: int = 0
+    """Which volume of a 4D NIfTI image."""
+    window: Window | None = None
+    """Intensities shown as black and white: `auto`, `percentile`, `full` or two numbers. null: as
+    in the data that the model was trained on."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `mps`, or `auto`: a GPU if there is one."""
+    threads: int | None = None
+    """CPU threads; null: all cores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Compare evaluated runs on the cases that they share."""
+
+    results: list[Path]
+    """Output folders of `evaluate`, at least two; the first one is the baseline."""
+    names: list[str] | None = None
+    """Names of the runs in the table; null: those of the folders."""
+    output: Path | None = None
+    """Markdown file to write; null prints only."""
+
+    def __post_init__(self) -> None:
+        if len(self.results) < 2:
+            raise UserError("results: give at least two folders, such as [results/a, results/b]")
+        if self.names is not None and len(self.names) != len(self.results):
+            raise UserError(f"names: {len(self.names)} for {len(self.results)} results")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartConfig:
+    """Shard, pretrain, adapt, evaluate and predict on a small data set; write report.html.
+
+    Run it in the folder that holds configs/, pretrain/ and finetune/. The same command continues
+    after an interruption.
+    """
+
+    input: Path | None = None
+    """Medical Segmentation Decathlon or nnU-Net folder; by default real images that come with the
+    installed packages. Its labelled volumes are split by case; meant for small sets."""
+    output: Path = Path("out/quickstart")
+    """Folder for everything that is made; report.html is in it."""
+    pretrain_recipe: Path = Path("configs/pretrain/quickstart.yaml")
+    """Recipe of stage one."""
+    finetune_recipe: Path = Path("configs/finetune/quickstart.yaml")
+    """Recipe of stage two."""
+    cases: int = 12
+    """At most this many held-out patients are evaluated."""
+    threads: int | None = None
+    """CPU threads of everything that computes; null: all cores."""
+
+    def __post_init__(self) -> None:
+        if self.cases < 1:
+            raise UserError(f"cases is {self.cases}; it must be at least 1")

@@ -7,53 +7,23 @@ counts.
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from segment_anything.modeling import ImageEncoderViT
 from timm.layers import resample_abs_pos_embed_nhwc
 from torch import Tensor, nn
 
+from pretrain.config import BenchmarkOptions
 from pretrain.encoder.attention import BACKENDS, choose_backend, dense_positions, relative_biases
-from pretrain.encoder.sam import (
-    NATIVE_GRID,
-    PATCH,
-    WINDOW,
-    EncoderSize,
-    SamEncoder,
-    build_encoder,
-    take,
-)
+from pretrain.encoder.sam import SamEncoder, build_encoder, take
 from pretrain.engine.cpu import keep_freed_memory
 from pretrain.objectives import EMix, Inputs, MaskedAutoencoding, Plan, ShED, View
 from pretrain.objectives.together import PretrainModel
+from pretrain.sizes import ATTENTION_WINDOW, NATIVE_GRID, PATCH, EncoderSize
 
 
-@dataclass
-class BenchmarkConfig:
-    """Speed of the encoder and of the objectives, as ratios from one run."""
-
-    encoder: str = "vit_b"
-    """Size of the encoder."""
-    sizes: tuple[int, ...] = (224, 1024)
-    """Image sizes at which the dense encoder is compared with segment_anything's."""
-    batch_size: int = 8
-    """Images at 224 pixels; larger images run one at a time on a CPU."""
-    repeats: int = 3
-    """Timed calls of each kind, after one that warms up."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes a GPU where there is one."""
-    compile: bool = False
-    """On a GPU also measure blocks compiled by torch.compile."""
-
-    def images(self, size: int, device: torch.device) -> int:
-        """Images in a batch of this size."""
-        return self.batch_size if size <= 224 or device.type == "cuda" else 1
-
-
-def benchmark(config: BenchmarkConfig, resolved: str) -> None:
+def benchmark(config: BenchmarkOptions, resolved: str) -> None:
     """Speed of encoder and objectives, as ratios from one run."""
     name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name if config.device == "auto" else config.device)
@@ -64,15 +34,20 @@ def benchmark(config: BenchmarkConfig, resolved: str) -> None:
         untuned = {size: stock_seconds(clock, config, size) for size in config.sizes}
         keep_freed_memory()
     rates = matrix_rates(clock, device)
-    told = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {dtype}" for dtype, rate in rates.items())
-    print(f"{config.encoder} on {device.type}, {torch.get_num_threads()} threads")
-    print(f"matrix product 4096 x 768 x 3072: {told}\n")
+    speeds = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {dtype}" for dtype, rate in rates.items())
+    print(f"{config.encoder_size} on {device.type}, {torch.get_num_threads()} threads")
+    print(f"matrix product 4096 x 768 x 3072: {speeds}\n")
     with torch.random.fork_rng():
         attention_table(clock, device)
     for size in config.sizes:
-        batch = config.images(size, device)
+        batch = images_of(config, size, device)
         dense_table(clock, config, device, size, batch, rates, untuned.get(size, {}))
     objective_table(clock, config, device, rates)
+
+
+def images_of(config: BenchmarkOptions, pixels: int, device: torch.device) -> int:
+    """Images in a batch of this size."""
+    return config.batch_size if pixels <= 224 or device.type == "cuda" else 1
 
 
 class Clock:
@@ -122,7 +97,7 @@ def attention_table(clock: Clock, device: torch.device) -> None:
     print("attention of 12 heads x 64, ms forward / forward + backward (* is chosen)")
     cpu = device.type == "cpu"
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    for batch, side in ((25, WINDOW), (1, 28), (1, NATIVE_GRID)):
+    for batch, side in ((25, ATTENTION_WINDOW), (1, 28), (1, NATIVE_GRID)):
         positions = dense_positions(side, side, device)
         for dtype_name, dtype in dtypes.items():
             shape = (batch if cpu else 8 * batch, 12, side * side, 64)
@@ -161,7 +136,7 @@ def stock_encoder(encoder: SamEncoder, pixels: int) -> ImageEncoderViT:
         num_heads=size.heads,
         norm_layer=partial(nn.LayerNorm, eps=1e-6),
         use_rel_pos=True,
-        window_size=WINDOW,
+        window_size=ATTENTION_WINDOW,
         global_attn_indexes=size.global_blocks,
     ).to(encoder.pos_embed.device)
     stock.load_state_dict(encoder.state_dict())
@@ -188,10 +163,10 @@ KINDS = (("forward", forward, 1), ("forward + backward", train, 3))
 """Name, call, and cost in forward passes."""
 
 
-def stock_seconds(clock: Clock, config: BenchmarkConfig, pixels: int) -> dict[str, float]:
+def stock_seconds(clock: Clock, config: BenchmarkOptions, pixels: int) -> dict[str, float]:
     """Seconds of segment_anything's encoder on a CPU, in fp32, where freed memory is not kept."""
-    stock = stock_encoder(build_encoder(config.encoder), pixels)
-    images = torch.randn(config.images(pixels, clock.device), 3, pixels, pixels)
+    stock = stock_encoder(build_encoder(config.encoder_size), pixels)
+    images = torch.randn(images_of(config, pixels, clock.device), 3, pixels, pixels)
     return {
         kind: clock({kind: partial(call, stock, images, False)})[kind] for kind, call, _ in KINDS
     }
@@ -199,7 +174,7 @@ def stock_seconds(clock: Clock, config: BenchmarkConfig, pixels: int) -> dict[st
 
 def dense_table(
     clock: Clock,
-    config: BenchmarkConfig,
+    config: BenchmarkOptions,
     device: torch.device,
     pixels: int,
     batch: int,
@@ -211,7 +186,7 @@ def dense_table(
     Args:
         untuned: seconds of segment_anything's by kind, where freed memory is not kept.
     """
-    ours = build_encoder(config.encoder).to(device)
+    ours = build_encoder(config.encoder_size).to(device)
     models: dict[str, nn.Module] = {"stock": stock_encoder(ours, pixels), "ours": ours}
     if config.compile and device.type == "cuda":
         compiled = copy.deepcopy(ours)
@@ -221,7 +196,10 @@ def dense_table(
     images = torch.randn(batch, 3, pixels, pixels, device=device)
     flops = batch * encoder_flops(ours.size, pixels // PATCH)
 
-    print(f"dense {config.encoder}, {batch} x {pixels} x {pixels}, {flops / 1e9:.0f} GFLOP forward")
+    print(
+        f"dense {config.encoder_size}, {batch} x {pixels} x {pixels}, "
+        f"{flops / 1e9:.0f} GFLOP forward"
+    )
     for kind, call, factor in KINDS:
         calls = {
             f"{name} {precision}": partial(call, model, images, precision == "bf16")
@@ -244,10 +222,10 @@ def dense_table(
 
 
 def objective_table(
-    clock: Clock, config: BenchmarkConfig, device: torch.device, rates: dict[str, float]
+    clock: Clock, config: BenchmarkOptions, device: torch.device, rates: dict[str, float]
 ) -> None:
     """Steps of the objectives against a dense pass, at 224 pixels."""
-    encoder = build_encoder(config.encoder).to(device)
+    encoder = build_encoder(config.encoder_size).to(device)
     width = encoder.size.width
     images = torch.randn(config.batch_size, 3, 224, 224, device=device)
     precision = "bf16" if device.type == "cuda" else "fp32"
@@ -285,7 +263,7 @@ def objective_table(
     }
     seconds = clock(calls)
     dense_seconds = seconds["dense forward + backward"]
-    flops = 3 * config.batch_size * encoder_flops(encoder.size, WINDOW, neck=False)
+    flops = 3 * config.batch_size * encoder_flops(encoder.size, ATTENTION_WINDOW, neck=False)
     share = flops / dense_seconds / rates[precision]
     print(f"training steps, {config.batch_size} x 224 x 224, {precision}, without the optimiser")
     for name, value in seconds.items():
@@ -317,9 +295,8 @@ def encoder_flops(size: EncoderSize, grid: int, neck: bool = True) -> float:
         grid: tokens along a side.
     """
     tokens, width = grid**2, size.width
-    attended = sum(
-        min(grid, WINDOW) ** 2 if i not in size.global_blocks else tokens for i in range(size.depth)
-    )
+    window = min(grid, ATTENTION_WINDOW) ** 2
+    attended = sum(tokens if i in size.global_blocks else window for i in range(size.depth))
     linear = size.depth * 24 * width**2 + 2 * 3 * PATCH**2 * width
     attention = 4 * width * attended
     neck_flops = 2 * (256 * width + 9 * 256**2) if neck else 0

@@ -1,12 +1,12 @@
-"""What stage one can be told, and what it refuses."""
+"""Options of stage one."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
+from data_prep.common.components import Component, component
 from data_prep.common.errors import UserError
-from pretrain.encoder.sam import PATCH, WINDOW
-from pretrain.engine.run import RunOptions
-from pretrain.objectives import Objective
+from pretrain.engine.run_options import RunOptions
+from pretrain.sizes import PATCH, check_size
 
 
 @dataclass
@@ -19,7 +19,7 @@ class DataConfig:
     """Relative share of the samples that each set of a list gives; without it, by its size."""
     split: str = "train"
     """Split of the shard sets."""
-    window: int = 4
+    shuffle_shards: int = 4
     """Shards among which samples are shuffled; reading stays sequential over larger ranges."""
     min_scale: float = 0.2
     """Smallest share of the image's area that a random crop covers."""
@@ -31,12 +31,20 @@ class DataConfig:
 class PretrainConfig(RunOptions):
     """Pretrain SAM's image encoder on unlabelled images."""
 
+    RENAMED: ClassVar[dict[str, str]] = {
+        "encoder": "encoder_size",
+        "data.window": "data.shuffle_shards",
+    }
+
     data: DataConfig
     """The images."""
-    objectives: dict[str, Callable[[int], Objective]]
+    objectives: dict[str, Component] = component(
+        "pretrain.objectives.base.Objective", required=True
+    )
     """Losses by name, each a class of `pretrain.objectives`; one with weight 0 is off."""
-    encoder: str = "vit_b"
-    """Size: vit_t, vit_s, vit_b, vit_l or vit_h."""
+    encoder_size: str | None = None
+    """Size of the encoder: vit_t, vit_s, vit_b, vit_l or vit_h. null: that of `start_from`, or
+    vit_b for a new encoder."""
     start_from: str | None = None
     """Weights to start from: a SAM checkpoint, encoder file, run folder or Hub name."""
     image_size: int = 224
@@ -46,35 +54,37 @@ class PretrainConfig(RunOptions):
     recompute_blocks: bool = False
     """Recompute blocks in the backward pass: less memory, about a third more time."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_size(self.encoder_size, "encoder_size")
+        if self.image_size < PATCH or self.image_size % PATCH:
+            raise UserError(f"image_size {self.image_size} is not a multiple of {PATCH} pixels")
+        if not 0 < self.data.min_scale <= 1:
+            raise UserError(f"data.min_scale {self.data.min_scale} must lie in (0, 1]")
+        if self.data.shuffle_shards < 1 or self.data.workers < 0:
+            raise UserError("data.shuffle_shards must be 1 or more, and data.workers 0 or more")
 
-def check(config: PretrainConfig) -> None:
-    """Refuse what cannot run, before anything is written."""
-    if config.image_size < PATCH or config.image_size % PATCH:
-        raise UserError(f"image_size {config.image_size} is no multiple of {PATCH} pixels")
-    if not 0 < config.data.min_scale <= 1:
-        raise UserError(f"data.min_scale {config.data.min_scale} is no share in (0, 1]")
-    if config.data.window < 1 or config.data.workers < 0:
-        raise UserError("data.window must be 1 or more, and data.workers 0 or more")
 
+@dataclass
+class BenchmarkOptions:
+    """Speed of the encoder and of the objectives, as ratios from one run."""
 
-def build_objectives(config: PretrainConfig, width: int) -> dict[str, Objective]:
-    """The objectives that are on, for an encoder of this width."""
-    try:
-        built = {name: build(width) for name, build in config.objectives.items()}
-    except (ValueError, AssertionError) as error:
-        raise UserError(f"objectives: {error}") from None
-    for name, objective in built.items():
-        if objective.weight < 0:
-            raise UserError(f"objectives.{name}.weight is {objective.weight}; expected 0 or more")
-    active = {name: objective for name, objective in built.items() if objective.weight > 0}
-    if not active:
-        raise UserError("objectives: none is on; give at least one a weight above 0")
-    padded = config.image_size % (PATCH * WINDOW) != 0
-    for name, objective in active.items():
-        if padded and objective.keep_ratio < 1:
-            raise UserError(
-                f"image_size {config.image_size} pads attention windows, so {name} cannot drop "
-                f"tokens exactly; use a multiple of {PATCH * WINDOW}, or keep_ratio 1 for e-Mix "
-                "and ShED"
-            )
-    return active
+    encoder_size: str = "vit_b"
+    """Size of the encoder."""
+    sizes: tuple[int, ...] = (224, 1024)
+    """Image sizes at which the dense encoder is compared with segment_anything's."""
+    batch_size: int = 8
+    """Images at 224 pixels; larger images run one at a time on a CPU."""
+    repeats: int = 3
+    """Timed calls of each kind, after one that warms up."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes a GPU where there is one."""
+    compile: bool = False
+    """On a GPU also measure blocks compiled by torch.compile."""
+    threads: int | None = None
+    """CPU threads; null: all cores."""
+
+    def __post_init__(self) -> None:
+        check_size(self.encoder_size, "encoder_size")
+        if min(*self.sizes, self.batch_size, self.repeats) < 1:
+            raise UserError("sizes, batch_size and repeats must be at least 1")

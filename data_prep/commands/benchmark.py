@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,10 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from data_prep.common.errors import UserError
 from data_prep.format.codec import decode, encode_jpeg, encode_png
-from data_prep.layouts import find_layout
+from data_prep.layouts.folder import Folder
 from data_prep.layouts.samples import template
-from data_prep.options import ShardConfig
+from data_prep.options import BenchmarkOptions, WriteOptions
 from data_prep.shards.write import write_shards
 
 SIDE = 224
@@ -40,32 +38,14 @@ READ_AHEAD = 4
 """Batches that each worker of the loader reads ahead."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkConfig:
-    """Measure sharding and loading against Pillow and webdataset on this machine."""
-
-    images: int = 1500
-    """Grey PNG files of 224 pixels."""
-    photographs: int = 160
-    """JPEG files of 6 megapixels."""
-    workers: int = 2
-    """Processes that shard the photographs, and that load."""
-    repeats: int = 3
-    """Each time is the shortest of so many, taken in turn."""
-
-    def __post_init__(self) -> None:
-        if min(self.images, self.photographs, self.workers, self.repeats) < 1:
-            raise UserError("images, photographs, workers and repeats must be at least 1")
-
-
-def benchmark(config: BenchmarkConfig, resolved: str) -> None:
+def benchmark(config: BenchmarkOptions, resolved: str) -> None:
     """Speed of sharding and loading, as ratios measured in one run."""
     with tempfile.TemporaryDirectory() as folder:
         for line in measure(config, Path(folder)):
             print(line, flush=True)
 
 
-def measure(config: BenchmarkConfig, folder: Path) -> Iterator[str]:
+def measure(config: BenchmarkOptions, folder: Path) -> Iterator[str]:
     """Lines of the report. `folder` is filled with images and shards."""
     cores = len(os.sched_getaffinity(0))
     yield f"{cores} cores, {config.workers} workers, shortest of {config.repeats} times"
@@ -112,7 +92,7 @@ def make_photographs(folder: Path, count: int) -> None:
 
 
 def _compare_sharding(
-    name: str, images: Path, config: BenchmarkConfig, max_size: int | None, workers: int
+    name: str, images: Path, config: BenchmarkOptions, max_size: int | None, workers: int
 ) -> str:
     outputs = (images.with_name(f"{images.name}-{number}") for number in itertools.count())
     plain, ours = shortest(
@@ -130,15 +110,10 @@ def _compare_sharding(
 
 
 def _sharding(images: Path, output: Path, max_size: int | None, workers: int) -> None:
-    options = ShardConfig(
-        layout="folder",
-        input=images,
-        output=output,
-        max_size=max_size,
-        workers=workers,
-        shard_records=-(-len(list(images.iterdir())) // (4 * workers)),
-    )
-    write_shards(find_layout("folder", "pretraining")(options), options)
+    layout = Folder(input=images, max_size=max_size)
+    records = -(-len(list(images.iterdir())) // (4 * workers))
+    options = WriteOptions(output=output, workers=workers, shard_records=records)
+    write_shards(layout.source("folder", layout.references()), options)
 
 
 def _plain_sharding(images: Path, output: Path, max_size: int | None) -> None:
@@ -156,7 +131,7 @@ def _plain_sharding(images: Path, output: Path, max_size: int | None) -> None:
                 writer.write({"__key__": path.stem, kind: image, "json": {"size": image.size}})
 
 
-def _compare_loading(images: Path, shards: Path, config: BenchmarkConfig) -> Iterator[str]:
+def _compare_loading(images: Path, shards: Path, config: BenchmarkOptions) -> Iterator[str]:
     # torch, which the workers of `shard` need not wait for
     from data_prep.loader.dataset import ShardDataset, build_loader
 

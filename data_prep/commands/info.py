@@ -1,8 +1,6 @@
 """The fingerprint of a shard set: a table and a contact sheet."""
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +10,7 @@ from scipy.ndimage import minimum_filter
 from data_prep.commands.measured import measure
 from data_prep.common.errors import UserError
 from data_prep.common.files import atomic_path
+from data_prep.options import InfoOptions
 
 if TYPE_CHECKING:
     from data_prep.loader.dataset import Record
@@ -27,23 +26,7 @@ COLUMNS = 8
 """Records beside each other, at most."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class InfoConfig:
-    """Print what a shard set holds, and draw a contact sheet."""
-
-    shards: Path
-    """Folder of the shard set."""
-    split: str = "train"
-    """Split shown on the contact sheet."""
-    sheet: Path | None = None
-    """PNG to write; default contact_sheet.png in the shard set."""
-    images: int = 48
-    """Records on the contact sheet, the first in the split's random order."""
-    measured: int = 200
-    """Records, of the same order, on which intensities, areas and spacing are measured."""
-
-
-def info(config: InfoConfig, resolved: str) -> None:
+def info(config: InfoOptions, resolved: str) -> None:
     """The fingerprint of a shard set, as a table and a contact sheet."""
     if config.images < 1 or config.measured < 1:
         raise UserError("images and measured must be at least 1")

@@ -3,24 +3,16 @@
 import hashlib
 import tarfile
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from data_prep.common.errors import UserError
 from data_prep.format.index import ShardIndex, index_path, load_index, read_json
+from data_prep.options import VerifyOptions
 
 
-@dataclass(frozen=True, kw_only=True)
-class VerifyConfig:
-    """Compare every member of a shard set with its index and checksums."""
-
-    shards: Path
-    """Folder of the shard set."""
-
-
-def verify(config: VerifyConfig, resolved: str) -> None:
+def verify(config: VerifyOptions, resolved: str) -> None:
     """Check a shard set; says what is missing, truncated or altered."""
     problems = find_problems(config.shards)
     for problem in problems:

@@ -1,64 +1,122 @@
-"""Command lines from dataclasses: `--help`, `--config FILE`, dotted overrides, one-line errors.
+"""Programs and their commands: options from dataclasses, and every mistake in one line.
 
-A command is a function of one dataclass. Its options are the dataclass's fields, its help is their
-docstrings, and an unknown key is refused by name.
+A command is a function of one or more config dataclasses. It is named, not imported, so that
+`--help` and refused options need not wait for PyTorch.
 """
 
+import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
-
+from data_prep.common.cores import share_cores
 from data_prep.common.errors import UserError
 from data_prep.common.files import write_text
+from data_prep.common.help import print_help
+from data_prep.common.messages import nearest
+from data_prep.common.parsing import Configs, parse_all
 
-Config = TypeVar("Config")
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
-
-
-def config_parser(config_class: type[Config], program: str) -> ArgumentParser:
-    """A parser whose options are the fields of `config_class`."""
-    parser = ArgumentParser(prog=program, description=config_class.__doc__)
-    parser.add_argument("--config", action="config", help="YAML file with any of the options below")
-    parser.add_class_arguments(config_class)
-    return parser
+KEYBOARD_INTERRUPT = 130
+"""Exit status after Ctrl-C, as shells have it."""
 
 
-def parse(
-    config_class: type[Config], program: str, arguments: Sequence[str] | None = None
-) -> tuple[Config, str]:
-    """Parse a command line (default `sys.argv`) into `config_class`.
+@dataclass(frozen=True)
+class Command:
+    """One command of a program."""
 
-    Returns:
-        The instantiated config, and its resolved YAML to be written beside the output.
+    summary: str
+    """One line for `--help`."""
+    function: str
+    """`module:name` of a function of the configs and of their resolved YAML."""
+    configs: Configs | str = ()
+    """Dataclasses of its options, or `module:name` of a function that finds them from the
+    arguments. If there are none, the command takes words."""
+    epilog: str | None = None
+    """`module:name` of a function from the arguments to the text below the options in `--help`."""
+
+    def find_configs(self, arguments: Sequence[str]) -> Configs:
+        """Dataclasses of the options of this command line."""
+        return load(self.configs)(arguments) if isinstance(self.configs, str) else self.configs
+
+
+def run_program(
+    program: str, commands: Mapping[str, Command], arguments: Sequence[str] | None = None
+) -> None:
+    """Run one of several commands.
+
+    Args:
+        program: As it is typed, such as `python -m data_prep`.
+        commands: By name.
+        arguments: The words after it; by default those of this process.
     """
-    parser = config_parser(config_class, program)
-    parsed = parser.parse_args(_underscored(arguments))
-    return _instantiate(parser, config_class, parsed)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    with one_line_errors():
+        if words[:1] in (["-h"], ["--help"]):
+            print(_overview(program, commands))
+        elif words[:1] == ["--version"]:
+            _print_version()
+        elif not words or words[0] not in commands:
+            wrong = f"{words[0]!r} is not a command" if words else "no command is given"
+            hint = nearest(words[0], commands) if words else ""
+            raise UserError(f"{wrong}{hint}; there are {', '.join(commands)}")
+        else:
+            _run(f"{program} {words[0]}", commands[words[0]], words[1:])
 
 
-def _underscored(arguments: Sequence[str] | None) -> list[str]:
-    """Command-line arguments with `--max-bad` written `--max_bad`, as the field is called."""
-    result = []
-    for argument in sys.argv[1:] if arguments is None else arguments:
-        name, equals, value = argument.partition("=")
-        if name.startswith("--"):
-            name = "--" + name[2:].replace("-", "_")
-        result.append(name + equals + value)
-    return result
+def run_command(program: str, command: Command, arguments: Sequence[str] | None = None) -> None:
+    """Run a program that is one command.
+
+    Args:
+        arguments: The words after it; by default those of this process.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    with one_line_errors():
+        if words[:1] == ["--version"]:
+            _print_version()
+        else:
+            _run(program, command, words)
 
 
-def _instantiate(
-    parser: ArgumentParser, config_class: type[Config], parsed: Namespace
-) -> tuple[Config, str]:
-    resolved = parser.dump(parsed, skip_none=False)
-    values = parser.instantiate(parsed)
-    config = config_class(**{field.name: values[field.name] for field in fields(config_class)})
-    return config, resolved
+def _run(program: str, command: Command, words: list[str]) -> None:
+    if {"-h", "--help"} & {*words}:
+        others = [word for word in words if word not in ("-h", "--help")]
+        epilog = load(command.epilog)(others) if command.epilog else ""
+        print_help(command.find_configs(others), program, command.summary, epilog)
+        return
+    if not command.configs:
+        load(command.function)(words)
+        return
+    configs, resolved = parse_all(command.find_configs(words), program, words)
+    for config in configs:
+        if hasattr(config, "threads"):
+            share_cores(config.threads)  # before anything imports PyTorch
+    load(command.function)(*configs, resolved)
+
+
+def load(name: str) -> Callable[..., Any]:
+    """Import what `module:name` stands for."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """A `UserError` inside becomes one line on stderr and exit status 2."""
+    try:
+        yield
+    except UserError as error:
+        # One that a loader's worker raised comes with the worker's traceback before its text.
+        name = f"{UserError.__module__}.{UserError.__qualname__}: "
+        text = str(error).rpartition(name)[2]
+        print(f"error: {' '.join(text.split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        raise SystemExit(KEYBOARD_INTERRUPT) from None
 
 
 def write_resolved_config(folder: Path, resolved: str) -> None:
@@ -66,39 +124,13 @@ def write_resolved_config(folder: Path, resolved: str) -> None:
     write_text(folder / "config.yaml", resolved)
 
 
-def run(main: Callable[[], Any]) -> None:
-    """Call `main`; a `UserError` becomes one line on stderr and exit status 2."""
-    try:
-        main()
-    except UserError as error:
-        # One that a loader's worker raised comes with the worker's traceback before its text.
-        text = str(error).rpartition("data_prep.common.errors.UserError: ")[2]
-        print(f"error: {' '.join(text.split())}", file=sys.stderr)
-        raise SystemExit(2) from None
+def _overview(program: str, commands: Mapping[str, Command]) -> str:
+    width = max(map(len, commands))
+    lines = [f"usage: {program} COMMAND [--config FILE.yaml] [--OPTION VALUE ...]", "", "commands:"]
+    lines += [f"  {name:<{width}}  {command.summary}" for name, command in commands.items()]
+    lines += ["", f"`{program} COMMAND --help` lists the options of a command with their defaults."]
+    return "\n".join(lines)
 
 
-def run_command(
-    program: str, config_class: type[Config], function: Callable[[Config, str], Any]
-) -> None:
-    """Parse `sys.argv` into `config_class` and call `function(config, resolved YAML)`."""
-    run(lambda: function(*parse(config_class, program)))
-
-
-def run_commands(
-    program: str,
-    commands: Mapping[str, tuple[type[Any], Callable[[Any, str], Any]]],
-    arguments: Sequence[str] | None = None,
-) -> None:
-    """Run one of several subcommands: name -> (config dataclass, function(config, resolved))."""
-    parser = ArgumentParser(prog=program)
-    subcommands = parser.add_subcommands(dest="command")
-    parsers = {}
-    for name, (config_class, function) in commands.items():
-        parsers[name] = config_parser(config_class, f"{program} {name}")
-        subcommands.add_subcommand(
-            name, parsers[name], help=(function.__doc__ or "").split("\n")[0]
-        )
-    parsed = parser.parse_args(_underscored(arguments))
-    name = parsed["command"]
-    config_class, function = commands[name]
-    run(lambda: function(*_instantiate(parsers[name], config_class, parsed[name])))
+def _print_version() -> None:
+    print(f"samaritan {version('samaritan')}")

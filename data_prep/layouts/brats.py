@@ -1,21 +1,17 @@
 """BraTS, gliomas in four MR sequences (Menze et al. 2015, doi:10.1109/TMI.2014.2377694).
 
-`BraTS20_Training_001/BraTS20_Training_001_flair.nii.gz` and `_t1`, `_t1ce`, `_t2` have their labels
-in `_seg`; since 2023 `BraTS-GLI-00000-000-t2f.nii.gz` and `-t1n`, `-t1c`, `-t2w`, in `-seg`.
-`--channel` 0 to 3 chooses the sequence in that order. Timepoints of a patient, `-000` and `-001`,
-are one group. The enhancing tumour is 4 until 2021 and 3 since 2023; neither means anything else.
+The enhancing tumour is 4 until 2021 and 3 since 2023; neither value means anything else.
 """
 
 import re
 from collections.abc import Iterator
-from functools import partial
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from data_prep.common.errors import UserError
-from data_prep.layouts._find import find_files
-from data_prep.options import ShardSegConfig
+from data_prep.layouts.base import LabelledVolumes
 from data_prep.readers.nifti import read_labelled
-from data_prep.records import Reference, Sample, Source
+from data_prep.records import Reference, Sample
 
 SEQUENCES = {"_": ("flair", "t1", "t1ce", "t2"), "-": ("t2f", "t1n", "t1c", "t2w")}
 LABELS = {
@@ -26,26 +22,44 @@ LABELS = {
 LABEL_FILE = re.compile(r"(.+)([_-])seg(\.nii(?:\.gz)?)")
 
 
-def segmentation(config: ShardSegConfig) -> Source:
-    """One reference for each labelled case.
+@dataclass(frozen=True, kw_only=True)
+class Brats(LabelledVolumes):
+    """Gliomas in one of four MR sequences; timepoints of a patient are one group."""
 
-    Raises:
-        UserError: if `config.channel` is none of the four sequences.
-    """
-    root = config.root()
-    if not 0 <= config.channel < 4:
-        raise UserError(f"channel: {config.channel} is not one of 0 to 3, the sequences of BraTS")
-    references = []
-    for name in find_files(root):
-        path = PurePosixPath(name)
-        if match := LABEL_FILE.fullmatch(path.name):
-            case, hyphen, suffix = match.groups()
-            image = path.parent / f"{case}{hyphen}{SEQUENCES[hyphen][config.channel]}{suffix}"
-            patient = case.rpartition("-")[0] if hyphen == "-" else case
-            references.append(Reference(image.as_posix(), group=patient, masks=(name,)))
-    read = partial(_read, root=root, config=config)
-    return Source(config.layout, references, read, config.recipe(), LABELS)
+    summary = "BraTS: gliomas in MRI"
+    tree = """
+BraTS20_Training_001/BraTS20_Training_001_flair.nii.gz   and _t1, _t1ce, _t2
+BraTS20_Training_001/BraTS20_Training_001_seg.nii.gz     labels
+  or, since 2023:
+BraTS-GLI-00000-000/BraTS-GLI-00000-000-t2f.nii.gz       and -t1n, -t1c, -t2w
+BraTS-GLI-00000-000/BraTS-GLI-00000-000-seg.nii.gz       labels
+"""
 
+    channel: int = 0
+    """Sequence, 0 to 3: FLAIR, T1, T1 with contrast, T2."""
 
-def _read(reference: Reference, root: Path, config: ShardSegConfig) -> Iterator[Sample]:
-    yield read_labelled(root / reference.path, root / reference.masks[0], config, "MR")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.channel < 4:
+            raise UserError(f"channel: {self.channel} is not one of 0 to 3, the sequences of BraTS")
+
+    def targets(self) -> dict[str, list[int]]:
+        """The three nested regions of the challenge."""
+        return LABELS
+
+    def references(self) -> list[Reference]:
+        """One reference for each labelled case."""
+        references = []
+        for name in self.files():
+            path = PurePosixPath(name)
+            if match := LABEL_FILE.fullmatch(path.name):
+                case, hyphen, suffix = match.groups()
+                image = path.parent / f"{case}{hyphen}{SEQUENCES[hyphen][self.channel]}{suffix}"
+                patient = case.rpartition("-")[0] if hyphen == "-" else case
+                references.append(Reference(image.as_posix(), group=patient, masks=(name,)))
+        return references
+
+    def read(self, reference: Reference) -> Iterator[Sample]:
+        """The sequence with its label map."""
+        image, label = self.input / reference.path, self.input / reference.masks[0]
+        yield read_labelled(image, label, self, "MR")

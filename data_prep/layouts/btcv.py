@@ -1,17 +1,11 @@
-"""BTCV, abdominal organs in CT (Landman et al. 2015, doi:10.7303/syn3193805).
-
-`Training/img/img0001.nii.gz` has its labels in `Training/label/label0001.nii.gz`.
-"""
+"""BTCV, abdominal organs in CT (Landman et al. 2015, doi:10.7303/syn3193805)."""
 
 import re
-from collections.abc import Iterator
-from functools import partial
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 
-from data_prep.layouts._find import find_files
-from data_prep.options import ShardSegConfig
-from data_prep.readers.nifti import read_labelled
-from data_prep.records import Reference, Sample, Source
+from data_prep.layouts.base import LabelledVolumes
+from data_prep.records import Reference
 
 ORGANS = (
     "spleen",
@@ -31,19 +25,27 @@ ORGANS = (
 LABEL_FILE = re.compile(r"label(\d+\.nii(?:\.gz)?)")
 
 
-def segmentation(config: ShardSegConfig) -> Source:
-    """One reference for each labelled volume."""
-    root = config.root()
-    references = []
-    for name in find_files(root):
-        path = PurePosixPath(name)
-        if match := LABEL_FILE.fullmatch(path.name):
-            image = path.parent.parent / "img" / f"img{match[1]}"
-            references.append(Reference(image.as_posix(), group=match[1], masks=(name,)))
-    labels = {organ: [value] for value, organ in enumerate(ORGANS, start=1)}
-    read = partial(_read, root=root, config=config)
-    return Source(config.layout, references, read, config.recipe(), labels)
+@dataclass(frozen=True, kw_only=True)
+class Btcv(LabelledVolumes):
+    """Abdominal CT with 13 organs; the volume is the group."""
 
+    modality = "CT"
+    summary = "BTCV: abdominal CT, 13 organs"
+    tree = """
+Training/img/img0001.nii.gz
+Training/label/label0001.nii.gz   labels 1 to 13
+"""
 
-def _read(reference: Reference, root: Path, config: ShardSegConfig) -> Iterator[Sample]:
-    yield read_labelled(root / reference.path, root / reference.masks[0], config, "CT")
+    def targets(self) -> dict[str, list[int]]:
+        """The organs in the challenge's order."""
+        return {organ: [value] for value, organ in enumerate(ORGANS, start=1)}
+
+    def references(self) -> list[Reference]:
+        """One reference for each labelled volume."""
+        references = []
+        for name in self.files():
+            path = PurePosixPath(name)
+            if match := LABEL_FILE.fullmatch(path.name):
+                image = path.parent.parent / "img" / f"img{match[1]}"
+                references.append(Reference(image.as_posix(), group=match[1], masks=(name,)))
+        return references

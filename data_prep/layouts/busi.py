@@ -1,53 +1,59 @@
 """BUSI, breast ultrasound (Al-Dhabyani et al. 2020, doi:10.1016/j.dib.2019.104863).
 
-`benign/benign (1).png` has its mask in `benign (1)_mask.png` and, with several lesions, in
-`benign (1)_mask_1.png` and so on; `normal` images have an empty mask. The folder is the class.
 Patients are not published, so each image is a group of its own.
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
-from functools import partial
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 
-from data_prep.layouts._find import find_files
-from data_prep.options import ShardSegConfig
-from data_prep.readers.images import read_image
+import numpy as np
+
+from data_prep.layouts.base import MaskedImages
+from data_prep.options import MaskOptions
 from data_prep.readers.masks import read_union
-from data_prep.records import NotAnImage, Reference, Sample, Source
+from data_prep.records import Reference
 
 MASK = re.compile(r"(.+)_mask(?:_\d+)?\.png")
 
 
-def segmentation(config: ShardSegConfig) -> Source:
-    """One reference for each image, with all of its masks."""
-    root = config.root()
-    images: list[str] = []
-    masks: dict[str, list[str]] = defaultdict(list)
-    for name in find_files(root):
-        if match := MASK.fullmatch(name):
-            masks[f"{match[1]}.png"].append(name)
-        elif name.lower().endswith(".png"):
-            images.append(name)
-    references = [
-        Reference(
-            name,
-            group=name,
-            label=PurePosixPath(name).parent.name or None,
-            masks=tuple(masks[name]),
-        )
-        for name in images
-    ]
-    read = partial(_read, root=root, config=config)
-    return Source(config.layout, references, read, config.recipe(), {"lesion": [1]})
+@dataclass(frozen=True, kw_only=True)
+class Busi(MaskedImages, MaskOptions):
+    """Breast ultrasound with lesions; the masks of one image are united."""
 
+    modality = "US"
+    summary = "BUSI: breast ultrasound, lesions"
+    tree = """
+benign/benign (1).png          the folder is the class
+benign/benign (1)_mask.png     and _mask_1, ... with several lesions
+normal/normal (1)_mask.png     is empty
+"""
 
-def _read(reference: Reference, root: Path, config: ShardSegConfig) -> Iterator[Sample]:
-    if not reference.masks:
-        raise NotAnImage("has no mask")
-    picture = read_image(root / reference.path, config)
-    paths = [root / name for name in reference.masks]
-    mask = read_union(paths, config.max_pixels, config.threshold)
-    meta = {"modality": "US"}
-    yield Sample(picture.array, mask, encoded=picture.encoded, meta=meta)
+    def targets(self) -> dict[str, list[int]]:
+        """One target."""
+        return {"lesion": [1]}
+
+    def references(self) -> list[Reference]:
+        """One reference for each image, with all of its masks."""
+        images: list[str] = []
+        masks: dict[str, list[str]] = defaultdict(list)
+        for name in self.files():
+            if match := MASK.fullmatch(name):
+                masks[f"{match[1]}.png"].append(name)
+            elif name.lower().endswith(".png"):
+                images.append(name)
+        return [
+            Reference(
+                name,
+                group=name,
+                label=PurePosixPath(name).parent.name or None,
+                masks=tuple(masks[name]),
+            )
+            for name in images
+        ]
+
+    def read_mask(self, reference: Reference, image: np.ndarray) -> np.ndarray:
+        """The union of the image's masks."""
+        paths = [self.input / name for name in reference.masks]
+        return read_union(paths, self.max_pixels, self.threshold)

@@ -3,14 +3,14 @@
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from functools import partial
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 
-from data_prep.layouts._find import find_files
-from data_prep.options import ShardConfig
+from data_prep.layouts.base import FolderLayout
+from data_prep.options import PhotographOptions
 from data_prep.readers.images import SUFFIXES
 from data_prep.readers.photographs import read_photograph
-from data_prep.records import Reference, Sample, Source
+from data_prep.records import Reference, Sample
 
 MASK_NAME = re.compile(
     r"(?:.*[^a-z0-9])?(?:masks?|labels?|annotations?|seg|segmentations?|gts?|ground[ _-]?truth)"
@@ -20,19 +20,35 @@ MASK_NAME = re.compile(
 """Stems and folders such as `x_mask_1`, `x-gt`, `labelsTr`, `Part1_GroundTruth`."""
 
 
-def pretraining(config: ShardConfig) -> Source:
-    """One reference for each image file; with `config.class_folders` its folder is its class."""
-    root = config.root()
-    references = []
-    for name in find_files(root):
-        if not name.lower().endswith(SUFFIXES):
-            continue
-        folder = PurePosixPath(name).parent.as_posix()
-        label = folder if config.class_folders and folder != "." else None
-        references.append(Reference(name, group=name, label=label))
-    _warn_of_masks([reference.path for reference in references])
-    read = partial(_read, root=root, config=config)
-    return Source(config.layout, references, read, config.recipe())
+@dataclass(frozen=True, kw_only=True)
+class Folder(FolderLayout, PhotographOptions):
+    """Image files of any names; each is a group of its own."""
+
+    stage = "pretraining"
+    summary = "your own image files in folders of any depth"
+    tree = """
+any/folders/any_name.png   also JPEG, TIFF, BMP, GIF and WebP
+"""
+
+    class_folders: bool = False
+    """The folder of an image is its class, and its name is stored. Leave it off where folders are
+    named after patients."""
+
+    def references(self) -> list[Reference]:
+        """One reference for each image file."""
+        references = []
+        for name in self.files():
+            if not name.lower().endswith(SUFFIXES):
+                continue
+            folder = PurePosixPath(name).parent.as_posix()
+            label = folder if self.class_folders and folder != "." else None
+            references.append(Reference(name, group=name, label=label))
+        _warn_of_masks([reference.path for reference in references])
+        return references
+
+    def read(self, reference: Reference) -> Iterator[Sample]:
+        """The image."""
+        yield read_photograph(self.input / reference.path, self)
 
 
 def _warn_of_masks(names: Sequence[str]) -> None:
@@ -50,7 +66,3 @@ def _warn_of_masks(names: Sequence[str]) -> None:
 def _parts(name: str) -> tuple[str, ...]:
     path = PurePosixPath(name)
     return *path.parts[:-1], path.stem
-
-
-def _read(reference: Reference, root: Path, config: ShardConfig) -> Iterator[Sample]:
-    yield read_photograph(root / reference.path, config)

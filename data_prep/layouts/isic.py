@@ -11,16 +11,16 @@ photographed several times; else the image.
 """
 
 from collections.abc import Iterator
-from functools import partial
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from data_prep.common.errors import UserError
-from data_prep.layouts._find import find_files
 from data_prep.layouts._tables import read_table
-from data_prep.options import ShardConfig
+from data_prep.layouts.base import FolderLayout
+from data_prep.options import PhotographOptions
 from data_prep.readers.images import SUFFIXES
 from data_prep.readers.photographs import read_photograph
-from data_prep.records import Reference, Sample, Source
+from data_prep.records import Reference, Sample
 
 IMAGES = ("image_id", "bcn_filename", "isic_id")
 DIAGNOSES = ("dx", "diagnosis", "diagnosis_3", "diagnosis_2", "diagnosis_1")
@@ -30,38 +30,48 @@ HAM_TABLE = "HAM10000_metadata"
 NOT_IMAGES = ("_segmentation", "_superpixels")
 
 
-def pretraining(config: ShardConfig) -> Source:
-    """One reference for each photograph, in a table or not.
+@dataclass(frozen=True, kw_only=True)
+class Isic(FolderLayout, PhotographOptions):
+    """Dermoscopic photographs with diagnoses; patient or lesion is the group."""
 
-    Raises:
-        UserError: if no table names images, as then lesions would be cut in two.
-    """
-    root = config.root()
-    files = find_files(root)
-    rows: dict[str, dict[str, str]] = {}
-    for name in files:
-        if name.lower().endswith((".csv", ".tab")) or PurePosixPath(name).name == HAM_TABLE:
-            for row in read_table(root / name):
-                if image := _first(row, IMAGES):
-                    rows.setdefault(PurePosixPath(image).stem, {}).update(row)
-    if not rows:
-        raise UserError(f"input: {root} has no table with a column {', '.join(IMAGES)}")
-    references = []
-    for name in files:
-        stem = PurePosixPath(name).stem
-        if name.lower().endswith(SUFFIXES) and not stem.lower().endswith(NOT_IMAGES):
-            row = rows.get(stem, {})
-            group = _first(row, GROUPS) or stem
-            references.append(Reference(name, group=group, label=_first(row, DIAGNOSES)))
-    read = partial(_read, root=root, config=config)
-    return Source(config.layout, references, read, config.recipe())
+    stage = "pretraining"
+    summary = "ISIC archive: dermoscopy, among them HAM10000 and BCN20000"
+    tree = """
+any/folders/ISIC_0024306.jpg
+HAM10000_metadata.csv   or bcn_20k_train.csv, or the archive's metadata.csv: images, diagnoses
+                        and lesions or patients
+"""
+
+    def references(self) -> list[Reference]:
+        """One reference for each photograph, in a table or not.
+
+        Raises:
+            UserError: No table names images; lesions would then be cut in two by a split.
+        """
+        files = self.files()
+        rows: dict[str, dict[str, str]] = {}
+        for name in files:
+            if name.lower().endswith((".csv", ".tab")) or PurePosixPath(name).name == HAM_TABLE:
+                for row in read_table(self.input / name):
+                    if image := _first(row, IMAGES):
+                        rows.setdefault(PurePosixPath(image).stem, {}).update(row)
+        if not rows:
+            raise UserError(f"input: {self.input} has no table with a column {', '.join(IMAGES)}")
+        references = []
+        for name in files:
+            stem = PurePosixPath(name).stem
+            if name.lower().endswith(SUFFIXES) and not stem.lower().endswith(NOT_IMAGES):
+                row = rows.get(stem, {})
+                group = _first(row, GROUPS) or stem
+                references.append(Reference(name, group=group, label=_first(row, DIAGNOSES)))
+        return references
+
+    def read(self, reference: Reference) -> Iterator[Sample]:
+        """The photograph."""
+        sample = read_photograph(self.input / reference.path, self)
+        sample.meta["modality"] = "dermoscopy"
+        yield sample
 
 
 def _first(row: dict[str, str], columns: tuple[str, ...]) -> str | None:
     return next((row[name] for name in columns if row.get(name)), None)
-
-
-def _read(reference: Reference, root: Path, config: ShardConfig) -> Iterator[Sample]:
-    sample = read_photograph(root / reference.path, config)
-    sample.meta["modality"] = "dermoscopy"
-    yield sample

@@ -1,54 +1,127 @@
-"""Images and masks that correspond by name: two patterns with one * each, which is the case."""
+"""Images and masks that correspond by name: patterns with one * each, which is the case."""
 
 import re
-from collections.abc import Iterator
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
 
 from data_prep.common.errors import UserError
-from data_prep.layouts._find import find_files
-from data_prep.options import ShardSegConfig
-from data_prep.readers.images import read_image
+from data_prep.layouts.base import MaskedImages
+from data_prep.options import MaskOptions
 from data_prep.readers.masks import read_label_map
-from data_prep.records import Reference, Sample, Source
+from data_prep.records import Reference, Unreadable
+
+MAX_TARGETS = 8
+"""Masks in files of their own: each combination of them is one value of an 8-bit label map."""
 
 
-def segmentation(config: ShardSegConfig) -> Source:
-    """One reference for each case that has an image; every one needs a mask.
+@dataclass(frozen=True, kw_only=True)
+class Pairs(MaskedImages, MaskOptions):
+    """Images and masks that correspond by name.
 
-    Raises:
-        UserError: patterns without exactly one *, images without a mask, a group pattern that does
-            not fit.
+    A mask file holds one target, or several as grey values (`labels`); or each target has mask
+    files of its own (several patterns in `mask`), which may overlap.
     """
-    root = config.root()
-    files = find_files(root)
-    images = _match(files, config.image, "image")
-    masks = _match(files, config.mask, "mask")
-    # `a_*.png` as image pattern also fits `a_1_mask.png`, which is the mask of case 1
-    images = {case: name for case, name in images.items() if name not in masks.values()}
-    if missing := sorted(images.keys() - masks.keys()):
-        raise UserError(
-            f"mask: {images[missing[0]]} has no mask {config.mask.replace('*', missing[0])}"
-            f" ({len(missing)} of {len(images)} images have none)"
-        )
-    references = [
-        Reference(images[case], group=_group(case, config.group), masks=(masks[case],))
-        for case in sorted(images)
-    ]
-    labels = config.labels or {"target": [1]}
-    read = partial(_read, root=root, config=config)
-    return Source(config.layout, references, read, config.recipe(), labels)
+
+    summary = "your own images with masks of the same names"
+    tree = """
+images/a.png        --image 'images/*.png'
+masks/a_mask.png    --mask 'masks/*_mask.png'
+  or, with a mask for each target:
+disc/a.png          --mask '{disc: disc/*.png, cup: cup/*.png}'
+cup/a.png
+"""
+
+    image: str
+    """Image files below the input, with one * that is the case's name."""
+    mask: str | dict[str, str]
+    """Mask files below the input, with the same *; or a pattern for each target."""
+    labels: dict[str, list[int]] | None = None
+    """Mask values of each target, e.g. {disc: [1, 2], cup: [2]}; without it a mask has one value
+    besides 0, the target `target`."""
+    missing: Literal["refuse", "empty"] = "refuse"
+    """What it means that an image lacks a mask file: a mistake, or that the target is not there."""
+    group: str = ""
+    """A regular expression on the case's name whose first group is the patient."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.labels is not None and isinstance(self.mask, dict):
+            raise UserError("labels: are for mask files of several values; leave them out")
+        if isinstance(self.mask, dict) and not 1 <= len(self.mask) <= MAX_TARGETS:
+            raise UserError(f"mask: {len(self.mask)} patterns; expected 1 to {MAX_TARGETS}")
+
+    def targets(self) -> dict[str, list[int]]:
+        """The named targets.
+
+        Of targets with files of their own, the n-th is bit n of a mask value.
+        """
+        if isinstance(self.mask, dict):
+            values = range(1, 2 ** len(self.mask))
+            return {
+                name: [value for value in values if value >> bit & 1]
+                for bit, name in enumerate(self.mask)
+            }
+        return self.labels or {"target": [1]}
+
+    def references(self) -> list[Reference]:
+        """One reference for each case that has an image.
+
+        Raises:
+            UserError: Patterns without exactly one *, images without a mask (unless `missing` is
+                `empty`), a group pattern that does not match.
+        """
+        files = self.files()
+        patterns = self.mask if isinstance(self.mask, dict) else {"": self.mask}
+        images = _match(files, self.image, "image")
+        masks = [_match(files, pattern, "mask") for pattern in patterns.values()]
+        # `a_*.png` as image pattern also matches `a_1_mask.png`, which is the mask of case 1
+        taken = {name for found in masks for name in found.values()}
+        images = {case: name for case, name in images.items() if name not in taken}
+        if self.missing == "refuse":
+            for pattern, found in zip(patterns.values(), masks, strict=True):
+                if missing := sorted(images.keys() - found.keys()):
+                    raise UserError(
+                        f"mask: {images[missing[0]]} has no mask {pattern.replace('*', missing[0])}"
+                        f" ({len(missing)} of {len(images)} images have none); if such images show"
+                        " nothing of the target, give --missing empty"
+                    )
+        return [
+            Reference(
+                images[case],
+                group=_group(case, self.group),
+                masks=tuple(found.get(case, "") for found in masks),
+            )
+            for case in sorted(images)
+        ]
+
+    def read_mask(self, reference: Reference, image: np.ndarray) -> np.ndarray:
+        """The label map of all targets."""
+        shape = image.shape[:2]
+        whole = np.zeros(shape, np.uint8)
+        for bit, name in enumerate(reference.masks):
+            if not name:
+                continue
+            binary = self.labels is None
+            mask = read_label_map(self.input / name, self.max_pixels, self.threshold, binary=binary)
+            if not isinstance(self.mask, dict):
+                return mask
+            if mask.shape != shape:
+                raise Unreadable(f"a mask of {mask.shape} for an image of {shape}")
+            whole |= mask << bit
+        return whole
 
 
 def _match(files: list[str], pattern: str, name: str) -> dict[str, str]:
     """File of each case: what the * of `pattern` stands for in its path."""
     if pattern.count("*") != 1:
-        raise UserError(f"{name}: {pattern!r} is no pattern with one *, such as {name}s/*.png")
+        raise UserError(f"{name}: {pattern!r} is not a pattern with one *, such as {name}s/*.png")
     before, after = pattern.split("*")
     expression = re.compile(f"{re.escape(before)}([^/]+){re.escape(after)}")
     found = {match[1]: file for file in files if (match := expression.fullmatch(file))}
     if not found:
-        raise UserError(f"{name}: no file below the input fits {pattern!r}")
+        raise UserError(f"{name}: no file below the input matches {pattern!r}")
     return found
 
 
@@ -60,13 +133,7 @@ def _group(case: str, pattern: str) -> str:
         if match is not None:
             return match[1]
     except (re.error, IndexError) as error:
-        raise UserError(f"group: {pattern!r} is no expression with a group ({error})") from error
-    raise UserError(f"group: {pattern!r} does not fit the case {case!r}")
-
-
-def _read(reference: Reference, root: Path, config: ShardSegConfig) -> Iterator[Sample]:
-    picture = read_image(root / reference.path, config)
-    mask = read_label_map(
-        root / reference.masks[0], config.max_pixels, config.threshold, binary=config.labels is None
-    )
-    yield Sample(picture.array, mask, encoded=picture.encoded)
+        raise UserError(
+            f"group: {pattern!r} is not an expression with a group ({error})"
+        ) from error
+    raise UserError(f"group: {pattern!r} does not match the case {case!r}")

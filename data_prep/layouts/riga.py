@@ -1,28 +1,27 @@
 """RIGA, optic disc and cup by six raters (Almazroa et al. 2018, doi:10.1117/12.2293584).
 
-`image1prime.tif` (or .jpg) is the photograph; in `image1-1.tif` to `image1-6.tif` each rater's
-disc and cup are drawn on it as two closed lines, one inside the other. The difference of the two
-pictures shows the lines; what they enclose is the disc, and the inner line encloses the cup. A
-drawing whose lines do neither does not vote; an image needs more than half of its raters.
+Each rater's disc and cup are drawn on a copy of the photograph as two closed lines, one inside the
+other. The difference of the two pictures shows the lines; what they enclose is the disc, and the
+inner line encloses the cup. A drawing whose lines do neither does not vote; an image needs more
+than half of its raters.
 """
 
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy import ndimage
 
-from data_prep.layouts._find import find_files
-from data_prep.options import ShardSegConfig
+from data_prep.layouts.base import FolderLayout
+from data_prep.options import ReadOptions
 from data_prep.readers.images import read_image
-from data_prep.records import NotAnImage, Reference, Sample, Source, Unreadable
+from data_prep.records import NotAnImage, Reference, Sample, Unreadable
 
 PRIME = re.compile(r"(.+)prime\.(?:tiff?|jpe?g|png)", re.IGNORECASE)
 RATER = re.compile(r"(.+)-(\d)\.(?:tiff?|jpe?g|png)", re.IGNORECASE)
-LABELS = {"optic disc": [1, 2], "optic cup": [2]}
 
 MIN_DIFFERENCE = 40
 """Grey values by which a drawn line differs from the photograph; compression stays below."""
@@ -32,48 +31,65 @@ MARGIN = 3
 """Pixels around a drawing, so that closing its gaps does not reach its border."""
 
 
-def segmentation(config: ShardSegConfig) -> Source:
-    """One reference for each photograph or, if `config.raters` is `each`, for each drawing."""
-    root = config.root()
-    images, drawings = {}, defaultdict(list)
-    for name in find_files(root):
-        if match := PRIME.fullmatch(name):
-            images[match[1]] = name
-        elif match := RATER.fullmatch(name):
-            drawings[match[1]].append(name)
-    references = []
-    for case, name in images.items():
-        if config.raters == "majority" or not drawings[case]:
-            references.append(Reference(name, group=case, masks=tuple(drawings[case])))
-            continue
-        references += [
-            Reference(name, part=RATER.fullmatch(drawing)[2], group=case, masks=(drawing,))
-            for drawing in drawings[case]
-        ]
-    read = partial(_read, root=root, config=config)
-    return Source(config.layout, references, read, config.recipe(), LABELS)
+@dataclass(frozen=True, kw_only=True)
+class Riga(FolderLayout, ReadOptions):
+    """Fundus photographs with optic disc and cup drawn by six raters."""
 
+    stage = "segmentation"
+    summary = "RIGA: fundus photographs, optic disc and cup by six raters"
+    tree = """
+any/folders/image1prime.tif   the photograph (or .jpg)
+any/folders/image1-1.tif      the same with the lines of rater 1; to image1-6.tif
+"""
 
-def _read(reference: Reference, root: Path, config: ShardSegConfig) -> Iterator[Sample]:
-    if not reference.masks:
-        raise NotAnImage("has no rater's drawing")
-    picture = read_image(root / reference.path, config)
-    masks, errors = [], []
-    for name in reference.masks:
-        drawing = read_image(root / name, config).array
-        try:
-            masks.append(disc_and_cup(picture.array, drawing))
-        except Unreadable as error:
-            errors.append(error)
-    if len(errors) >= len(reference.masks) / 2:
-        raise errors[0]
-    votes = np.stack(masks)  # (raters, H, W)
-    majority = [(votes >= value).sum(axis=0) > len(masks) / 2 for value in (1, 2)]  # disc, cup
-    meta = {"modality": "fundus", "raters": len(masks)}
-    if reference.part:
-        meta["rater"] = int(reference.part)
-    mask = np.add(*majority, dtype=np.uint8)
-    yield Sample(picture.array, mask, encoded=picture.encoded, meta=meta)
+    raters: Literal["majority", "each"] = "majority"
+    """One record per image with what most raters marked, or one for each rater."""
+
+    def targets(self) -> dict[str, list[int]]:
+        """The disc includes the cup."""
+        return {"optic disc": [1, 2], "optic cup": [2]}
+
+    def references(self) -> list[Reference]:
+        """One reference for each photograph or, if `raters` is `each`, for each drawing."""
+        images, drawings = {}, defaultdict(list)
+        for name in self.files():
+            if match := PRIME.fullmatch(name):
+                images[match[1]] = name
+            elif match := RATER.fullmatch(name):
+                drawings[match[1]].append((match[2], name))
+        references = []
+        for case, name in images.items():
+            masks = tuple(drawing for _, drawing in drawings[case])
+            if self.raters == "majority" or not masks:
+                references.append(Reference(name, group=case, masks=masks))
+                continue
+            references += [
+                Reference(name, part=rater, group=case, masks=(drawing,))
+                for rater, drawing in drawings[case]
+            ]
+        return references
+
+    def read(self, reference: Reference) -> Iterator[Sample]:
+        """The photograph with the majority of its drawings."""
+        if not reference.masks:
+            raise NotAnImage("has no rater's drawing")
+        picture = read_image(self.input / reference.path, self)
+        masks, errors = [], []
+        for name in reference.masks:
+            drawing = read_image(self.input / name, self).array
+            try:
+                masks.append(disc_and_cup(picture.array, drawing))
+            except Unreadable as error:
+                errors.append(error)
+        if len(errors) >= len(reference.masks) / 2:
+            raise errors[0]
+        votes = np.stack(masks)  # (raters, H, W)
+        majority = [(votes >= value).sum(axis=0) > len(masks) / 2 for value in (1, 2)]  # disc, cup
+        meta = {"modality": "fundus", "raters": len(masks)}
+        if reference.part:
+            meta["rater"] = int(reference.part)
+        mask = np.add(*majority, dtype=np.uint8)
+        yield Sample(picture.array, mask, encoded=picture.encoded, meta=meta)
 
 
 def disc_and_cup(photograph: np.ndarray, drawing: np.ndarray) -> np.ndarray:

@@ -12,22 +12,23 @@ Stage one sees the template below and above the slab, cut off before it is slice
 """
 
 from collections.abc import Iterator
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import nibabel
 import numpy as np
 import pydicom
 
 from data_prep.layouts._find import find_files
-from data_prep.layouts.dicom import read_file
-from data_prep.layouts.nifti import slice_volume
-from data_prep.options import ShardConfig, ShardSegConfig, Window
-from data_prep.readers.dicom import is_dicom
+from data_prep.layouts.base import Layout
+from data_prep.options import ReadOptions, SliceOptions, Window
+from data_prep.readers.dicom import is_dicom, read_pictures
 from data_prep.readers.intensity import intensity_limits, to_integers
 from data_prep.readers.nifti import volume_from_nifti
-from data_prep.records import NotAnImage, Reference, Sample, Source, Unreadable
+from data_prep.readers.slices import slice_volume
+from data_prep.records import NotAnImage, Reference, Sample, Unreadable
 
 HELD_OUT = range(104, 124)
 """Axial slices (of 189, foot to head, 1 mm) that no training sees."""
@@ -49,50 +50,82 @@ T1 = "MNI152_T1_1mm"
 TEST_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
 
 
-def pretraining(config: ShardConfig) -> Source:
+@dataclass(frozen=True, kw_only=True)
+class Samples(Layout, SliceOptions):
     """The template's slices in the chosen planes, and pydicom's test files."""
-    references = [
-        Reference(T1, part=f"{plane}-{part}", group=T1, records=90)
-        for plane in config.planes
-        for part in SEEN
-    ]
-    references += [
-        Reference(name, part="dicom", group=name)
-        for name in find_files(TEST_FILES)
-        if is_dicom(TEST_FILES / name)
-    ]
-    return Source(config.layout, references, partial(_read, config=config), config.recipe())
+
+    stage = "pretraining"
+    summary = "real images that come with the installed packages, no download"
+
+    def references(self) -> list[Reference]:
+        """Each plane of each seen part of the template, and each DICOM file."""
+        references = [
+            Reference(T1, part=f"{plane}-{part}", group=T1, records=90)
+            for plane in self.planes
+            for part in SEEN
+        ]
+        references += [
+            Reference(name, part="dicom", group=name)
+            for name in find_files(TEST_FILES)
+            if is_dicom(TEST_FILES / name)
+        ]
+        return references
+
+    def read(self, reference: Reference) -> Iterator[Sample]:
+        """The slices of a part of the template, or the frames of a file."""
+        if reference.part != "dicom":
+            plane, part = reference.part.split("-")
+            image = template()
+            seen = nibabel.Nifti1Image(image.get_fdata()[:, :, SEEN[part]], image.affine)
+            for sample in slice_volume(seen, plane, self):
+                sample.meta["modality"] = "MR"
+                yield sample
+            return
+        try:
+            for sample in read_pictures(TEST_FILES / reference.path, self):
+                if sample.meta["modality"] == "OT":
+                    raise NotAnImage("a test pattern")
+                yield sample
+        except Unreadable as error:
+            # Some of these files are damaged on purpose, to test pydicom.
+            raise NotAnImage(f"damaged on purpose: {error}") from error
 
 
-def segmentation(config: ShardSegConfig) -> Source:
-    """Views of axial slices with masks, in a train and a test split."""
-    references = [
-        Reference(T1, part=f"axial-{depth:03d}-{view}", group=T1, split=split)
-        for split, depths in (("train", TRAIN_SLICES), ("test", TEST_SLICES))
-        for depth in depths
-        for view in range(len(CORNERS))
-    ]
-    read = partial(_read_labelled, config=config)
-    return Source(config.layout, references, read, config.recipe(), LABELS)
+@dataclass(frozen=True, kw_only=True)
+class LabelledSamples(Layout, ReadOptions):
+    """Views of the template's axial slices with masks of its tissues, split by place."""
 
+    stage = "segmentation"
+    summary = "real images that come with the installed packages, no download"
 
-def _read(reference: Reference, config: ShardConfig) -> Iterator[Sample]:
-    if reference.part != "dicom":
-        plane, part = reference.part.split("-")
-        image = template()
-        seen = nibabel.Nifti1Image(image.get_fdata()[:, :, SEEN[part]], image.affine)
-        for sample in slice_volume(seen, plane, config):
-            sample.meta["modality"] = "MR"
-            yield sample
-        return
-    try:
-        for sample in read_file(TEST_FILES / reference.path, config):
-            if sample.meta["modality"] == "OT":
-                raise NotAnImage("a test pattern")
-            yield sample
-    except Unreadable as error:
-        # Some of these files are damaged on purpose, to test pydicom.
-        raise NotAnImage(f"damaged on purpose: {error}") from error
+    def targets(self) -> dict[str, list[int]]:
+        """Grey and white matter, and the brain that holds both."""
+        return LABELS
+
+    def references(self) -> list[Reference]:
+        """One reference for each view."""
+        return [
+            Reference(T1, part=f"axial-{depth:03d}-{view}", group=T1, split=split)
+            for split, depths in (("train", TRAIN_SLICES), ("test", TEST_SLICES))
+            for depth in depths
+            for view in range(len(CORNERS))
+        ]
+
+    def read(self, reference: Reference) -> Iterator[Sample]:
+        """The view with its masks."""
+        images, masks, limits = _axial(self.window, self.bits)
+        depth, view = map(int, reference.part.removeprefix("axial-").split("-"))
+        row, column = CORNERS[view]
+        shown = (depth, slice(row, row + VIEW), slice(column, column + VIEW))
+        meta: dict[str, Any] = {
+            "spacing": [1.0, 1.0],
+            "modality": "MR",
+            "plane": "axial",
+            "slice": depth,
+            "corner": [column, row],
+            "window": list(limits),
+        }
+        yield Sample(images[shown], masks[shown], meta=meta)
 
 
 @cache
@@ -133,19 +166,3 @@ def _axial(
     limits = intensity_limits(volume.array[list(TRAIN_SLICES)], window)
     images = to_integers(volume.array, limits, bits)
     return images, volume_from_nifti(tissue_map()).array, limits
-
-
-def _read_labelled(reference: Reference, config: ShardSegConfig) -> Iterator[Sample]:
-    images, masks, limits = _axial(config.window, config.bits)
-    depth, view = map(int, reference.part.removeprefix("axial-").split("-"))
-    row, column = CORNERS[view]
-    shown = (depth, slice(row, row + VIEW), slice(column, column + VIEW))
-    meta = {
-        "spacing": [1.0, 1.0],
-        "modality": "MR",
-        "plane": "axial",
-        "slice": depth,
-        "corner": [column, row],
-        "window": list(limits),
-    }
-    yield Sample(images[shown], masks[shown], meta=meta)

@@ -20,14 +20,14 @@ from pydicom.pixels import (
     iter_pixels,
 )
 
-from data_prep.options import Window
+from data_prep.options import PictureOptions, Window
 from data_prep.readers.intensity import (
     intensity_limits,
     replace_not_finite,
     to_integers,
     unit_to_integers,
 )
-from data_prep.records import NotAnImage, Unreadable
+from data_prep.records import NotAnImage, Sample, Unreadable
 
 NOT_PICTURES = {"SEG": "a segmentation", "RTDOSE": "a dose map"}
 """Modalities whose pixels are not a picture of a patient."""
@@ -101,6 +101,21 @@ def read_header(path: Path) -> Dataset:
 def patient(dataset: Dataset) -> str:
     """What groups the images of one patient: patient, else study, else "" (to be hashed)."""
     return str(dataset.get("PatientID") or dataset.get("StudyInstanceUID") or "")
+
+
+def read_pictures(path: Path, options: PictureOptions) -> Iterator[Sample]:
+    """The frames of a file as records of stage one.
+
+    Raises:
+        NotAnImage: Not a picture, or one with a side shorter than `options.min_size`.
+        Unreadable: See `read_frames`.
+    """
+    dataset = read_header(path)
+    for frame in read_frames(dataset, options.bits, options.window, options.max_pixels):
+        height, width = frame.image.shape[:2]
+        if min(height, width) < options.min_size:
+            raise NotAnImage(f"{height} x {width} pixels are smaller than min_size")
+        yield Sample(frame.image, group=patient(dataset), meta=frame.meta)
 
 
 def read_frames(

@@ -45,17 +45,17 @@ def merge(
 ) -> dict[str, Any]:
     """Write quarantine.jsonl, judge how many files were unreadable, and write dataset.json.
 
-    dataset.json comes last: where it is, the set is whole and good.
+    dataset.json comes last: where it is, the set is complete and good.
 
     Args:
-        shards: all of the set, finished.
-        resolved: kept as `config.yaml`.
+        shards: All shards of the set, finished.
+        resolved: Resolved options, kept as `config.yaml`.
 
     Returns:
         The contents of `dataset.json`.
 
     Raises:
-        UserError: no file gave a record, or too many were unreadable (`options.max_bad`).
+        UserError: No file yielded a record, or too many were unreadable (`options.max_bad`).
     """
     indexes = []
     for shard in shards:
@@ -70,7 +70,7 @@ def merge(
     ]
     quarantine = options.output / "quarantine.jsonl"
     write_text(quarantine, "".join(f"{line}\n" for line in sorted(lines)))
-    document = dataset_document(source.layout, source.labels, options.seed, indexes)
+    document = dataset_document(source.labels, indexes)
     # a file of which one image among many cannot be read counts by that share
     bad = [share for _, kind, _, share in quarantined if kind == "unreadable"]
     files = sum(len(shard.references) for shard in shards)
@@ -78,12 +78,13 @@ def merge(
     most = f" (most often: {reasons.most_common(1)[0][0]})" if reasons else ""
     problem = None
     if document["records"] == 0:
-        problem = f"layout {source.layout}: no file gave an image{most}; see {quarantine}"
+        problem = f"layout {source.layout}: no file yielded an image{most}; see {quarantine}"
     elif sum(bad) > options.max_bad * files:
         problem = (
             f"{len(bad)} images of {files} files could not be read{most}, more than --max-bad"
-            f" {options.max_bad}: see {quarantine}, mend them or allow more, and run again;"
-            " finished shards are kept, and until then there is no dataset.json"
+            f" {options.max_bad}: see {quarantine}, fix them or allow more, and run again;"
+            " finished shards are kept, and until then there is no dataset.json. Other options"
+            " need another --output"
         )
     if problem is not None:
         (options.output / "dataset.json").unlink(missing_ok=True)

@@ -106,12 +106,13 @@ def mean_and_std(summaries: Iterable[dict[str, Any]]) -> tuple[list[float], list
 
 
 def dataset_document(
-    layout: str, labels: dict[str, list[int]] | None, seed: int, indexes: list[dict[str, Any]]
+    labels: dict[str, list[int]] | None, indexes: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """The contents of `dataset.json`.
 
     Args:
-        indexes: the index documents of all shards, in order of name; their records are not used.
+        labels: Mask values of each target; None for stage one.
+        indexes: The index documents of all shards, in order of name; their records are not used.
     """
     splits: dict[str, Any] = {}
     members: dict[str, list[dict[str, Any]]] = {}
@@ -137,7 +138,7 @@ def dataset_document(
     document = {
         "format": FORMAT,
         "kind": "pretraining" if labels is None else "segmentation",
-        "source": {"layout": layout, "seed": seed},
+        "source": indexes[0]["options"],
         "records": sum(split["records"] for split in splits.values()),
         "splits": splits,
         "classes": _total(summaries, "classes"),

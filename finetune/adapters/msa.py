@@ -1,12 +1,11 @@
 """Adapters of the Medical SAM Adapter in the image encoder (MSA, arXiv 2304.12620, section 3.2)."""
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pretrain.encoder.sam import BlockAdapter, EncoderSize
-from pretrain.encoder.windows import TokenLayout
+from pretrain.encoder.block import BlockAdapter, EncoderBlock
+from pretrain.encoder.windows import TokenGroups
+from pretrain.sizes import EncoderSize
 
 
 class Adapter(nn.Module):
@@ -15,8 +14,8 @@ class Adapter(nn.Module):
     The up-projection starts at zero, so that an adapted model starts as the model it adapts.
 
     Args:
-        width: channels C in and out.
-        ratio: share of the width kept inside, above 0; at least one channel is.
+        width: Channels C in and out.
+        ratio: Share of the width kept inside, above 0; at least one channel is.
     """
 
     def __init__(self, width: int, ratio: float = 0.25) -> None:
@@ -39,9 +38,9 @@ class MsaAdapter(BlockAdapter):
     become a + Adapter(a) and MLP(x) + scale * Adapter(x).
 
     Args:
-        size: of the encoder.
-        ratio: width inside an adapter as a share of the encoder's.
-        scale: weight of the adapter beside the MLP.
+        size: Size of the encoder.
+        ratio: Width inside an adapter as a share of the encoder's.
+        scale: Weight of the adapter beside the MLP.
     """
 
     def __init__(self, size: EncoderSize, ratio: float = 0.25, scale: float = 0.5) -> None:
@@ -50,13 +49,11 @@ class MsaAdapter(BlockAdapter):
         self.after_attention = Adapter(size.width, ratio)
         self.beside_mlp = Adapter(size.width, ratio)
 
-    def attention(
-        self, attention: Callable[[Tensor], Tensor], tokens: Tensor, layout: TokenLayout
-    ) -> Tensor:
+    def attention(self, block: EncoderBlock, tokens: Tensor, groups: TokenGroups) -> Tensor:
         """(B, n, C) -> (B, n, C)."""
-        attended = attention(tokens)
+        attended = block.attention(tokens, groups)
         return attended + self.after_attention(attended)
 
-    def mlp(self, mlp: Callable[[Tensor], Tensor], tokens: Tensor, layout: TokenLayout) -> Tensor:
+    def mlp(self, block: EncoderBlock, tokens: Tensor, groups: TokenGroups) -> Tensor:
         """(B, n, C) -> (B, n, C)."""
-        return mlp(tokens) + self.scale * self.beside_mlp(tokens)
+        return block.mlp(tokens) + self.scale * self.beside_mlp(tokens)

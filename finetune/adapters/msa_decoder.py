@@ -1,12 +1,10 @@
 """Adapters of the Medical SAM Adapter in the mask decoder (MSA, arXiv 2304.12620, section 3.2)."""
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from finetune.adapters.msa import Adapter
-from finetune.model.mask_decoder import DecoderBlockAdapter
+from finetune.model.mask_decoder import DecoderBlock, DecoderBlockAdapter
 
 
 class PromptAdapter(Adapter):
@@ -34,9 +32,9 @@ class MsaDecoderAdapter(DecoderBlockAdapter):
     adapter, and the adapted decoder starts equal to SAM's.
 
     Args:
-        width: channels C of the decoder.
-        ratio: width inside an adapter as a share of the decoder's.
-        scale: weight of the adapter beside the MLP.
+        width: Channels C of the decoder.
+        ratio: Width inside an adapter as a share of the decoder's.
+        scale: Weight of the adapter beside the MLP.
     """
 
     def __init__(self, width: int, ratio: float = 0.25, scale: float = 0.5) -> None:
@@ -46,14 +44,14 @@ class MsaDecoderAdapter(DecoderBlockAdapter):
         self.beside_mlp = Adapter(width, ratio)
         self.after_image_attention = Adapter(width, ratio)
 
-    def token_attention(self, attended: Tensor, prompt: Tensor) -> Tensor:
+    def token_attention(self, block: DecoderBlock, attended: Tensor, prompt: Tensor) -> Tensor:
         """(M, T, C), (M, T, C) -> (M, T, C)."""
         return attended + self.after_token_attention(attended, prompt)
 
-    def mlp(self, mlp: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+    def mlp(self, block: DecoderBlock, tokens: Tensor) -> Tensor:
         """(M, T, C) -> (M, T, C)."""
-        return mlp(tokens) + self.scale * self.beside_mlp(tokens)
+        return block.mlp(tokens) + self.scale * self.beside_mlp(tokens)
 
-    def image(self, image: Tensor) -> Tensor:
+    def image(self, block: DecoderBlock, image: Tensor) -> Tensor:
         """(M, N, C) -> (M, N, C)."""
         return image + self.after_image_attention(image)

@@ -1,43 +1,14 @@
 """Random changes of an image and its masks in SAM's frame, as another scan might differ."""
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from data_prep.common.errors import UserError
+from finetune.config import Augmentation
 from pretrain.encoder.pixels import PIXEL_MEAN, PIXEL_STD
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How strongly training images are changed; 0 leaves a property as it is."""
-
-    rotation: float = 10.0
-    """Largest rotation either way, in degrees."""
-    scale: float = 0.1
-    """Largest enlargement: 0.1 draws a factor in 1 / 1.1 to 1.1, log-uniform."""
-    translation: float = 0.05
-    """Largest shift along x and along y, as a share of the image's longest side."""
-    flip: float = 0.0
-    """Probability of a mirror image. Off by default: it swaps left and right organs."""
-    gamma: float = 0.2
-    """Grey values on 0..1 are raised to exp(u), u uniform in -gamma..gamma."""
-    contrast: float = 0.1
-    """Largest relative change of the distance from the image's mean grey value."""
-    brightness: float = 0.1
-    """Largest shift of grey values, as a share of white."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 0:
-                raise UserError(f"augmentation.{name} is {value}; it must not be negative")
-        for name in ("flip", "contrast"):
-            if getattr(self, name) > 1:
-                raise UserError(f"augmentation.{name} is above 1; it must lie in 0..1")
 
 
 def random_affine(

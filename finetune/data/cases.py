@@ -5,7 +5,6 @@ are left out; which ones hold a target is read from the records' JSON, not from 
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,26 +13,9 @@ from torch import Tensor
 
 from data_prep.common.errors import UserError
 from data_prep.loader.dataset import ShardDataset
+from data_prep.options import Window
+from finetune.config import CaseSelection
 from pretrain.encoder.pixels import normalise
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaseSelection:
-    """Which labelled cases of a shard set are used."""
-
-    shards: Path
-    """Folder of a segmentation shard set, from `python -m data_prep shard-seg`."""
-    split: str = "train"
-    """Split of the shard set."""
-    targets: list[str] | None = None
-    """Names of the targets to use; by default all."""
-    cases: int | None = None
-    """Use only this many groups (patients), the first of a seeded order: a few-label experiment. A
-    larger number includes the cases of a smaller one. By default all."""
-
-    def __post_init__(self) -> None:
-        if self.cases is not None and self.cases < 1:
-            raise UserError(f"data.cases is {self.cases}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -52,17 +34,19 @@ class LabelledCases:
     """The records of a split that hold a wanted target, and the images in them.
 
     Attributes:
-        targets: mask values of each wanted target, by name, in the order of the shard set.
-        images: every image that holds a target, records in stored order, slices from the first.
+        targets: Mask values of each wanted target, by name, in the order of the shard set.
+        window: Intensity window that the shard set was made with.
+        images: Every image that holds a target, records in stored order, slices from the first.
 
     Raises:
-        UserError: no segmentation shard set, an unknown split or target, no image with a target,
+        UserError: Not a segmentation shard set, an unknown split or target, no image with a target,
             or fewer groups than `selection.cases`.
     """
 
     def __init__(self, selection: CaseSelection, seed: int = 0) -> None:
         self.shards = ShardDataset(selection.shards, selection.split, seed)
         self.targets = _wanted_targets(self.shards, selection.targets)
+        self.window: Window = self.shards.info["source"].get("window", "auto")
         metas = {index: self.shards.meta(index) for index in range(len(self.shards))}
         images = {index: _images(index, meta, list(self.targets)) for index, meta in metas.items()}
         groups = sorted({metas[index]["group"] for index, found in images.items() if found})
@@ -100,6 +84,11 @@ class LabelledCases:
         values = list(self.targets.values())
         masks = np.stack([np.isin(labels, values[target]) for target in image.targets])
         return record.key if depth is None else f"{record.key}/{depth}", pixels, masks
+
+    def names(self, image: LabelledImage) -> list[str]:
+        """Names of the targets that an image holds, in the order of its masks."""
+        names = list(self.targets)
+        return [names[target] for target in image.targets]
 
 
 def normalise_stored(image: NDArray[Any]) -> Tensor:

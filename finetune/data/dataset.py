@@ -1,6 +1,6 @@
 """Training samples of stage two: labelled images in SAM's frame, augmented, balanced by target."""
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from heapq import heapify, heapreplace
 from typing import Any
 
@@ -10,27 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data_prep.common.errors import UserError
-from finetune.data.augment import Augmentation, change_intensity, random_affine, warp
-from finetune.data.cases import CaseSelection, LabelledCases, LabelledImage, normalise_stored
+from finetune.config import SegmentationDataConfig
+from finetune.data.augment import change_intensity, random_affine, warp
+from finetune.data.cases import LabelledCases, LabelledImage, normalise_stored
 from finetune.data.geometry import Resize
-
-
-@dataclass(frozen=True, kw_only=True)
-class SegmentationDataConfig(CaseSelection):
-    """Labelled images for training, and how they are changed."""
-
-    masks_per_image: int = 4
-    """Largest number of targets of an image trained on at once."""
-    workers: int = 0
-    """Processes that load images; 0 loads them in the training process."""
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    """Random changes of the images."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.masks_per_image < 1 or self.workers < 0:
-            raise UserError("data.masks_per_image must be at least 1, data.workers at least 0")
 
 
 @dataclass

@@ -1,62 +1,139 @@
-"""Two runs evaluated on the same cases: which is ahead, case by case."""
+"""Runs evaluated on the same cases: which is ahead, case by case."""
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from finetune.evaluation.metrics import bootstrap_interval
+from data_prep.common.errors import UserError
+from data_prep.common.files import write_text
+from finetune.config import CompareConfig
+from finetune.evaluation.statistics import bootstrap_interval
 from finetune.evaluation.tables import Row
+
+TEXTS = ("case", "target", "protocol", "unit")
+"""Columns of results.csv that are not numbers."""
 
 
 class Difference(NamedTuple):
-    """Mean Dice of both runs under one protocol, and their difference case by case."""
+    """How far one run is ahead of the baseline under one protocol, case by case."""
 
     protocol: str
-    pretrained: float
-    untrained: float
+    run: str
+    dice: float
+    """Mean Dice of the run."""
     mean: float
+    """Mean difference of Dice to the baseline."""
     low: float
     high: float
 
     @property
     def verdict(self) -> str:
-        """Which run is ahead, if the interval of the difference leaves out 0."""
+        """Whether the run is ahead, if the interval of the difference leaves out 0."""
         if self.low > 0:
-            return "pretrained ahead"
-        return "untrained ahead" if self.high < 0 else "not told apart"
+            return "ahead"
+        return "behind" if self.high < 0 else "no clear difference"
+
+
+class Comparison(NamedTuple):
+    """Several runs over the same cases."""
+
+    baseline: str
+    dice: dict[str, float]
+    """Mean Dice of the baseline by protocol."""
+    differences: list[Difference]
+    """Of every other run, by protocol."""
 
 
 def read_results(path: Path) -> list[Row]:
-    """The rows of a `results.csv`, as `evaluate` wrote them."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            Row(**{name: _value(name, text) for name, text in line.items()})
-            for line in csv.DictReader(file)
-        ]
+    """The rows of a `results.csv`, as `evaluate` wrote them.
+
+    Raises:
+        UserError: The file is not there or not a results.csv.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [
+                Row(**{name: _value(name, text) for name, text in line.items()})
+                for line in csv.DictReader(file)
+            ]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); run evaluate first") from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: is not a results.csv of evaluate ({error})") from None
 
 
 def _value(name: str, text: str) -> Any:
-    return text if name in ("case", "target", "protocol", "unit") else float(text)
+    return text if name in TEXTS else float(text)
 
 
-def compare(pretrained: Sequence[Row], untrained: Sequence[Row]) -> list[Difference]:
-    """Dice of two runs over the same cases, for each protocol.
+def compare(runs: Mapping[str, Sequence[Row]]) -> Comparison:
+    """Dice of several runs over the same cases; the first one is the baseline.
 
     A case counts by the mean over its targets; the interval (95 %, bootstrap) is that of the mean
     difference of a case.
+
+    Raises:
+        UserError: Runs were evaluated on different cases or protocols.
     """
-    result = []
-    for protocol in dict.fromkeys(row.protocol for row in pretrained):
-        first, second = _dice_by_case(pretrained, protocol), _dice_by_case(untrained, protocol)
-        one = np.array([first[case] for case in first])
-        other = np.array([second[case] for case in first])
-        interval = bootstrap_interval(one - other, np.random.default_rng(0))
-        means = float(one.mean()), float(other.mean()), float((one - other).mean())
-        result.append(Difference(protocol, *means, *interval))
-    return result
+    baseline, *others = runs
+    dice: dict[str, float] = {}
+    differences = []
+    for protocol in dict.fromkeys(row.protocol for row in runs[baseline]):
+        reference = _dice_by_case(runs[baseline], protocol)
+        dice[protocol] = float(np.mean(list(reference.values())))
+        for run in others:
+            found = _dice_by_case(runs[run], protocol)
+            if found.keys() != reference.keys():
+                raise UserError(
+                    f"{run} and {baseline} were not evaluated on the same cases by {protocol}"
+                )
+            values = np.array([found[case] for case in reference])
+            paired = values - np.array(list(reference.values()))
+            interval = bootstrap_interval(paired, np.random.default_rng(0))
+            means = float(values.mean()), float(paired.mean())
+            differences.append(Difference(protocol, run, *means, *interval))
+    return Comparison(baseline, dice, differences)
+
+
+def comparison_markdown(comparison: Comparison) -> str:
+    """One row per protocol, one column per run, as Markdown."""
+    runs = list(dict.fromkeys(row.run for row in comparison.differences))
+    by_place = {(row.protocol, row.run): row for row in comparison.differences}
+    lines = [
+        f"| prompt | {' | '.join([comparison.baseline, *runs])} |",
+        f"|---|{'---|' * (1 + len(runs))}",
+    ]
+    for protocol, dice in comparison.dice.items():
+        cells = [protocol, f"{dice:.3f}"]
+        for run in runs:
+            row = by_place[protocol, run]
+            interval = f"{row.mean:+.3f}, {row.low:+.3f} to {row.high:+.3f}"
+            cells.append(f"{row.dice:.3f} ({interval}: {row.verdict})")
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"Mean Dice over cases; in brackets the difference to {comparison.baseline} case by case,"
+        " with its 95 % bootstrap interval.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def compare_runs(config: CompareConfig, resolved: str) -> None:
+    """Compare evaluated runs case by case."""
+    names = config.names or [folder.name for folder in config.results]
+    if len(set(names)) < len(names):
+        raise UserError(f"names: give different names to the runs, which are {', '.join(names)}")
+    runs = {
+        name: read_results(folder / "results.csv")
+        for name, folder in zip(names, config.results, strict=True)
+    }
+    table = comparison_markdown(compare(runs))
+    if config.output is not None:
+        write_text(config.output, table)
+    print(table, end="")
 
 
 def _dice_by_case(rows: Iterable[Row], protocol: str) -> dict[str, float]:
@@ -64,4 +141,4 @@ def _dice_by_case(rows: Iterable[Row], protocol: str) -> dict[str, float]:
     for row in rows:
         if row.protocol == protocol:
             values.setdefault(row.case, []).append(row.dice)
-    return {case: float(np.mean(own)) for case, own in values.items()}
+    return {case: float(np.mean(dices)) for case, dices in values.items()}

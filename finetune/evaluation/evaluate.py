@@ -4,10 +4,9 @@ Each image that holds a target is encoded once. Volumes are prompted slice by sl
 that hold the target, and scored as volumes; elsewhere their prediction is empty.
 """
 
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,50 +15,31 @@ from tqdm import tqdm
 from data_prep.common.cli import write_resolved_config
 from data_prep.common.errors import UserError
 from data_prep.common.files import write_text
-from finetune.data.cases import CaseSelection, LabelledCases, LabelledImage
+from finetune.config import EvaluateConfig
+from finetune.data.cases import LabelledCases, LabelledImage
 from finetune.evaluation import metrics
-from finetune.evaluation.protocols import BOX, Protocols, click_protocol, predict_protocols
+from finetune.evaluation.drawing import draw_results
+from finetune.evaluation.protocols import Protocol
 from finetune.evaluation.tables import Row, results_csv, summarise, summary_csv, summary_markdown
 from finetune.inference.loading import find_device, load_segmenter
-from finetune.inference.pictures import draw_case, draw_dice_by_clicks
-from finetune.inference.prompted import PromptedImage
+from finetune.inference.prompted import Answer, PromptedImage
 from finetune.model.segmenter import Segmenter
-from finetune.prompts.boxes import box_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldOut(CaseSelection):
-    """Which labelled cases are evaluated."""
-
-    split: str = "test"
-    """Split of the shard set."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Measure an adapted model on held-out cases: tables and pictures."""
-
-    run: Path
-    """Run folder of finetune/train.py."""
-    data: HeldOut
-    """The cases."""
-    output: Path
-    """Folder for the tables and figures; must be new or empty."""
-    protocols: Protocols = field(default_factory=Protocols)
-    """Prompts and metrics."""
-    device: str = "auto"
-    """`cpu`, `cuda`, `mps`, or `auto`: a GPU if there is one."""
+from pretrain.engine.cpu import use_cores
 
 
 def evaluate(
-    segmenter: Segmenter, cases: LabelledCases, protocols: Protocols, previous_mask: bool = True
+    segmenter: Segmenter,
+    cases: LabelledCases,
+    protocols: Sequence[Protocol],
+    tolerance: float = 1.0,
+    seed: int = 0,
 ) -> list[Row]:
     """Score every case, target and protocol; shows progress with the time left.
 
     Args:
-        segmenter: in evaluation mode.
-        previous_mask: after the first click, the last prediction's logits are part of the prompt,
-            as they were in training (`prompts.previous_mask`).
+        segmenter: The model, in evaluation mode.
+        tolerance: Distance for the NSD, see `EvaluateConfig`.
+        seed: Decides, with the key of an image, all chance in the prompts for it.
     """
     rows = []
     with tqdm(total=len(cases.images), desc="evaluate", unit="image", mininterval=1) as progress:
@@ -68,15 +48,34 @@ def evaluate(
             for image in images:
                 key, pixels, truths = cases.read(image)
                 prompted = PromptedImage(segmenter, pixels)
-                predictions = predict_protocols(prompted, truths, protocols, key, previous_mask)
-                case.add(image, truths, predictions)
+                answers = _answers(prompted, truths, cases.names(image), protocols, seed, key)
+                case.add(image, truths, answers)
                 progress.update()
-            rows += case.score(key.split("/")[0], cases, record, protocols)
+            rows += case.score(key.split("/")[0], cases, record, tolerance)
     return rows
 
 
+def _answers(
+    prompted: PromptedImage,
+    truths: NDArray[np.bool_],
+    targets: Sequence[str],
+    protocols: Sequence[Protocol],
+    seed: int,
+    key: str,
+) -> dict[str, list[Answer]]:
+    """Answers for all objects of an image, by the name of their row."""
+    answers: dict[str, list[Answer]] = {}
+    for protocol in protocols:
+        rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
+        found = protocol.answers(prompted, truths, targets, rng)
+        if twice := answers.keys() & found.keys():
+            raise UserError(f"protocols: two of them give the row {min(twice)!r}")
+        answers |= found
+    return answers
+
+
 class _Case:
-    """Masks of a 2D record or a volume, collected image by image, one bit a pixel."""
+    """Masks of a 2D record or a volume, collected image by image, one bit per pixel."""
 
     def __init__(self, shape: list[int]) -> None:
         self.shape = shape
@@ -87,16 +86,16 @@ class _Case:
         self,
         image: LabelledImage,
         truths: NDArray[np.bool_],
-        predictions: dict[str, NDArray[np.bool_]],
+        answers: Mapping[str, Sequence[Answer]],
     ) -> None:
         """The masks (M, H, W) of one image, in the order of its targets."""
-        for place, target in enumerate(image.targets):
-            self.truth.setdefault(target, {})[image.depth] = np.packbits(truths[place])
-            for protocol, masks in predictions.items():
+        for index, target in enumerate(image.targets):
+            self.truth.setdefault(target, {})[image.depth] = np.packbits(truths[index])
+            for protocol, found in answers.items():
                 slices = self.predicted.setdefault((target, protocol), {})
-                slices[image.depth] = np.packbits(masks[place])
+                slices[image.depth] = np.packbits(found[index].mask)
 
-    def score(self, key: str, cases: LabelledCases, record: int, protocols: Protocols) -> list[Row]:
+    def score(self, key: str, cases: LabelledCases, record: int, tolerance: float) -> list[Row]:
         """One row for each target and protocol."""
         spacing = cases.shards.meta(record)["spacing"]
         unit = "px" if spacing is None else "mm"
@@ -113,7 +112,7 @@ class _Case:
                     dice=metrics.dice(prediction, truth),
                     iou=metrics.iou(prediction, truth),
                     hd95=metrics.hd95(prediction, truth, distance),
-                    nsd=metrics.nsd(prediction, truth, distance, protocols.tolerance),
+                    nsd=metrics.nsd(prediction, truth, distance, tolerance),
                     unit=unit,
                 )
             )
@@ -136,89 +135,23 @@ def _unpack(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.boo
 
 def evaluate_run(config: EvaluateConfig, resolved: str) -> None:
     """Measure an adapted model on held-out cases: tables and pictures."""
-    output, protocols = config.output, config.protocols
+    output = config.output
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"output: {output} is there already; give a new or empty folder")
-    segmenter, trained = load_segmenter(config.run, find_device(config.device))
-    cases = LabelledCases(config.data, protocols.seed)
-    rows = evaluate(segmenter, cases, protocols, trained.prompts.previous_mask)
-    summaries = summarise(rows, protocols.seed)
+    device = find_device(config.device)
+    if device.type == "cpu":
+        use_cores(1, config.threads)
+    segmenter = load_segmenter(config.run, device)
+    protocols = [chosen.build(Protocol) for chosen in config.protocols]
+    cases = LabelledCases(config.data, config.seed)
+    rows = evaluate(segmenter, cases, protocols, config.tolerance, config.seed)
+    summaries = summarise(rows, config.seed)
 
     (output / "figures").mkdir(parents=True, exist_ok=True)
     write_resolved_config(output, resolved)
     write_text(output / "results.csv", results_csv(rows))
     write_text(output / "summary.csv", summary_csv(summaries))
-    table = summary_markdown(summaries, protocols.tolerance)
+    table = summary_markdown(summaries, config.tolerance)
     write_text(output / "summary.md", table)
-    draw_results(
-        segmenter, cases, rows, protocols, trained.prompts.previous_mask, output / "figures"
-    )
+    draw_results(segmenter, cases, rows, protocols, config.seed, output / "figures")
     print(table, end="")
-
-
-def draw_results(
-    segmenter: Segmenter,
-    cases: LabelledCases,
-    rows: list[Row],
-    protocols: Protocols,
-    previous_mask: bool,
-    folder: Path,
-) -> None:
-    """Write dice_by_clicks.png, best.png, median.png and worst.png into `folder`.
-
-    Cases are ranked by Dice under the protocol with the most clicks (without clicks, by box).
-
-    Args:
-        rows: all rows that `evaluate` gave for these cases.
-    """
-    numbers = {click_protocol(number): number for number in sorted(protocols.clicks)}
-    if numbers:
-        summaries = {"": summarise(rows, protocols.seed)}
-        draw_dice_by_clicks(summaries, numbers, folder / "dice_by_clicks.png")
-    keys = dict.fromkeys(row.case for row in rows)
-    records = dict.fromkeys(image.record for image in cases.images)
-    record_of = dict(zip(keys, records, strict=True))  # both in stored order
-    protocol = list(numbers)[-1] if numbers else rows[0].protocol
-    ranked = sorted((row for row in rows if row.protocol == protocol), key=lambda row: row.dice)
-    for name, place in {"worst": 0, "median": len(ranked) // 2, "best": -1}.items():
-        row = ranked[place]
-        pixels, truth = _largest(cases, record_of[row.case], row.target)
-        title = f"{name}: {row.target}, Dice {row.dice:.3f} ({protocol})"
-        path = folder / f"{name}.png"
-        draw_interaction(segmenter, pixels, truth, protocols, previous_mask, title, path)
-
-
-def draw_interaction(
-    segmenter: Segmenter,
-    image: NDArray[Any],
-    truth: NDArray[np.bool_],
-    protocols: Protocols,
-    previous_mask: bool,
-    title: str,
-    path: Path,
-) -> None:
-    """A picture of an object (H, W) of an image, segmented click by click and by box."""
-    prompted = PromptedImage(segmenter, image)
-    clicks = max(protocols.clicks, default=0)
-    taken = prompted.click_by_click(truth[None], clicks, previous_mask)[0]
-    steps = {
-        click_protocol(number): taken[min(number, len(taken)) - 1]
-        for number in sorted(protocols.clicks)
-    }
-    box = box_of(truth)
-    assert box is not None
-    boxes = {BOX: (box, prompted.predict(boxes=box[None])[0][0])} if protocols.box else {}
-    draw_case(image, truth, steps, boxes, title, path)
-
-
-def _largest(
-    cases: LabelledCases, record: int, target: str
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Pixels and truth (H, W) of the 2D record, or of the slice in which the target is largest."""
-    number = list(cases.targets).index(target)
-    found = []
-    for image in cases.images:
-        if image.record == record and number in image.targets:
-            _, pixels, truths = cases.read(image)
-            found.append((pixels, truths[image.targets.index(number)]))
-    return max(found, key=lambda pair: int(pair[1].sum()))

@@ -1,72 +1,142 @@
 """The ways in which a simulated user prompts for an object in evaluation."""
 
-import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.common.errors import UserError
-from finetune.inference.prompted import PromptedImage
+from finetune.inference.prompted import Answer, PromptedImage
 from finetune.prompts.boxes import box_of, jitter_box
 
-BOX = "box"
-JITTERED_BOX = "jittered box"
+
+class Protocol(ABC):
+    """A simulated user."""
+
+    @property
+    def clicks(self) -> dict[str, int]:
+        """Number of clicks behind each row that counts clicks, by the row's name."""
+        return {}
+
+    @abstractmethod
+    def answers(
+        self,
+        prompted: PromptedImage,
+        truths: NDArray[np.bool_],
+        targets: Sequence[str],
+        rng: np.random.Generator,
+    ) -> dict[str, list[Answer]]:
+        """What the model makes of this user's prompts for M objects.
+
+        Args:
+            prompted: The image, encoded.
+            truths: (M, H, W) objects, none empty.
+            targets: What each object is.
+            rng: Source of all chance.
+
+        Returns:
+            M answers by the name of their row in tables.
+        """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Protocols:
-    """How the model is prompted and scored."""
+@dataclass(frozen=True)
+class Clicks(Protocol):
+    """Clicks one after the other, each at the largest error of the last prediction."""
 
-    clicks: tuple[int, ...] = (1, 3, 5, 10)
+    numbers: tuple[int, ...] = (1, 3, 5, 10)
     """Numbers of clicks after which the prediction is scored."""
-    box: bool = True
-    """Whether to prompt with the box of the truth."""
-    jittered_box: bool = True
-    """Whether to prompt with a box drawn inexactly."""
-    tolerance: float = 1.0
-    """Distance within which surfaces agree for the NSD: mm, or pixels where spacing is unknown."""
-    seed: int = 0
-    """Seed of the jittered boxes, the bootstrap and the choice of few cases."""
 
     def __post_init__(self) -> None:
-        if any(number < 1 for number in self.clicks):
-            raise UserError(f"protocols.clicks: {list(self.clicks)} must all be at least 1")
-        if not (self.clicks or self.box or self.jittered_box):
-            raise UserError("protocols: no prompt is left; give clicks, box or jittered_box")
-        if self.tolerance < 0:
-            raise UserError(f"protocols.tolerance is {self.tolerance}; it must not be negative")
+        if not self.numbers or min(self.numbers) < 1:
+            raise UserError(f"protocols: Clicks.numbers {list(self.numbers)} must be at least 1")
+
+    @property
+    def clicks(self) -> dict[str, int]:
+        """One row for each number."""
+        return {_clicks(number): number for number in sorted(self.numbers)}
+
+    def answers(
+        self,
+        prompted: PromptedImage,
+        truths: NDArray[np.bool_],
+        targets: Sequence[str],
+        rng: np.random.Generator,
+    ) -> dict[str, list[Answer]]:
+        """The answers after each number of clicks, or after the last one that was needed."""
+        steps = prompted.click_by_click(truths, max(self.numbers))
+        return {
+            _clicks(number): [taken[min(number, len(taken)) - 1] for taken in steps]
+            for number in self.numbers
+        }
 
 
-def click_protocol(number: int) -> str:
-    """Name of the protocol with so many clicks."""
+@dataclass(frozen=True)
+class Box(Protocol):
+    """The exact box of the object."""
+
+    def answers(
+        self,
+        prompted: PromptedImage,
+        truths: NDArray[np.bool_],
+        targets: Sequence[str],
+        rng: np.random.Generator,
+    ) -> dict[str, list[Answer]]:
+        """One row."""
+        return {"box": _from_boxes(prompted, _boxes_of(truths))}
+
+
+@dataclass(frozen=True)
+class JitteredBox(Protocol):
+    """A box drawn inexactly."""
+
+    ratio: float = 0.1
+    """Standard deviation of the box's edges as a share of its side."""
+
+    def answers(
+        self,
+        prompted: PromptedImage,
+        truths: NDArray[np.bool_],
+        targets: Sequence[str],
+        rng: np.random.Generator,
+    ) -> dict[str, list[Answer]]:
+        """One row."""
+        size = truths.shape[1:]
+        boxes = [jitter_box(box, rng, size, self.ratio) for box in _boxes_of(truths)]
+        return {"jittered box": _from_boxes(prompted, np.stack(boxes))}
+
+
+@dataclass(frozen=True)
+class TargetOnly(Protocol):
+    """No prompt but the name of the target, for decoders that take no others."""
+
+    def answers(
+        self,
+        prompted: PromptedImage,
+        truths: NDArray[np.bool_],
+        targets: Sequence[str],
+        rng: np.random.Generator,
+    ) -> dict[str, list[Answer]]:
+        """One row.
+
+        Raises:
+            UserError: The decoder needs prompts.
+        """
+        if prompted.segmenter.decoder.takes_prompts:
+            raise UserError("protocols: TargetOnly gives no prompt, and the model needs one")
+        masks, _ = prompted.predict(targets=targets)
+        return {"no prompt": [Answer(mask) for mask in masks]}
+
+
+def _clicks(number: int) -> str:
     return "1 click" if number == 1 else f"{number} clicks"
 
 
-def predict_protocols(
-    prompted: PromptedImage,
-    truths: NDArray[np.bool_],
-    protocols: Protocols,
-    key: str,
-    previous_mask: bool = True,
-) -> dict[str, NDArray[np.bool_]]:
-    """Predictions of the objects `truths` (M, H, W) of an image, (M, H, W) for each protocol.
+def _boxes_of(truths: NDArray[np.bool_]) -> NDArray[np.float64]:
+    return np.stack([box_of(truth) for truth in truths])
 
-    Args:
-        key: of the image; decides, with the seed, how boxes are jittered.
-    """
-    predictions = {}
-    if protocols.clicks:
-        steps = prompted.click_by_click(truths, max(protocols.clicks), previous_mask)
-        for number in protocols.clicks:
-            predictions[click_protocol(number)] = np.stack(
-                [own[min(number, len(own)) - 1].prediction for own in steps]
-            )
-    boxes = np.stack([box_of(truth) for truth in truths])
-    if protocols.box:
-        predictions[BOX] = prompted.predict(boxes=boxes)[0]
-    if protocols.jittered_box:
-        rng = np.random.default_rng([protocols.seed, zlib.crc32(key.encode())])
-        jittered = np.stack([jitter_box(box, rng, truths.shape[1:]) for box in boxes])
-        predictions[JITTERED_BOX] = prompted.predict(boxes=jittered)[0]
-    return predictions
+
+def _from_boxes(prompted: PromptedImage, boxes: NDArray[np.float64]) -> list[Answer]:
+    masks, _ = prompted.predict(boxes=boxes)
+    return [Answer(mask, box=box) for mask, box in zip(masks, boxes, strict=True)]

@@ -9,7 +9,7 @@ from itertools import groupby
 
 import numpy as np
 
-from finetune.evaluation.metrics import bootstrap_interval
+from finetune.evaluation.statistics import bootstrap_interval
 
 ALL_TARGETS = "all targets"
 """Target name of the summary over all targets."""

@@ -3,7 +3,7 @@
 import gzip
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,48 +17,18 @@ from data_prep.readers.images import SUFFIXES, read_image
 from data_prep.readers.intensity import intensity_limits, to_integers
 from data_prep.readers.nifti import mask_to_nifti, volume_from_nifti
 from data_prep.records import NotAnImage, Unreadable
-from finetune.inference.loading import find_device, load_segmenter
+from finetune.config import PredictConfig
+from finetune.inference.loading import find_device, load_segmenter, trained_window
 from finetune.inference.pictures import draw_prediction
 from finetune.inference.prompted import PromptedImage
+from pretrain.engine.cpu import use_cores
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
 
-@dataclass(frozen=True, kw_only=True)
-class PredictConfig:
-    """Segment an object of one image: PNG, JPEG and the like, DICOM, or one slice of NIfTI.
-
-    Coordinates are pixels (x, y) of the image shown upright, from 0 at the top left. Writes the
-    mask, and beside it a picture of the mask over the image, OUTPUT with `_overlay.png`.
-    """
-
-    run: Path
-    """Run folder of finetune/train.py."""
-    input: Path
-    """Image file."""
-    output: Path
-    """Mask to write, which must not be there yet: .nii or .nii.gz for NIfTI (1 on the object, other
-    slices empty), .png for all others (255 on the object)."""
-    clicks: str = ""
-    """Clicks as "x,y,label x,y,label": label 1 on the object, 0 beside it."""
-    box: str = ""
-    """Box around the object as "x0,y0,x1,y1": its first and last column and row."""
-    slice: int | None = None
-    """Slice of a NIfTI volume, or frame of a DICOM file, from 0. Only this slice is segmented."""
-    plane: Literal["axial", "coronal", "sagittal"] = "axial"
-    """Plane of the slices of a NIfTI volume; they count from the feet, the back or the left."""
-    channel: int = 0
-    """Which volume of a 4D NIfTI image."""
-    window: Window = "auto"
-    """Intensities shown as black and white, as given when the training data were made: `auto`,
-    `percentile`, `full` or two numbers."""
-    device: str = "auto"
-    """`cpu`, `cuda`, `mps`, or `auto`: a GPU if there is one."""
-
-
 @dataclass(frozen=True)
 class Prompt:
-    """What the user pointed at, in pixels of the image."""
+    """What the user asked for, in pixels of the image."""
 
     points: NDArray[np.float64]
     """(n, 2) clicks (x, y)."""
@@ -66,25 +36,29 @@ class Prompt:
     """(n,) 1 or 0."""
     box: NDArray[np.float64] | None
     """(4,) x0, y0, x1, y1."""
+    target: str | None = None
+    """For a decoder that takes no prompts."""
 
 
 def predict(config: PredictConfig, resolved: str) -> None:
     """Segment one new image by clicks, a box, or both."""
-    prompt = parse_prompt(config.clicks, config.box)
+    prompt = parse_prompt(config.clicks, config.box, config.target)
     kind = _kind(config)
     overlay = config.output.with_name(_stem(config.output.name) + "_overlay.png")
     for path in (config.output, overlay):
         if path.exists():
             raise UserError(f"output: {path} is there already; give another name")
+    device = find_device(config.device)
+    if device.type == "cpu":
+        use_cores(1, config.threads)
+    window = config.window or trained_window(config.run)
     try:
-        image, shape = _READERS[kind](config)
+        image, shape = _READERS[kind](config, window)
     except (Unreadable, NotAnImage) as error:
         raise UserError(f"input: {config.input}: {error}") from None
     check_inside(prompt, (image.shape[0], image.shape[1]))
-
-    segmenter, trained = load_segmenter(config.run, find_device(config.device))
-    prompted = PromptedImage(segmenter, image)
-    mask = segment(prompted, prompt, trained.prompts.previous_mask)
+    segmenter = load_segmenter(config.run, device)
+    mask = segment(PromptedImage(segmenter, image), prompt)
     config.output.parent.mkdir(parents=True, exist_ok=True)
     if kind == "nifti":
         whole = np.zeros(shape, np.uint8)
@@ -100,36 +74,44 @@ def predict(config: PredictConfig, resolved: str) -> None:
     print(f"{config.output}: {int(mask.sum())} of {mask.size} pixels; see {overlay}")
 
 
-def segment(
-    prompted: PromptedImage, prompt: Prompt, previous_mask: bool = True
-) -> NDArray[np.bool_]:
+def segment(prompted: PromptedImage, prompt: Prompt) -> NDArray[np.bool_]:
     """The mask (H, W) of a prompt.
 
-    Args:
-        previous_mask: clicks are taken one after the other, the prediction after each being part of
-            the next prompt, as in training; otherwise all at once.
+    Where the model was trained so, clicks are taken one after the other, the prediction after each
+    being part of the next prompt; otherwise all at once.
+
+    Raises:
+        UserError: The model's decoder takes another kind of prompt.
     """
+    takes_prompts = prompted.segmenter.decoder.takes_prompts
+    if takes_prompts != (prompt.target is None):
+        wanted = "clicks or a box" if takes_prompts else "a target (--target NAME)"
+        raise UserError(f"this model's decoder takes {wanted}, and no other prompt")
+    if prompt.target is not None:
+        return prompted.predict(targets=[prompt.target])[0][0]
     count = len(prompt.points)
     boxes = None if prompt.box is None else prompt.box[None]
-    numbers = range(1, count + 1) if previous_mask and count else [count]
+    step_by_step = prompted.segmenter.previous_mask and count
     previous = None
     mask = np.zeros((1, *prompted.resize.original), dtype=bool)
-    for number in numbers:
+    for number in range(1, count + 1) if step_by_step else [count]:
         points, labels = prompt.points[None, :number], prompt.labels[None, :number]
         mask, logits = prompted.predict(
             points if count else None, labels if count else None, boxes, previous
         )
-        previous = logits if previous_mask else None
+        previous = logits if step_by_step else None
     return mask[0]
 
 
-def parse_prompt(clicks: str, box: str) -> Prompt:
-    """Read `PredictConfig.clicks` and `PredictConfig.box`.
+def parse_prompt(clicks: str, box: str, target: str | None = None) -> Prompt:
+    """Read `PredictConfig.clicks`, `PredictConfig.box` and `PredictConfig.target`.
 
     Raises:
-        UserError: neither is given, or one is not in its form.
+        UserError: None is given, one is not in its form, or a target beside clicks or a box.
     """
-    if not clicks.strip() and not box.strip():
+    if target is not None and (clicks.strip() or box.strip()):
+        raise UserError("target: is for models without prompts; leave out --clicks and --box")
+    if target is None and not clicks.strip() and not box.strip():
         raise UserError('no prompt: give --clicks "x,y,1" or --box "x0,y0,x1,y1"')
     points, labels = [], []
     for click in clicks.split():
@@ -141,7 +123,8 @@ def parse_prompt(clicks: str, box: str) -> Prompt:
     corners = np.array(_numbers(box.strip(), 4, "box", "x0,y0,x1,y1")) if box.strip() else None
     if corners is not None and (corners[:2] > corners[2:]).any():
         raise UserError(f"box: {box!r} must have x0 <= x1 and y0 <= y1")
-    return Prompt(np.array(points, float).reshape(-1, 2), np.array(labels, np.int64), corners)
+    coordinates = np.array(points, float).reshape(-1, 2)
+    return Prompt(coordinates, np.array(labels, np.int64), corners, target)
 
 
 def check_inside(prompt: Prompt, size: tuple[int, int]) -> None:
@@ -180,7 +163,7 @@ def _kind(config: PredictConfig) -> str:
     """`nifti`, `dicom` or `picture`; input and output must exist and fit."""
     path, name = config.input, config.input.name.lower()
     if not path.is_file():
-        raise UserError(f"input: {path} is no file")
+        raise UserError(f"input: {path} does not exist")
     if name.endswith(NIFTI_SUFFIXES):
         kind, wanted = "nifti", NIFTI_SUFFIXES
     elif name.endswith(SUFFIXES):
@@ -189,7 +172,7 @@ def _kind(config: PredictConfig) -> str:
         kind, wanted = "dicom", (".png",)
     else:
         raise UserError(
-            f"input: {path} is no DICOM file and its suffix is none of"
+            f"input: {path} is not a DICOM file and its suffix is none of"
             f" {', '.join((*SUFFIXES, *NIFTI_SUFFIXES))}"
         )
     if not config.output.name.lower().endswith(wanted):
@@ -199,21 +182,21 @@ def _kind(config: PredictConfig) -> str:
     return kind
 
 
-def _read_picture(config: PredictConfig) -> tuple[NDArray[Any], tuple[int, ...]]:
-    picture = read_image(config.input, ReadOptions(layout="folder", window=config.window))
+def _read_picture(config: PredictConfig, window: Window) -> tuple[NDArray[Any], tuple[int, ...]]:
+    picture = read_image(config.input, ReadOptions(window=window))
     return picture.array, picture.array.shape
 
 
-def _read_dicom(config: PredictConfig) -> tuple[NDArray[Any], tuple[int, ...]]:
-    frames = [frame.image for frame in read_frames(read_header(config.input), 8, config.window)]
-    number = _chosen(config, len(frames))
-    return frames[number], frames[number].shape
+def _read_dicom(config: PredictConfig, window: Window) -> tuple[NDArray[Any], tuple[int, ...]]:
+    frames = [frame.image for frame in read_frames(read_header(config.input), 8, window)]
+    index = _chosen(config, len(frames))
+    return frames[index], frames[index].shape
 
 
-def _read_nifti(config: PredictConfig) -> tuple[NDArray[Any], tuple[int, ...]]:
+def _read_nifti(config: PredictConfig, window: Window) -> tuple[NDArray[Any], tuple[int, ...]]:
     """One slice, windowed as the whole volume is, and the shape (D, H, W) of the volume."""
     volume = volume_from_nifti(config.input, config.plane, config.channel).array
-    limits = intensity_limits(volume, config.window)
+    limits = intensity_limits(volume, window)
     return to_integers(volume[_chosen(config, len(volume))], limits, 8), volume.shape
 
 

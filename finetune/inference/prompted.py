@@ -1,6 +1,7 @@
 """One image, encoded once, segmented by prompts given in its own pixels."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from data_prep.common.errors import UserError
+from data_prep.common.messages import nearest
 from finetune.data.cases import normalise_stored
 from finetune.data.geometry import Resize
 from finetune.model.prompt_encoder import Prompts
@@ -16,23 +19,28 @@ from finetune.prompts.clicks import evaluation_click
 
 
 @dataclass(frozen=True)
-class ClickStep:
-    """What was clicked so far, and what the model made of it."""
+class Answer:
+    """Some prompts for one object, and what the model made of them."""
 
-    points: NDArray[np.int64]
+    mask: NDArray[np.bool_]
+    """(H, W) prediction."""
+    points: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
     """(n, 2) clicks (x, y) in pixels of the image."""
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     """(n,) 1 on the object, 0 on the background."""
-    prediction: NDArray[np.bool_]
-    """(H, W), after these clicks."""
+    box: NDArray[np.float64] | None = None
+    """(4,) x0, y0, x1, y1 in pixels of the image."""
 
 
 class PromptedImage:
     """An image and its embedding.
 
     Args:
-        segmenter: in evaluation mode.
+        segmenter: The model, in evaluation mode.
         image: (H, W) or (H, W, 3), uint8 or uint16, white is the dtype's maximum.
+
+    Raises:
+        UserError: The image has another shape or type.
     """
 
     @torch.inference_mode()
@@ -50,6 +58,7 @@ class PromptedImage:
         labels: ArrayLike | None = None,
         boxes: ArrayLike | None = None,
         previous: Tensor | None = None,
+        targets: Sequence[str] | None = None,
     ) -> tuple[NDArray[np.bool_], Tensor]:
         """The masks of M objects, each from its own prompt, in one pass of the decoder.
 
@@ -58,69 +67,81 @@ class PromptedImage:
             labels: (M, n) 1 or 0, for the points.
             boxes: (M, 4) x0, y0, x1, y1 in pixels of the image.
             previous: (M, 1, S / 4, S / 4) logits returned by an earlier call.
+            targets: Names of M targets, for a decoder that takes no prompts.
 
         Returns:
             (M, H, W) bool masks, and logits to be given as `previous`.
+
+        Raises:
+            UserError: A target that the model does not know.
         """
         frame_points = None if points is None else torch.from_numpy(self.resize.points(points))
         frame_boxes = None if boxes is None else torch.from_numpy(self.resize.boxes(boxes))
-        given = frame_points if frame_points is not None else frame_boxes
-        if given is None:
-            raise ValueError("no prompt: give points or boxes")
+        indices = None if targets is None else self._indices(targets)
+        given = [prompt for prompt in (frame_points, frame_boxes, indices) if prompt is not None]
+        if not given:
+            raise ValueError("no prompt: give points, boxes or targets")
         prompts = Prompts(
-            image=torch.zeros(len(given), dtype=torch.int64),
+            image=torch.zeros(len(given[0]), dtype=torch.int64),
             points=frame_points,
             labels=None if labels is None else torch.as_tensor(np.asarray(labels)),
             boxes=frame_boxes,
             masks=previous,
+            target=indices,
         )
         low_res = self.segmenter.decode(self.embedding, prompts.to(self.device)).low_res
         return (self.resize.restore(low_res[:, 0]) > 0).cpu().numpy(), low_res
 
-    def click_by_click(
-        self, targets: NDArray[np.bool_], clicks: int, previous_mask: bool = True
-    ) -> list[list[ClickStep]]:
-        """Segment objects by correcting clicks, as `evaluation_click` places them.
+    def _indices(self, targets: Sequence[str]) -> Tensor:
+        known = list(self.segmenter.targets)
+        if unknown := [name for name in targets if name not in known]:
+            raise UserError(
+                f"the model was not trained on target {unknown[0]!r}{nearest(unknown[0], known)};"
+                f" it knows {', '.join(known)}"
+            )
+        return torch.tensor([known.index(name) for name in targets])
+
+    def click_by_click(self, objects: NDArray[np.bool_], clicks: int) -> list[list[Answer]]:
+        """Simulate a user who corrects the segmentation of M objects at their largest error.
 
         The first click falls on the object; each further one corrects the last prediction, in
         pixels of the image. All objects still wrong take their clicks in one pass of the decoder.
 
         Args:
-            targets: (M, H, W) the objects, none empty.
-            clicks: number of clicks.
-            previous_mask: the logits of the last prediction are part of the next prompt.
+            objects: (M, H, W), none empty.
+            clicks: Number of clicks.
 
         Returns:
-            For each object its steps, after 1, 2, ... clicks; fewer than `clicks` where nothing was
-            left to correct.
+            For each object the answers after 1, 2, ... clicks; fewer than `clicks` where nothing
+            was left to correct.
         """
-        steps: list[list[ClickStep]] = [[] for _ in targets]
-        predictions = np.zeros_like(targets)
-        points: list[list[NDArray[np.int64]]] = [[] for _ in targets]
-        labels: list[list[int]] = [[] for _ in targets]
-        active = list(range(len(targets)))
+        answers: list[list[Answer]] = [[] for _ in objects]
+        predictions = np.zeros_like(objects)
+        points: list[list[NDArray[np.int64]]] = [[] for _ in objects]
+        labels: list[list[int]] = [[] for _ in objects]
+        active = list(range(len(objects)))
         low_res: Tensor | None = None  # of the active objects
         for _ in range(clicks):
             wrong = []  # positions in `active`
-            for place, number in enumerate(active):
-                clicked = np.array(points[number], np.int64).reshape(-1, 2)
-                click = evaluation_click(predictions[number], targets[number], clicked)
+            for position, index in enumerate(active):
+                clicked = np.array(points[index], np.int64).reshape(-1, 2)
+                click = evaluation_click(predictions[index], objects[index], clicked)
                 if click is not None:
-                    points[number].append(click[0])
-                    labels[number].append(click[1])
-                    wrong.append(place)
+                    points[index].append(click[0])
+                    labels[index].append(click[1])
+                    wrong.append(position)
             if not wrong:
                 break
-            active = [active[place] for place in wrong]
-            previous = low_res[wrong] if previous_mask and low_res is not None else None
+            active = [active[position] for position in wrong]
+            known = self.segmenter.previous_mask and low_res is not None
             masks, low_res = self.predict(
-                np.array([points[number] for number in active]),
-                np.array([labels[number] for number in active]),
-                previous=previous,
+                np.array([points[index] for index in active]),
+                np.array([labels[index] for index in active]),
+                previous=low_res[wrong] if known else None,
             )
-            for number, mask in zip(active, masks, strict=True):
-                predictions[number] = mask
-                steps[number].append(
-                    ClickStep(np.array(points[number]), np.array(labels[number]), mask)
+            for index, mask in zip(active, masks, strict=True):
+                predictions[index] = mask
+                answers[index].append(
+                    Answer(mask, np.array(points[index]), np.array(labels[index]))
                 )
-        return steps
+        return answers

@@ -6,10 +6,11 @@ also under autocast. Each loss is computed for every mask by itself and averaged
 masks, so that small images and small objects weigh as much as large ones.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from data_prep.common.errors import UserError
@@ -73,9 +74,33 @@ def mask_dice(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> T
     return 2 * iou / (1 + iou)
 
 
+class MaskLoss(ABC):
+    """Loss of predicted masks."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        valid: Tensor | None = None,
+        iou_prediction: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch.
+
+        Args:
+            logits: (B, K, H, W).
+            targets: (B, K, H, W).
+            valid: (B, 1, H, W) bool, False on padding; None if there is none.
+            iou_prediction: (B, K), the decoder's own estimate of each mask's IoU.
+
+        Returns:
+            The scalar to minimise, and its terms, detached, by name.
+        """
+
+
 @dataclass(frozen=True)
-class LossConfig:
-    """Weights of the terms of the segmentation loss; a term of weight 0 is not computed."""
+class SegmentationLoss(MaskLoss):
+    """Weighted sum of overlap, pixel and IoU terms; a term of weight 0 is not computed."""
 
     dice: float = 1.0
     """Weight of soft Dice."""
@@ -99,51 +124,31 @@ class LossConfig:
         if not 0 <= self.focal_alpha <= 1:
             raise UserError(f"loss.focal_alpha is {self.focal_alpha}; it must lie in 0..1")
 
-
-class SegmentationLoss(nn.Module):
-    """The weighted sum of the terms of a `LossConfig`."""
-
-    def __init__(self, config: LossConfig) -> None:
-        super().__init__()
-        self.config = config
-
-    def forward(
+    def __call__(
         self,
         logits: Tensor,
         targets: Tensor,
         valid: Tensor | None = None,
         iou_prediction: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a batch.
-
-        Args:
-            logits: (B, K, H, W).
-            targets: (B, K, H, W).
-            valid: (B, 1, H, W) bool, False on padding; None if there is none.
-            iou_prediction: (B, K), the decoder's own estimate of each mask's IoU.
-
-        Returns:
-            The scalar to minimise, and the terms of non-zero weight, unweighted and detached, by
-            name, to be logged.
+        """The weighted sum, and the terms of non-zero weight, unweighted.
 
         Raises:
-            UserError: the IoU term has weight, and there is no prediction of it.
+            UserError: The IoU term has weight, and there is no prediction of it.
         """
-        config = self.config
         terms = {}
-        if config.dice:
+        if self.dice:
             terms["dice"] = dice_loss(logits, targets, valid)
-        if config.bce:
+        if self.bce:
             terms["bce"] = bce_loss(logits, targets, valid)
-        if config.focal:
-            terms["focal"] = focal_loss(
-                logits, targets, valid, config.focal_gamma, config.focal_alpha
-            )
-        if config.iou:
+        if self.focal:
+            terms["focal"] = focal_loss(logits, targets, valid, self.focal_gamma, self.focal_alpha)
+        if self.iou:
             if iou_prediction is None:
                 raise UserError("this decoder predicts no IoU; set loss.iou to 0")
-            terms["iou"] = mse_loss(iou_prediction.float(), mask_iou(logits, targets, valid))
-        total = torch.stack([getattr(config, name) * term for name, term in terms.items()]).sum()
+            iou = mask_iou(logits, targets, valid)
+            terms["iou"] = mse_loss(iou_prediction.float(), iou)
+        total = torch.stack([getattr(self, name) * term for name, term in terms.items()]).sum()
         return total, {name: term.detach() for name, term in terms.items()}
 
 

@@ -1,11 +1,14 @@
-"""SAM's mask decoder, with a place for an adapter in each block of its transformer."""
+"""SAM's mask decoder, with room for an adapter in each block of its transformer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from segment_anything.modeling import MaskDecoder, TwoWayTransformer
 from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
 from torch import Tensor, nn
+
+from finetune.model.decoder import Decoded, Decoder
+from finetune.model.prompt_encoder import Prompts, build_prompt_encoder, encode_prompts
 
 DECODER_WIDTH = 256
 DECODER_DEPTH = 2
@@ -18,11 +21,12 @@ CLICK_GAIN = 1.5
 class DecoderBlockAdapter(nn.Module):
     """What an adapter may change in a decoder block; this base changes nothing.
 
-    Set as `block.adapter`. C is the decoder's width, T the number of tokens (SAM's output tokens,
-    then those of the prompt), N = h * w the number of pixels of the image embedding.
+    Set as `block.adapter`; each hook gets the block. C is the decoder's width, T the number of
+    tokens (SAM's output tokens, then those of the prompt), N = h * w the number of pixels of the
+    image embedding.
     """
 
-    def token_attention(self, attended: Tensor, prompt: Tensor) -> Tensor:
+    def token_attention(self, block: "DecoderBlock", attended: Tensor, prompt: Tensor) -> Tensor:
         """What the tokens took from the image, before its residual.
 
         Args:
@@ -31,17 +35,17 @@ class DecoderBlockAdapter(nn.Module):
         """
         return attended
 
-    def mlp(self, mlp: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+    def mlp(self, block: "DecoderBlock", tokens: Tensor) -> Tensor:
         """The MLP branch (M, T, C), before its residual."""
-        return mlp(tokens)
+        return block.mlp(tokens)
 
-    def image(self, image: Tensor) -> Tensor:
+    def image(self, block: "DecoderBlock", image: Tensor) -> Tensor:
         """Image embedding (M, N, C) after it attended to the tokens, between residual and norm."""
         return image
 
 
 class DecoderBlock(TwoWayAttentionBlock):
-    """segment_anything's two-way block, with a place for an adapter."""
+    """segment_anything's two-way block, with room for an adapter."""
 
     def __init__(self, first: bool) -> None:
         super().__init__(
@@ -69,11 +73,11 @@ class DecoderBlock(TwoWayAttentionBlock):
 
         placed_keys = keys + key_pe
         attended = self.cross_attn_token_to_image(q=queries + query_pe, k=placed_keys, v=keys)
-        queries = self.norm2(queries + adapter.token_attention(attended, query_pe))
-        queries = self.norm3(queries + adapter.mlp(self.mlp, queries))
+        queries = self.norm2(queries + adapter.token_attention(self, attended, query_pe))
+        queries = self.norm3(queries + adapter.mlp(self, queries))
 
         attended = self.cross_attn_image_to_token(q=placed_keys, k=queries + query_pe, v=queries)
-        return queries, self.norm4(adapter.image(keys + attended))
+        return queries, self.norm4(adapter.image(self, keys + attended))
 
 
 _NO_ADAPTER = DecoderBlockAdapter()
@@ -112,30 +116,28 @@ def _initialise(attention: Attention, across: bool) -> None:
         nn.init.zeros_(part.bias)
 
 
-def decode_masks(
-    decoder: MaskDecoder,
-    embeddings: Tensor,
-    sparse: Tensor,
-    dense: Tensor,
-    position: Tensor,
-    multimask: bool,
-) -> tuple[Tensor, Tensor]:
-    """Masks of M prompts, each with an image embedding of its own.
+class SamDecoder(Decoder):
+    """SAM's prompt encoder and mask decoder: one mask, or three, for each prompt."""
 
-    Args:
-        embeddings: (M, 256, h, w), for each prompt that of its image.
-        sparse, dense, position: as from `encode_prompts`.
-        multimask: SAM's three masks for an ambiguous prompt instead of its single one.
+    def __init__(self, image_size: int, targets: Sequence[str]) -> None:
+        self.prompt_encoder = build_prompt_encoder(image_size)
+        self.mask_decoder = build_mask_decoder()
+        self.parts = {"prompt_encoder": self.prompt_encoder, "mask_decoder": self.mask_decoder}
 
-    Returns:
-        Logits (M, K, 4h, 4w) and predicted IoU (M, K); K is 3 with `multimask`, else 1.
-    """
-    # The stock decoder repeats one image embedding for all prompts and adds the dense prompts to
-    # it. Handing it the sums as dense prompts, over a zero, lets each prompt have its own image.
-    return decoder(
-        image_embeddings=embeddings.new_zeros(1, 1, 1, 1),
-        image_pe=position,
-        sparse_prompt_embeddings=sparse,
-        dense_prompt_embeddings=embeddings + dense,
-        multimask_output=multimask,
-    )
+    def decode(self, embeddings: Tensor, prompts: Prompts, multimask: bool) -> Decoded:
+        """Masks equal to SAM's run image by image; K is 3 with `multimask`, else 1."""
+        sparse, dense, position = encode_prompts(self.prompt_encoder, prompts)
+        # The stock decoder repeats one image embedding for all prompts and adds the dense prompts
+        # to it. Handing it the sums as dense prompts, over a zero, lets each prompt have its image.
+        low_res, iou = self.mask_decoder(
+            image_embeddings=embeddings.new_zeros(1, 1, 1, 1),
+            image_pe=position,
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=embeddings.index_select(0, prompts.image) + dense,
+            multimask_output=multimask,
+        )
+        return Decoded(low_res.float(), iou.float())
+
+    def set_adapter(self, build: Callable[[int], DecoderBlockAdapter]) -> None:
+        """Set an adapter in the first block."""
+        self.mask_decoder.transformer.layers[0].adapter = build(DECODER_WIDTH)

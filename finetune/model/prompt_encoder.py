@@ -6,7 +6,7 @@ import torch
 from segment_anything.modeling import PromptEncoder
 from torch import Tensor
 
-from pretrain.encoder.sam import PATCH
+from pretrain.sizes import PATCH
 
 PROMPT_WIDTH = 256
 MASK_STRIDE = 4
@@ -35,6 +35,8 @@ class Prompts:
     """(M, 4) x0, y0, x1, y1."""
     masks: Tensor | None = None
     """(M, 1, S / 4, S / 4) low-resolution logits of an earlier prediction."""
+    target: Tensor | None = None
+    """(M,) int64, which of the model's targets is meant, for decoders that take no prompts."""
 
     def __post_init__(self) -> None:
         if (self.points is None) != (self.labels is None):

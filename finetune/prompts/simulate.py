@@ -1,8 +1,7 @@
-"""Prompts of one training step: a box or random clicks first, then clicks that correct."""
+"""Clicks and boxes of one training step: a box or random clicks first, then clicks that correct."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,18 +9,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_prep.common.errors import UserError
+from finetune.data.dataset import SegmentationBatch
 from finetune.model.prompt_encoder import Prompts
-from finetune.model.segmenter import Decoded, Segmenter
+from finetune.model.segmenter import Segmenter
 from finetune.prompts.boxes import box_of, jitter_box
 from finetune.prompts.clicks import ClickSampling, next_click, random_clicks
+from finetune.prompts.prompting import Prompting, Round
 
 Clicks = tuple[NDArray[np.int64], NDArray[np.int64]]
 """(n, 2) points (x, y) and (n,) labels of one mask."""
 
 
 @dataclass(frozen=True)
-class PromptConfig:
-    """Simulated prompts."""
+class ClicksAndBoxes(Prompting):
+    """Predictions after the first prompts and after each round of correcting clicks.
+
+    The image is encoded once; only the decoder runs again. Clicks are placed on the prediction of
+    the round before, in the model's own frame (Mahadevan et al. 2018). After first clicks, a number
+    of first rounds, uniform in 0..skipped_rounds, has no gradient (Sofiiuk et al. 2021, arXiv
+    2102.06583).
+    """
 
     box_share: float = 0.5
     """Share of training steps that start from boxes; the others start from random clicks."""
@@ -40,79 +47,53 @@ class PromptConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.box_share <= 1:
-            raise UserError(f"prompts.box_share {self.box_share} is no share in 0..1")
+            raise UserError(f"prompts.box_share {self.box_share} must lie in 0..1")
         if self.box_jitter < 0 or self.rounds < 0 or self.skipped_rounds < 0:
             raise UserError(
                 "prompts.box_jitter, prompts.rounds and prompts.skipped_rounds must not be negative"
             )
 
+    def predictions(
+        self,
+        segmenter: Segmenter,
+        embeddings: Tensor,
+        batch: SegmentationBatch,
+        rng: np.random.Generator,
+    ) -> Iterator[Round]:
+        """The skipped rounds, then `rounds + 1` trained ones."""
+        truths = batch.masks.cpu().numpy()
+        # What is predicted on padding has no loss and draws no click.
+        image_area = batch.valid[batch.image].cpu().numpy()
+        boxes: Tensor | None = None
+        clicks: list[Clicks]
+        if rng.random() < self.box_share:
+            size = truths.shape[1:]
+            jittered = [jitter_box(box_of(truth), rng, size, self.box_jitter) for truth in truths]
+            boxes = torch.from_numpy(np.stack(jittered)).float()
+            clicks = [(np.empty((0, 2), np.int64), np.empty(0, np.int64)) for _ in truths]
+        else:
+            clicks = [
+                random_clicks(truth, rng, self.clicks, area)
+                for truth, area in zip(truths, image_area, strict=True)
+            ]
 
-class Round(NamedTuple):
-    """One round of prompts."""
-
-    decoded: Decoded
-    """The decoder's output for the M masks, K = 1."""
-    trained: bool
-    """False for a skipped round, which has no gradient."""
-
-
-def prompted_rounds(
-    segmenter: Segmenter,
-    embeddings: Tensor,
-    image: Tensor,
-    masks: Tensor,
-    valid: Tensor,
-    config: PromptConfig,
-    rng: np.random.Generator,
-) -> Iterator[Round]:
-    """Predictions after the first prompts and after each round of correcting clicks.
-
-    The image is encoded once; only the decoder runs again. Clicks are placed on the prediction of
-    the round before, in the model's own frame (Mahadevan et al. 2018). After first clicks, a number
-    of first rounds, uniform in 0..skipped_rounds, has no gradient (Sofiiuk et al. 2021, arXiv
-    2102.06583).
-
-    Args:
-        embeddings: (B, 256, h, w) of `Segmenter.encode`.
-        image: (M,) image of the batch that each mask belongs to.
-        masks: (M, S, S) bool, the truth, none empty.
-        valid: (M, S, S) bool, the pixels that are image and not padding; masks lie inside them.
-            What is predicted on padding has no loss and draws no click.
-
-    Yields:
-        The skipped rounds, then `rounds + 1` trained ones.
-    """
-    truths, image_area = masks.cpu().numpy(), valid.cpu().numpy()
-    boxes: Tensor | None = None
-    clicks: list[Clicks]
-    if rng.random() < config.box_share:
-        size = truths.shape[1:]
-        jittered = [jitter_box(box_of(truth), rng, size, config.box_jitter) for truth in truths]
-        boxes = torch.from_numpy(np.stack(jittered)).float()
-        clicks = [(np.empty((0, 2), np.int64), np.empty(0, np.int64)) for _ in truths]
-    else:
-        clicks = [
-            random_clicks(truth, rng, config.clicks, area)
-            for truth, area in zip(truths, image_area, strict=True)
-        ]
-
-    skipped = int(rng.integers(config.skipped_rounds + 1)) if boxes is None else 0
-    previous: Tensor | None = None
-    for number in range(skipped + config.rounds + 1):
-        prompts = Prompts(image.cpu(), *padded(clicks), boxes=boxes, masks=previous)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and number >= skipped):
-            decoded = segmenter.decode(embeddings, prompts.to(embeddings.device))
-        yield Round(decoded, number >= skipped)
-        if number == skipped + config.rounds:
-            return
-        if config.previous_mask:
-            previous = decoded.low_res.detach()
-        logits = segmenter.upsample(decoded.low_res.detach())[:, 0]  # (M, S, S)
-        predictions = (logits > 0).cpu().numpy() & image_area
-        clicks = [
-            corrected(prediction, truth, own, rng)
-            for prediction, truth, own in zip(predictions, truths, clicks, strict=True)
-        ]
+        skipped = int(rng.integers(self.skipped_rounds + 1)) if boxes is None else 0
+        previous: Tensor | None = None
+        for index in range(skipped + self.rounds + 1):
+            prompts = Prompts(batch.image.cpu(), *padded(clicks), boxes=boxes, masks=previous)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and index >= skipped):
+                decoded = segmenter.decode(embeddings, prompts.to(embeddings.device))
+            yield Round(decoded, index >= skipped)
+            if index == skipped + self.rounds:
+                return
+            if self.previous_mask:
+                previous = decoded.low_res.detach()
+            logits = segmenter.upsample(decoded.low_res.detach())[:, 0]  # (M, S, S)
+            predictions = (logits > 0).cpu().numpy() & image_area
+            clicks = [
+                corrected(prediction, truth, placed, rng)
+                for prediction, truth, placed in zip(predictions, truths, clicks, strict=True)
+            ]
 
 
 def corrected(
@@ -136,7 +117,7 @@ def padded(clicks: list[Clicks]) -> tuple[Tensor | None, Tensor | None]:
         return None, None
     points = np.zeros((len(clicks), n, 2), np.float32)
     labels = np.full((len(clicks), n), -1, np.int64)
-    for row, (own_points, own_labels) in enumerate(clicks):
-        points[row, : len(own_labels)] = own_points
-        labels[row, : len(own_labels)] = own_labels
+    for row, (placed, placed_labels) in enumerate(clicks):
+        points[row, : len(placed_labels)] = placed
+        labels[row, : len(placed_labels)] = placed_labels
     return torch.from_numpy(points), torch.from_numpy(labels)

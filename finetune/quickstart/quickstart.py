@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from data_prep.common.errors import UserError
 from data_prep.common.files import atomic_path, sha256, write_json
 from data_prep.format.codec import encode_png
 from data_prep.format.index import read_json
-from finetune.data.cases import CaseSelection, LabelledCases
+from finetune.config import CaseSelection, QuickstartConfig
+from finetune.data.cases import LabelledCases
 from finetune.inference.loading import load_segmenter
 from finetune.inference.prompted import PromptedImage
 from finetune.quickstart.report import RUNS, write_report
@@ -41,31 +41,6 @@ PREDICTION_CLICKS = 3
 LAST_HEADLINE = 5
 
 
-@dataclass(frozen=True, kw_only=True)
-class QuickstartConfig:
-    """Shard, pretrain, adapt, evaluate and predict on a small data set; write report.html.
-
-    Run it in the folder that holds configs/, pretrain/ and finetune/. The same command continues
-    after an interruption.
-    """
-
-    input: Path | None = None
-    """Medical Segmentation Decathlon or nnU-Net folder; by default real images that come with the
-    installed packages. Its labelled volumes are split by case; meant for small sets."""
-    output: Path = Path("out/quickstart")
-    """Folder for everything that is made; report.html is in it."""
-    pretrain_recipe: Path = Path("configs/pretrain/quickstart.yaml")
-    """Recipe of stage one."""
-    finetune_recipe: Path = Path("configs/finetune/quickstart.yaml")
-    """Recipe of stage two."""
-    cases: int = 12
-    """At most this many held-out patients are evaluated."""
-
-    def __post_init__(self) -> None:
-        if self.cases < 1:
-            raise UserError(f"cases is {self.cases}; it must be at least 1")
-
-
 def quickstart(config: QuickstartConfig, resolved: str) -> None:
     """Run the whole pipeline on a small data set and write a report."""
     for path in (Path("pretrain/train.py"), config.pretrain_recipe, config.finetune_recipe):
@@ -77,6 +52,7 @@ def quickstart(config: QuickstartConfig, resolved: str) -> None:
     out = config.output
     images, labelled, encoder = out / "images", out / "labelled", out / "pretrain"
 
+    threads = [] if config.threads is None else ["--threads", str(config.threads)]
     steps.headline(1, "Shards of real images")
     if config.input is None:
         source, held_out = ["--layout", "samples"], []
@@ -95,19 +71,20 @@ def quickstart(config: QuickstartConfig, resolved: str) -> None:
     precision = "bf16" if torch.cuda.is_available() or has_fast_bf16() else "no"
     recipe = ["pretrain/train.py", "--config", str(config.pretrain_recipe)]
     options = ["--data.shards", str(images), "--output", str(encoder), "--resume", "auto"]
-    options += ["--precision", precision]
+    options += ["--precision", precision, *threads]
     steps.run("pretraining", [*launch, *recipe, *options])
 
     steps.headline(3, "Adaptation to clicks and boxes, from the pretrained and from a new encoder")
     # On a CPU both at once: small matrices gain more from a run for each core than from threads.
     together = not torch.cuda.is_available() and count_cores() > 1
-    threads = ["--threads", str(count_cores() // len(RUNS))] if together else []
+    cores = config.threads or count_cores()
+    each = ["--threads", str(max(1, cores // len(RUNS)))] if together else threads
     recipe = ["finetune/train.py", "--config", str(config.finetune_recipe)]
     commands = {}
     for run, start in zip(RUNS, (["--encoder", str(encoder)], []), strict=True):
         options = ["--data.shards", str(labelled), *start]
         options += ["--output", str(out / "finetune" / run), "--resume", "auto"]
-        options += ["--precision", precision, *threads]
+        options += ["--precision", precision, *each]
         commands[f"adaptation, {run}"] = [*launch, *recipe, *options]
     if together:
         steps.run_together(commands)
@@ -120,7 +97,7 @@ def quickstart(config: QuickstartConfig, resolved: str) -> None:
     for run in RUNS:
         folder = out / "evaluate" / run
         command = ["python", "-m", "finetune", "evaluate", "--run", str(out / "finetune" / run)]
-        command += ["--data.shards", str(labelled), *few, "--protocols.jittered-box", "false"]
+        command += ["--data.shards", str(labelled), *few, "--protocols", "[Clicks, Box]", *threads]
         steps.run(f"evaluation, {run}", [*command, "--output", str(folder)], fresh=folder)
 
     steps.headline(5, "Prediction on a held-out image, and the report")
@@ -129,7 +106,7 @@ def quickstart(config: QuickstartConfig, resolved: str) -> None:
         export_image(out / "finetune" / RUNS[0], labelled, folder)
     prompt = read_json(folder / "prompt.json")
     command = ["python", "-m", "finetune", "predict", "--run", str(out / "finetune" / RUNS[0])]
-    command += ["--input", str(folder / "image.png"), "--clicks", prompt["clicks"]]
+    command += ["--input", str(folder / "image.png"), "--clicks", prompt["clicks"], *threads]
     steps.run("prediction", [*command, "--output", str(folder / "mask.png")])
     print(f"\n{write_report(out)}: done in {format_time(steps.total())}")
 
@@ -273,13 +250,11 @@ def export_image(run: Path, labelled: Path, folder: Path) -> None:
         _, pixels, masks = cases.read(image)
         areas = masks.sum(axis=(1, 2))
         if areas.max() > largest:
-            largest, place = int(areas.max()), int(areas.argmax())
-            shown, truth, target = pixels, masks[place], list(cases.targets)[image.targets[place]]
+            largest, index = int(areas.max()), int(areas.argmax())
+            shown, truth, target = pixels, masks[index], cases.names(image)[index]
 
-    segmenter, trained = load_segmenter(run, torch.device("cpu"))
-    taken = PromptedImage(segmenter, shown).click_by_click(
-        truth[None], PREDICTION_CLICKS, trained.prompts.previous_mask
-    )[0][-1]
+    prompted = PromptedImage(load_segmenter(run, torch.device("cpu")), shown)
+    taken = prompted.click_by_click(truth[None], PREDICTION_CLICKS)[0][-1]
     clicks = [f"{x},{y},{label}" for (x, y), label in zip(taken.points, taken.labels, strict=True)]
     for name, array in (("image", shown), ("truth", truth.astype(np.uint8) * 255)):
         with atomic_path(folder / f"{name}.png") as temporary:

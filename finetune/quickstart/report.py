@@ -4,7 +4,6 @@ Every sentence about a result is computed from the run's own files, whichever si
 """
 
 import json
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -18,15 +17,16 @@ from data_prep.common.files import write_text
 from data_prep.format.index import read_json
 from data_prep.options import ReadOptions
 from data_prep.readers.images import read_image
-from finetune.evaluation.compare import Difference, compare, read_results
+from finetune.evaluation.compare import Comparison, compare, read_results
+from finetune.evaluation.drawing import draw_dice_by_clicks
 from finetune.evaluation.metrics import dice
 from finetune.evaluation.tables import ALL_TARGETS, Summary, summarise
 from finetune.inference.loading import load_segmenter
-from finetune.inference.pictures import draw_dice_by_clicks
 from finetune.quickstart import page
+from pretrain.engine.checkpoint import latest_checkpoint
 from pretrain.engine.figures import save_figure
+from pretrain.engine.metrics import read_metrics
 from pretrain.engine.progress import format_time
-from pretrain.engine.run import read_metrics
 
 RUNS = ("pretrained", "untrained")
 """Folders below finetune/ and evaluate/: from the encoder of stage one, and from a new one."""
@@ -69,7 +69,7 @@ def write_report(folder: Path) -> Path:
     summaries = {run: summarise(rows[run]) for run in RUNS}
     template = read_json(folder / "labelled" / "dataset.json")["source"]["layout"] == "samples"
     limits = (*(TEMPLATE_LIMITS if template else FOLDER_LIMITS), *COMMON_LIMITS)
-    comparison = compare(rows["pretrained"], rows["untrained"])
+    comparison = compare({run: rows[run] for run in reversed(RUNS)})
     body = [
         "<h1>A SAM encoder, pretrained without labels and adapted to clicks and boxes</h1>",
         page.paragraph(_overview(folder, template)),
@@ -90,6 +90,9 @@ def _overview(folder: Path, template: bool) -> str:
     images = read_json(folder / "images" / "dataset.json")["records"]
     splits = read_json(folder / "labelled" / "dataset.json")["splits"]
     config = yaml.safe_load((folder / "pretrain" / "config.yaml").read_text(encoding="utf-8"))
+    checkpoint = latest_checkpoint(folder / "pretrain")
+    assert checkpoint is not None
+    size = checkpoint.document("encoder")["name"]
     what = (
         "real images that come with the installed packages: the MNI152 brain template of nilearn"
         " and the DICOM test files of pydicom"
@@ -98,26 +101,26 @@ def _overview(folder: Path, template: bool) -> str:
     )
     kind = "views of slices" if template else "volumes"
     return (
-        f"The whole pipeline on {what}. A {config['encoder']} encoder was pretrained on {images}"
+        f"The whole pipeline on {what}. A {size} encoder was pretrained on {images}"
         f" unlabelled images for {config['optim']['steps']} steps, then adapted on"
         f" {splits['train']['records']} labelled {kind}; {splits['test']['records']} {kind} were"
         " held out. The same adaptation from an encoder without pretraining is the comparison."
     )
 
 
-def _result_in_words(comparison: Sequence[Difference]) -> str:
-    counts = {"pretrained ahead": 0, "untrained ahead": 0, "not told apart": 0}
-    for difference in comparison:
-        counts[difference.verdict] += 1
+def _result_in_words(comparison: Comparison) -> str:
+    rows = comparison.differences
+    counts = {"ahead": 0, "behind": 0, "no clear difference": 0}
+    for row in rows:
+        counts[row.verdict] += 1
     spread = ", ".join(
-        f"{row.protocol} {row.pretrained:.3f} against {row.untrained:.3f}" for row in comparison
+        f"{row.protocol} {row.dice:.3f} against {comparison.dice[row.protocol]:.3f}" for row in rows
     )
     return (
         f"Mean Dice on the held-out cases, pretrained against untrained: {spread}. Of"
-        f" {len(comparison)} ways to prompt, the pretrained encoder is ahead in"
-        f" {counts['pretrained ahead']}, the untrained one in {counts['untrained ahead']}, and"
-        f" {counts['not told apart']} do not tell them apart (ahead: the 95 % interval of the mean"
-        " difference leaves out 0)."
+        f" {len(rows)} ways to prompt, the pretrained encoder is ahead in {counts['ahead']} and"
+        f" behind in {counts['behind']}; in {counts['no clear difference']} there is no clear"
+        " difference (ahead or behind: the 95 % interval of the mean difference leaves out 0)."
     )
 
 
@@ -154,7 +157,7 @@ def _adaptation(folder: Path, figures: Path) -> list[str]:
         {run: read_metrics(folder / "finetune" / run) for run in RUNS}, figures / "training.png"
     )
     cpu = torch.device("cpu")
-    described = {run: load_segmenter(folder / "finetune" / run, cpu)[0].describe() for run in RUNS}
+    described = {run: load_segmenter(folder / "finetune" / run, cpu).describe() for run in RUNS}
     rows = []
     for part, other in zip(*described.values(), strict=True):
         states = [f"{p.state}, {p.source.replace(f'{folder}/', '')}" for p in (part, other)]
@@ -200,9 +203,9 @@ def _evaluation(
     folder: Path,
     figures: Path,
     summaries: dict[str, list[Summary]],
-    comparison: Sequence[Difference],
+    comparison: Comparison,
 ) -> list[str]:
-    protocols = [difference.protocol for difference in comparison]
+    protocols = [row.protocol for row in comparison.differences]
     clicks = {name: int(name.split()[0]) for name in protocols if "click" in name}
     draw_dice_by_clicks(summaries, clicks, figures / "dice_by_clicks.png")
     cases = max(summary.cases for summary in summaries["pretrained"])
@@ -210,12 +213,12 @@ def _evaluation(
     differences = [
         [
             row.protocol,
-            f"{row.pretrained:.3f}",
-            f"{row.untrained:.3f}",
+            f"{row.dice:.3f}",
+            f"{comparison.dice[row.protocol]:.3f}",
             f"{row.mean:+.3f} ({row.low:+.3f} to {row.high:+.3f})",
             row.verdict,
         ]
-        for row in comparison
+        for row in comparison.differences
     ]
     table = [
         [one.target, one.protocol, str(one.dice), str(two.dice), str(one.iou), str(two.iou)]
@@ -263,7 +266,7 @@ def _prediction(folder: Path) -> list[str]:
 
 
 def _read_mask(path: Path) -> NDArray[np.bool_]:
-    return read_image(path, ReadOptions(layout="folder")).array > 0
+    return read_image(path, ReadOptions()).array > 0
 
 
 def _circumstances(folder: Path) -> list[str]:

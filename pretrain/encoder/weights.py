@@ -12,8 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from data_prep.common.errors import UserError
+from pretrain.engine.checkpoint import Checkpoint, latest_checkpoint
+from pretrain.sizes import SIZES
 
-ENCODER_FILE = "encoder.safetensors"
+ENCODER = "encoder"
+"""Name of the encoder's weights in a checkpoint and in a published folder."""
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 SAM_ENCODER_PREFIX = "image_encoder."
 SAM_DECODER_PREFIXES = ("prompt_encoder.", "mask_decoder.")
@@ -32,14 +35,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
         raise UserError(f"cannot read weights from {path}: {_reason(error)}") from None
     if not isinstance(weights, dict) or not all(isinstance(t, Tensor) for t in weights.values()):
-        raise UserError(f"{path} is no file of named tensors (a state dict is expected)")
+        raise UserError(f"{path} is not a file of named tensors (a state dict is expected)")
     return weights
-
-
-def latest_checkpoint(run: Path) -> Path | None:
-    """The newest whole checkpoint folder of a run folder, or None."""
-    found = sorted((run / "checkpoints").glob("step-*"))
-    return found[-1] if found else None
 
 
 def find_weights(source: str | Path) -> Path:
@@ -52,18 +49,19 @@ def find_weights(source: str | Path) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        checkpoint = latest_checkpoint(path)
-        for folder in (path, checkpoint):
-            if folder is not None and (folder / ENCODER_FILE).is_file():
-                return folder / ENCODER_FILE
-        raise UserError(f"{path} has no {ENCODER_FILE} and no checkpoint; has its run saved one?")
+        for checkpoint in (Checkpoint(path), latest_checkpoint(path)):
+            if checkpoint is not None and checkpoint.weights_file(ENCODER).is_file():
+                return checkpoint.weights_file(ENCODER)
+        raise UserError(
+            f"{path} has no {ENCODER}.safetensors and no checkpoint with one; has its run saved?"
+        )
     if str(source).count("/") != 1 or path.suffix in WEIGHT_SUFFIXES:
         raise UserError(f"{source}: no such file or folder")
     try:
         folder = Path(snapshot_download(str(source), allow_patterns=["*.safetensors", "*.json"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"{source} is no file here and not to be had from the Hub: {_reason(error)}"
+            f"{source} was found neither locally nor on the Hub: {_reason(error)}"
         ) from None
     return find_weights(folder)
 
@@ -90,31 +88,40 @@ def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], source: str 
     Raises:
         UserError: names the first missing, unexpected or mis-shaped keys.
     """
-    own = module.state_dict()
-    missing = [key for key in own if key not in weights]
-    unexpected = [key for key in weights if key not in own]
+    expected = module.state_dict()
+    missing = [key for key in expected if key not in weights]
+    unexpected = [key for key in weights if key not in expected]
     misshaped = [
-        f"{key} {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own
-        if key in weights and weights[key].shape != own[key].shape
+        f"{key} {tuple(weights[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in expected
+        if key in weights and weights[key].shape != expected[key].shape
     ]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
-    told = [
+    lines = [
         f"{len(keys)} {kind}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}"
         for kind, keys in problems.items()
         if keys
     ]
-    if told:
-        raise UserError(f"{source} does not fit: {'; '.join(told)}. Is it the same model size?")
+    if lines:
+        raise UserError(f"{source} does not fit: {'; '.join(lines)}. Is it the same model size?")
     module.load_state_dict(dict(weights))
 
 
-def load_encoder(encoder: nn.Module, source: str | Path) -> Path:
-    """Load an image encoder's weights; returns the file that they came from.
+def choose_size(name: str | None, weights: Mapping[str, Tensor], source: str | Path) -> str:
+    """The encoder size of some weights, which must be `name` unless that is None.
 
     Raises:
-        UserError: nothing readable at `source`, or a key that is missing, unexpected or mis-shaped.
+        UserError: They are of another size, or of none.
     """
-    path = find_weights(source)
-    load_strictly(encoder, encoder_weights(read_weights(path)), path)
-    return path
+    tables = ("pos_embed", "patch_embed.proj.bias", "blocks.0.norm1.weight")
+    width = next((weights[key].shape[-1] for key in tables if key in weights), None)
+    depth = len({key.split(".")[1] for key in weights if key.startswith("blocks.")})
+    sizes = [n for n, size in SIZES.items() if (size.width, size.depth) == (width, depth)]
+    if not sizes:
+        raise UserError(
+            f"{source} does not hold an image encoder of SAM (width {width}, {depth} blocks); there"
+            f" are {', '.join(SIZES)}"
+        )
+    if name is not None and name not in sizes:
+        raise UserError(f"{source} holds {sizes[0]} weights, and {name} is asked for")
+    return name or sizes[0]

@@ -1,9 +1,9 @@
 """How the tokens of an image fall into SAM's attention windows, whole or with tokens dropped.
 
 Tokens travel through the encoder as a flat (B, n, C) sequence. A window block needs them grouped by
-window, a global block needs their place in the grid; `TokenLayout` holds both.
+window, a global block needs their place in the grid; `TokenGroups` holds both.
 
-- Whole grid: row-major order. Each window is gathered from the sequence. Where the grid is no
+- Whole grid: row-major order. Each window is gathered from the sequence. Where the grid is not a
   multiple of the window, SAM pads the windows with zeros after the norm, and the padded slots take
   part as keys; they are gathered from one extra entry at the end of the sequence.
 - Dropped tokens: the kept ones are sorted by window once, so that windows are plain views. This is
@@ -20,7 +20,7 @@ from pretrain.encoder.attention import Positions, dense_positions
 
 
 @dataclass(frozen=True)
-class TokenLayout:
+class TokenGroups:
     """Order of the tokens and their grouping into windows.
 
     Attributes:
@@ -42,8 +42,8 @@ class TokenLayout:
     to_windows: Tensor | None = None
     from_windows: Tensor | None = None
 
-    def to(self, device: torch.device) -> "TokenLayout":
-        """The same layout of dropped tokens on another device."""
+    def to(self, device: torch.device) -> "TokenGroups":
+        """The same groups of kept tokens on another device."""
         return replace(
             self,
             order=self.order.to(device, non_blocking=True),
@@ -52,26 +52,26 @@ class TokenLayout:
         )
 
 
-def dense_layout(height: int, width: int, window: int, device: torch.device) -> TokenLayout:
-    """Layout of all tokens of a (height, width) grid, in row-major order."""
+def dense_groups(height: int, width: int, window: int, device: torch.device) -> TokenGroups:
+    """Groups of all tokens of a (height, width) grid, in row-major order."""
     positions = dense_positions(height, width, device)
     across, down = -(-width // window), -(-height // window)
     window_positions = dense_positions(window, window, device)
     if (height, width) == (window, window):
-        return TokenLayout((height, width), None, 1, positions, window_positions)
+        return TokenGroups((height, width), None, 1, positions, window_positions)
 
     rows, columns = positions.rows[0], positions.columns[0]
     window_of = rows // window * across + columns // window
     slot_of = window_of * window**2 + rows % window * window + columns % window
     to_windows = torch.full((across * down * window**2,), height * width, device=device)
     to_windows[slot_of] = torch.arange(height * width, device=device)
-    return TokenLayout(
+    return TokenGroups(
         (height, width), None, across * down, positions, window_positions, to_windows, slot_of
     )
 
 
-def sparse_layout(height: int, width: int, window: int, keep: Tensor) -> TokenLayout:
-    """Layout of the kept tokens `keep`, (B, n) row-major indices, sorted by window.
+def sparse_groups(height: int, width: int, window: int, keep: Tensor) -> TokenGroups:
+    """Groups of the kept tokens `keep`, (B, n) row-major indices, sorted by window.
 
     Raises:
         ValueError: the grid is no multiple of the window, or the windows of an image keep different
@@ -98,7 +98,7 @@ def sparse_layout(height: int, width: int, window: int, keep: Tensor) -> TokenLa
             f"({keep.shape[1]} kept in {windows} windows)"
         )
     rows, columns = order // width, order % width
-    return TokenLayout(
+    return TokenGroups(
         (height, width),
         order,
         windows,

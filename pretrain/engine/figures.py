@@ -1,109 +1,31 @@
-"""Pictures of stage one: loss curves, and what masked autoencoding makes of an image."""
+"""Pictures of a run: PNG files that are whole or absent, and the curves of its losses."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
-import torch
-from lightly.models.utils import get_at_index, patchify, set_at_index, unpatchify
-from torch import Tensor
+from matplotlib.figure import Figure
 
 from data_prep.common.files import atomic_path
-from pretrain.encoder.pixels import PIXEL_MEAN, PIXEL_STD
-from pretrain.encoder.sam import PATCH, SamEncoder
-from pretrain.engine.run import read_metrics
-from pretrain.objectives import Inputs, MaskedAutoencoding
+from pretrain.engine.metrics import read_metrics
 
 
-def save_figure(figure: plt.Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all, and close it."""
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
-    plt.close(figure)
 
 
-def draw_losses(run: Path, names: Sequence[str], path: Path) -> None:
-    """Each objective's loss over the steps of a run, with its running mean."""
-    rows = read_metrics(run)
+def draw_losses(run: Path, names: Sequence[str]) -> None:
+    """Each loss over the steps of a run, with its running mean, as `figures/losses.png`."""
+    rows = [row for row in read_metrics(run) if all(name in row for name in names)]
     steps = np.array([row["step"] for row in rows])
-    figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False)
-    for axis, name in zip(axes[0], names, strict=True):
+    figure = Figure(figsize=(4 * len(names), 3))
+    for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         values = np.array([row[name] for row in rows])
-        window = max(1, len(values) // 10)
-        smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-        axis.plot(steps, values, color="0.75", linewidth=1)
-        axis.plot(steps[window - 1 :], smooth, linewidth=2)
+        smoothed = max(1, len(values) // 10)
+        mean = np.convolve(values, np.ones(smoothed) / smoothed, mode="valid")
+        axis.plot(steps, values, color="0.75", linewidth=1, label="each line of metrics")
+        axis.plot(steps[smoothed - 1 :], mean, linewidth=2, label="running mean")
         axis.set(title=name, xlabel="step", ylabel="loss")
-    save_figure(figure, path)
-
-
-@torch.no_grad()
-def reconstruct(
-    encoder: SamEncoder, objective: MaskedAutoencoding, images: Tensor, seed: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Images as the encoder saw them, and with the hidden patches filled in by the decoder.
-
-    Patches predicted in normalised form get back the true patch's mean and deviation, as in the
-    paper's figures: judge structure in them, not brightness.
-
-    Args:
-        images: (B, 3, S, S) normalised.
-
-    Returns:
-        (B, 3, S, S) with hidden patches at 0, and (B, 3, S, S) reconstructed; both normalised.
-    """
-    embeddings, grid = encoder.embed(images)
-    view = Inputs(images, embeddings, grid, torch.Generator().manual_seed(seed)).clean(
-        objective.keep_ratio
-    )
-    keep = view.keep.to(images.device)
-    tokens = encoder.encode(view.embeddings, grid, view.keep)
-    patches = patchify(images, PATCH)  # (B, N, 768)
-    predicted = objective.predict(objective.decode(tokens, keep, grid)).float()
-    if objective.normalise_patches:
-        mean, variance = patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)
-        predicted = predicted * (variance + 1e-6).sqrt() + mean
-    visible = get_at_index(patches, keep)
-    masked = set_at_index(torch.zeros_like(patches), keep, visible)
-    filled = set_at_index(predicted, keep, visible)
-    return unpatchify(masked, PATCH), unpatchify(filled, PATCH)
-
-
-def draw_reconstructions(
-    encoder: SamEncoder, objective: MaskedAutoencoding, images: Tensor, path: Path
-) -> None:
-    """A row an image: the image, what was left of it, and its reconstruction.
-
-    Args:
-        images: (B, 3, S, S) normalised, on the encoder's device.
-    """
-    was_training = encoder.training
-    encoder.eval(), objective.eval()
-    columns = [images, *reconstruct(encoder, objective, images)]
-    encoder.train(was_training), objective.train(was_training)
-    titles = ("image", f"{objective.keep_ratio:.0%} kept", "reconstructed")
-    rows = len(images)
-    figure, axes = plt.subplots(rows, 3, figsize=(6, 2 * rows), squeeze=False)
-    # SAM's normalisation shifts the channels of a grey patch apart, and with them a poor guess.
-    grey = [np.ptp(to_rgb(image), axis=-1).max() < 1e-3 for image in images]
-    for column, (title, pictures) in enumerate(zip(titles, columns, strict=True)):
-        for row in range(rows):
-            pixels = to_rgb(pictures[row])
-            if grey[row]:
-                pixels = pixels.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
-            axes[row, column].imshow(pixels)
-            axes[row, column].axis("off")
-        axes[0, column].set_title(title)
-    figure.subplots_adjust(wspace=0.03, hspace=0.03)
-    save_figure(figure, path)
-
-
-def to_rgb(image: Tensor) -> np.ndarray:
-    """(3, H, W) normalised -> (H, W, 3) in 0..1 for display."""
-    mean, std = (torch.tensor(c).view(3, 1, 1) for c in (PIXEL_MEAN, PIXEL_STD))
-    pixels = image.detach().float().cpu() * std + mean
-    return (pixels / 255).clamp(0, 1).permute(1, 2, 0).numpy()
+    save_figure(figure, run / "figures" / "losses.png")

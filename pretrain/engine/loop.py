@@ -1,7 +1,6 @@
-"""The training loop of both stages: step, check, log, save, and stop when asked to."""
+"""Training of a stage: set up, step, check, log, judge, save, and stop when asked to."""
 
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,29 +11,80 @@ from torch import Tensor, nn
 
 from data_prep.common.errors import UserError
 from data_prep.common.files import write_json, write_text
+from data_prep.loader.dataset import build_loader
 from data_prep.loader.signals import term_blocked
-from pretrain.encoder.weights import latest_checkpoint
+from pretrain.engine.checkpoint import State, latest_checkpoint, save_checkpoint
 from pretrain.engine.cpu import keep_freed_memory, use_cores
-from pretrain.engine.optim import OPTIMIZER_FILE, learning_rate, set_learning_rate, step_seed
+from pretrain.engine.evaluator import Evaluator
+from pretrain.engine.figures import draw_losses, save_figure
+from pretrain.engine.metrics import Metrics
+from pretrain.engine.optim import build_optimizer, learning_rate, set_learning_rate, step_seed
 from pretrain.engine.progress import Progress
-from pretrain.engine.run import (
-    INTERRUPTED,
-    INTERRUPTED_FILE,
-    Metrics,
-    RunOptions,
-    State,
-    StopRequest,
-    prepare_folder,
-    save_checkpoint,
-)
+from pretrain.engine.run import prepare_folder
+from pretrain.engine.run_options import RunOptions
+from pretrain.engine.stage import Stage
+from pretrain.engine.stop import INTERRUPTED, INTERRUPTED_FILE, StopRequest
 
 
-def build_accelerator(options: RunOptions, find_unused_parameters: bool = False) -> Accelerator:
-    """Accelerate for a run: one process or several, on GPUs or on the CPU.
+def train(stage_class: type[Stage], options: RunOptions, resolved: str) -> None:
+    """Run a stage to its last step, or until a signal asks it to stop.
 
     Args:
-        find_unused_parameters: some steps leave some parameters without a gradient.
+        stage_class: What is trained; made from the options and the device of this process.
+        options: Options of the run, of the stage's own class.
+        resolved: The same as YAML, kept in the run folder.
+
+    Raises:
+        UserError: Options that cannot run, a folder that cannot be used, or a loss that is not
+            finite.
+        SystemExit: With status `INTERRUPTED`, after a signal, the finished step and a checkpoint.
     """
+    accelerator = build_accelerator(options, stage_class.find_unused_parameters)
+    device, world = accelerator.device, accelerator.num_processes
+    batch_size = options.optim.check(world)
+    stage = stage_class(options, device)
+    evaluators = {name: chosen.build(Evaluator) for name, chosen in options.evaluators.items()}
+    new_optimizer = build_optimizer(stage.model, options.optim)
+    if accelerator.is_main_process:
+        prepare_folder(options, resolved)
+    accelerator.wait_for_everyone()
+    checkpoint = latest_checkpoint(options.output)
+    state = State()
+    if checkpoint is not None:
+        state = checkpoint.state()
+        stage.load(checkpoint)
+        accelerator.print(f"resuming after step {state.step} of {options.optim.steps}")
+    model, optimizer = accelerator.prepare(stage.model, new_optimizer)
+    if checkpoint is not None:
+        checkpoint.load_optimizer(optimizer)
+    loader = build_loader(
+        stage.dataset,
+        batch_size,
+        accelerator.process_index,
+        world,
+        stage.workers,
+        samples_seen=state.samples_seen,
+        collate=stage.collate,
+        pin_memory=device.type == "cuda",
+    )
+    for line in stage.describe():
+        accelerator.print(line)
+    accelerator.print(
+        f"{len(stage.dataset)} images, {options.optim.steps} steps of {options.optim.batch_size}, "
+        f"{world} process{'es' if world > 1 else ''} on {device.type}"
+    )
+    train_steps(accelerator, options, stage, model, optimizer, loader, evaluators, state)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        draw_losses(options.output, stage.curves)
+        for name, figure in stage.draw().items():
+            save_figure(figure, options.output / "figures" / f"{name}.png")
+        write_text(options.output / "DONE", f"{options.optim.steps} steps\n")
+    accelerator.end_training()
+
+
+def build_accelerator(options: RunOptions, find_unused_parameters: bool) -> Accelerator:
+    """Accelerate for a run: one process or several, on GPUs or on the CPU."""
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),  # else several processes would not find each other
         mixed_precision=options.precision,
@@ -50,38 +100,21 @@ def build_accelerator(options: RunOptions, find_unused_parameters: bool = False)
     return accelerator
 
 
-def open_run(accelerator: Accelerator, options: RunOptions, resolved: str) -> Path | None:
-    """Make or take up the run folder; returns the checkpoint to resume from, or None."""
-    if accelerator.is_main_process:
-        prepare_folder(options, resolved)
-    accelerator.wait_for_everyone()
-    return latest_checkpoint(options.output)
-
-
 def train_steps(
     accelerator: Accelerator,
     options: RunOptions,
+    stage: Stage,
     model: nn.Module,
     optimizer: AcceleratedOptimizer,
     loader: Iterator[Any],
-    losses_of: Callable[[Any, int], tuple[Tensor, dict[str, Tensor]]],
-    keys_of: Callable[[Any], Sequence[str]],
-    write_weights: Callable[[Path], None],
+    evaluators: dict[str, Evaluator],
     state: State,
 ) -> None:
-    """Train to the last step, from where `state` stands.
+    """Train to the last step, from where `state` stands; see `train`.
 
     Args:
-        model: as prepared by `accelerator`.
-        loader: this process's endless batches, from `state.samples_seen` on.
-        losses_of: a batch and the seed of all randomness in it -> what to minimise, and the values
-            to log by name (the same names each time, scalars).
-        keys_of: the record keys of a batch, to name them when a loss is not finite.
-        write_weights: writes what the stage keeps of its model into a checkpoint folder.
-
-    Raises:
-        UserError: a loss or gradient that is not finite; the batch's keys are saved.
-        SystemExit: with status `INTERRUPTED`, after a signal, the finished step and a checkpoint.
+        model: `stage.model` as prepared by `accelerator`.
+        loader: This process's endless batches, from `state.samples_seen` on.
     """
     optim, accumulate = options.optim, options.optim.accumulate
     rank, main = accelerator.process_index, accelerator.is_main_process
@@ -99,10 +132,11 @@ def train_steps(
         keys: list[str] = []
         for micro in range(accumulate):
             batch = next(batches)
-            keys += keys_of(batch)
+            keys += stage.keys(batch)
             with accelerator.accumulate(model):
                 with accelerator.autocast():
-                    total, parts = losses_of(batch, step_seed(options.seed, step, micro, rank))
+                    seed = step_seed(options.seed, step, micro, rank)
+                    total, parts = stage.losses(model, batch, seed)
                 accelerator.backward(total)
             for name, value in parts.items():
                 part = value.detach().float() / accumulate
@@ -128,14 +162,11 @@ def train_steps(
             if metrics is not None:
                 speed = progress.report(step, means, rate)
                 metrics.log(step, {**means, "lr": rate, "images_per_second": speed})
-        if main and (step % options.save_every == 0 or last or stopping):
-
-            def write(folder: Path) -> None:
-                write_weights(folder)
-                torch.save(optimizer.state_dict(), folder / OPTIMIZER_FILE)
-                state.write(folder)
-
-            save_checkpoint(options.output, step, write, options.keep)
+        for name, evaluator in evaluators.items():
+            if step % evaluator.every == 0 or last:
+                _judge(accelerator, options, stage, name, evaluator, metrics, step)
+        if step % options.save_every == 0 or last or stopping:
+            save(accelerator, options, stage, optimizer, state)
         if stopping and not last:
             if main:
                 write_text(options.output / INTERRUPTED_FILE, f"after step {step}\n")
@@ -144,3 +175,46 @@ def train_steps(
             raise SystemExit(INTERRUPTED)
     if metrics is not None:
         metrics.close()
+
+
+def save(
+    accelerator: Accelerator,
+    options: RunOptions,
+    stage: Stage,
+    optimizer: AcceleratedOptimizer,
+    state: State,
+) -> None:
+    """Save a checkpoint. Called in all processes; they go on when it is whole."""
+    if accelerator.is_main_process:
+        save_checkpoint(
+            options.output, state, stage.weights(), stage.documents(), optimizer, options.keep
+        )
+    accelerator.wait_for_everyone()
+
+
+def _judge(
+    accelerator: Accelerator,
+    options: RunOptions,
+    stage: Stage,
+    name: str,
+    evaluator: Evaluator,
+    metrics: Metrics | None,
+    step: int,
+) -> None:
+    """Call one evaluator in all processes and log what the main one returns.
+
+    The random state of training is left as it was.
+    """
+    stage.model.eval()
+    with torch.no_grad(), torch.random.fork_rng():
+        judgement = evaluator.evaluate(stage, accelerator)
+    stage.model.train()
+    if metrics is None:
+        return
+    numbers = {f"{name}/{key}": value for key, value in judgement.numbers.items()}
+    if numbers:
+        metrics.log(step, numbers)
+        found = "  ".join(f"{key} {value:.4f}" for key, value in numbers.items())
+        print(f"step {step:>6}/{options.optim.steps}  {found}", flush=True)
+    for key, figure in judgement.pictures.items():
+        save_figure(figure, options.output / "figures" / f"{name}_{key}.png")

@@ -1,60 +1,12 @@
 """AdamW, its parameter groups, and the learning rate as a pure function of the step."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 import torch
 from lightly.utils.scheduler import cosine_warmup_schedule
 from torch import nn
 
 from data_prep.common.errors import UserError
-
-OPTIMIZER_FILE = "optimizer.pt"
-
-
-@dataclass
-class OptimConfig:
-    """Steps, batch and AdamW."""
-
-    steps: int = 100_000
-    """Optimiser steps of the whole run."""
-    batch_size: int = 256
-    """Images a step, over all processes."""
-    accumulate: int = 1
-    """Forward and backward passes a step, each with its share of the batch."""
-    lr: float = 1.5e-4
-    """Learning rate for a batch of 256; the rate used is this times batch_size / 256."""
-    warmup_steps: int = 2_000
-    """Steps of linear warm-up; after it a cosine leads to 0."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's averaging factors."""
-    weight_decay: float = 0.05
-    """Decoupled weight decay; biases, norms and position tables have none."""
-    clip: float | None = 1.0
-    """Largest gradient norm; null for none."""
-    layer_decay: float | None = None
-    """Factor of the learning rate from each encoder block to the one below it; null for none."""
-
-    def check(self, processes: int) -> int:
-        """Images of one forward pass in one process.
-
-        Raises:
-            UserError: the batch does not divide, or a warm-up longer than the run.
-        """
-        parts = processes * self.accumulate
-        if self.steps < 1 or self.batch_size < 1 or self.accumulate < 1:
-            raise UserError("optim.steps, optim.batch_size and optim.accumulate must be 1 or more")
-        if self.batch_size % parts:
-            raise UserError(
-                f"optim.batch_size {self.batch_size} does not divide into {processes} processes x "
-                f"{self.accumulate} passes"
-            )
-        if not 0 <= self.warmup_steps <= self.steps:
-            raise UserError(
-                f"optim.warmup_steps {self.warmup_steps} is not in 0..optim.steps {self.steps}"
-            )
-        return self.batch_size // parts
+from pretrain.engine.run_options import OptimConfig
 
 
 def learning_rate(config: OptimConfig, step: int) -> float:
@@ -106,19 +58,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["scale"]
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
-    """Restore the optimiser's state from a checkpoint folder, onto the parameters' device.
-
-    Raises:
-        UserError: the state is of another model.
-    """
-    path = checkpoint / OPTIMIZER_FILE
-    try:
-        optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{path} does not fit the model of this recipe: {error}") from None
-
-
 def step_seed(seed: int, step: int, micro: int, rank: int) -> int:
     """Seed of one forward pass, so that a resumed run draws what it would have drawn."""
     return int(
@@ -146,8 +85,9 @@ def layer_scale(name: str, depth: int, layer_decay: float | None) -> float:
 
 
 def _block_of(name: str) -> int | None:
-    """Number of the image encoder's block that a parameter belongs to, or None."""
+    """Index of the image encoder's block that a parameter belongs to, or None."""
     parts = name.split(".")
-    if "blocks" not in parts or not parts[0].endswith("encoder"):
-        return None
-    return int(parts[parts.index("blocks") + 1])
+    for owner, part, index in zip(parts, parts[1:], parts[2:], strict=False):
+        if owner.endswith("encoder") and part == "blocks":
+            return int(index)
+    return None

@@ -1,4 +1,4 @@
-"""One line a log interval: losses, learning rate, images/s and time left."""
+"""One line per log interval: losses, learning rate, images/s and time left."""
 
 import time
 from collections.abc import Mapping
@@ -8,9 +8,9 @@ class Progress:
     """Throughput since the last line.
 
     Args:
-        steps: of the whole run.
-        done: steps done before this start.
-        batch_size: images a step, over all processes.
+        steps: Steps of the whole run.
+        done: Steps done before this start.
+        batch_size: Images per step, summed over processes.
     """
 
     def __init__(self, steps: int, done: int, batch_size: int) -> None:
@@ -23,9 +23,9 @@ class Progress:
         images_per_second = (step - self.last_step) * self.batch_size / (now - self.last_time)
         self.last_step, self.last_time = step, now
         left = (self.steps - step) * self.batch_size / images_per_second
-        told = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        text = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         print(
-            f"step {step:>6}/{self.steps}  {told}  lr {rate:.2e}  "
+            f"step {step:>6}/{self.steps}  {text}  lr {rate:.2e}  "
             f"{images_per_second:.1f} images/s  {format_time(left)} left",
             flush=True,
         )

@@ -3,7 +3,7 @@
 An objective looks at a batch and returns a plan: the token sequences that it wants encoded, and a
 function from the encoded sequences to its loss. Sequences of all objectives that have the same
 number of tokens share one encoder call, and a clean sequence that two objectives ask for is encoded
-once (see `pretrain.objectives.together`).
+once (see `together.py`).
 """
 
 from abc import ABC, abstractmethod
@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from pretrain.encoder.sam import WINDOW, take
+from pretrain.encoder.sam import SamEncoder, take
 from pretrain.encoder.windows import balanced_keep, kept_of_window
+from pretrain.sizes import ATTENTION_WINDOW
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +75,7 @@ class Inputs:
         if keep_ratio == 1.0:
             return View(self.embeddings, None)
         batch = len(self.embeddings)
-        keep = balanced_keep(batch, self.grid, WINDOW, keep_ratio, self.generator)
+        keep = balanced_keep(batch, self.grid, ATTENTION_WINDOW, keep_ratio, self.generator)
         index = keep.to(self.embeddings.device, non_blocking=True)
         return View(take(self.embeddings, index), keep)
 
@@ -93,9 +95,17 @@ class Objective(nn.Module, ABC):
         super().__init__()
         if not 0 < keep_ratio <= 1:
             raise ValueError(f"keep_ratio is {keep_ratio}; expected a share in (0, 1]")
-        kept_of_window(keep_ratio, WINDOW)
+        kept_of_window(keep_ratio, ATTENTION_WINDOW)
         self.weight, self.keep_ratio = weight, keep_ratio
 
     @abstractmethod
     def plan(self, inputs: Inputs) -> Plan:
         """What to encode and how to score it."""
+
+    def draw(self, encoder: SamEncoder, images: Tensor) -> dict[str, Figure]:
+        """Pictures of what was learned, by file name; none by default.
+
+        Args:
+            images: (B, 3, S, S) normalised, on the encoder's device.
+        """
+        return {}

@@ -12,11 +12,14 @@ from lightly.models.utils import (
     patchify,
     set_at_index,
 )
+from matplotlib.figure import Figure
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from pretrain.encoder.sam import PATCH
+from pretrain.encoder.sam import SamEncoder
 from pretrain.objectives.base import Inputs, Objective, Plan
+from pretrain.objectives.reconstruction import draw_reconstructions
+from pretrain.sizes import PATCH
 
 PATCH_VALUES = 3 * PATCH**2
 
@@ -108,6 +111,10 @@ class MaskedAutoencoding(Objective):
             table = get_2d_sine_cosine_positional_embedding_from_grid(self.decoder_width, axes)
             self._positions[grid, device] = torch.from_numpy(table).to(device, torch.float32)
         return self._positions[grid, device]
+
+    def draw(self, encoder: SamEncoder, images: Tensor) -> dict[str, Figure]:
+        """Reconstructions of some images."""
+        return {"reconstructions": draw_reconstructions(encoder, self, images)}
 
     @staticmethod
     def dropped(keep: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -1,5 +1,6 @@
 """Small inputs made on the fly."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ from data_prep.__main__ import main
 from data_prep.format.index import read_json
 from data_prep.layouts import find_layout
 from data_prep.loader.dataset import ShardDataset
-from data_prep.options import ShardConfig
-from data_prep.shards.write import write_shards
+from data_prep.options import WriteOptions
+from data_prep.shards import write_shards
 
 
 @pytest.fixture(scope="session")
@@ -31,12 +32,15 @@ def make_images():
 
 @pytest.fixture(scope="session")
 def shard_folder():
-    """Shard an image folder, by default four records a shard."""
+    """Shard a folder, by default one of images, and four records per shard."""
 
-    def shard(folder: Path, output: Path, **options):
-        values = {"layout": "folder", "input": folder, "output": output, "shard_records": 4}
-        config = ShardConfig(**values | options)
-        return write_shards(find_layout(config.layout, "pretraining")(config), config)
+    def shard(folder: Path, output: Path, layout: str = "folder", **options):
+        writing = {"output": output, "shard_records": 4}
+        for field in fields(WriteOptions):
+            if field.name in options:
+                writing[field.name] = options.pop(field.name)
+        found = find_layout(layout, "pretraining")(input=folder, **options)
+        return write_shards(found.source(layout, found.references()), WriteOptions(**writing))
 
     return shard
 

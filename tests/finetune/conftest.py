@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,14 +10,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from data_prep.common.cli import parse, write_resolved_config
+from data_prep.common.cli import write_resolved_config
+from data_prep.common.parsing import parse
 from data_prep.options import WriteOptions
 from data_prep.records import Reference, Sample, Source
 from data_prep.shards.write import write_shards
 from finetune.config import TrainConfig
 from finetune.model.prompt_encoder import Prompts
 from finetune.model.segmenter import Decoded, build_model
-from pretrain.encoder.sam import SIZES, EncoderSize
+from pretrain.sizes import SIZES, EncoderSize
 
 
 class Records:
@@ -37,7 +39,7 @@ def make_shards(tmp_path: Path) -> Callable[..., Path]:
         references = [
             Reference(f"{number:04d}", group=sample.group) for number, sample in enumerate(samples)
         ]
-        source = Source("test", references, Records(samples), "{}", labels)
+        source = Source("test", references, Records(samples), {}, labels)
         write_shards(source, WriteOptions(output=tmp_path / name, shard_records=8))
         return tmp_path / name
 
@@ -52,6 +54,9 @@ class Discs(nn.Module):
     """
 
     image_size = 64
+    targets = ("liver", "tumour", "both")
+    previous_mask = True
+    decoder = SimpleNamespace(takes_prompts=True)
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +102,7 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(SIZES, "tiny", tiny)
     torch.manual_seed(0)
     run = tmp_path / "run"
-    options = ["--data.shards=unused", f"--output={run}", "--model.encoder=tiny"]
+    options = ["--data.shards=unused", f"--output={run}", "--model.encoder_size=tiny"]
     options += ["--model.encoder_adapter=finetune.adapters.MsaAdapter"]
     config, resolved = parse(TrainConfig, "train", [*options, "--model.image_size=64"])
     segmenter = build_model(config.model)

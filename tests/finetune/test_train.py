@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data_prep.common.cli import run_command
-from finetune import train as stage_two
-from finetune.config import TrainConfig
-from finetune.inference.loading import SEGMENTER_FILE, load_segmenter
+from finetune import stage as stage_two
+from finetune.inference.loading import SEGMENTER, load_segmenter
+from finetune.train import COMMAND
 from pretrain.encoder.sam import build_encoder
-from pretrain.encoder.weights import latest_checkpoint
+from pretrain.engine.checkpoint import latest_checkpoint
 
 RECIPE = ("finetune/train.py", "--config=configs/finetune/quickstart.yaml")
 STEPS = 7
@@ -52,7 +52,7 @@ def never_stopped(tiny, tmp_path_factory, launch) -> dict[int, Path]:
 
 
 def trained_weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(latest_checkpoint(run) / SEGMENTER_FILE)
+    return latest_checkpoint(run).weights(SEGMENTER)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -66,7 +66,7 @@ def test_a_killed_run_resumes_to_the_same_losses_and_weights(
     )
     assert killed.returncode != 0
     assert not (run / "DONE").exists()
-    saved = int(latest_checkpoint(run).name.removeprefix("step-"))
+    saved = int(latest_checkpoint(run).folder.name.removeprefix("step-"))
     assert 2 <= saved < STEPS
 
     again = launch(*RECIPE, *options, processes=processes)
@@ -89,7 +89,7 @@ def test_the_trained_file_holds_the_neck_adapters_and_decoder_but_nothing_frozen
     assert not keys & trunk
     for part in ("image_encoder.neck.", "prompt_encoder.", "mask_decoder.", ".adapter."):
         assert any(part in key for key in keys), part
-    segmenter, _ = load_segmenter(run, torch.device("cpu"))
+    segmenter = load_segmenter(run, torch.device("cpu"))
     assert keys | trunk == set(segmenter.state_dict())
 
 
@@ -108,7 +108,7 @@ def test_training_leaves_the_loaded_encoder_bit_for_bit_and_moves_what_is_new(
     monkeypatch.setattr(stage_two, "build_model", build_and_keep)
     options = [*RECIPE, *tiny, "--optim.steps=4", f"--output={tmp_path / 'run'}"]
     monkeypatch.setattr("sys.argv", options)
-    run_command("finetune/train.py", TrainConfig, stage_two.train)
+    run_command("finetune/train.py", COMMAND)
     ((segmenter, before),) = built
     after = segmenter.state_dict()
     loaded = load_file(encoder_file)
@@ -126,7 +126,7 @@ def test_without_an_encoder_all_is_trained(labelled_shards, tmp_path, launch) ->
     done = launch(*RECIPE, *options)
     assert done.returncode == 0, done.stderr
     assert "frozen" not in done.stdout
-    segmenter, _ = load_segmenter(run, torch.device("cpu"))
+    segmenter = load_segmenter(run, torch.device("cpu"))
     assert set(trained_weights(run)) == set(segmenter.state_dict())
 
 
@@ -135,7 +135,7 @@ def test_without_an_encoder_all_is_trained(labelled_shards, tmp_path, launch) ->
     [
         (["--optim.lrr=1"], "optim.lrr"),
         (["--encoder=missing.safetensors"], "missing.safetensors"),
-        (["--model.encoder=vit_s"], "encoder.safetensors does not fit"),
+        (["--model.encoder_size=vit_s"], "holds vit_t weights, and vit_s is asked for"),
         (["--model.image_size=70"], "image_size is 70"),
         (["--data.targets=[cup]"], "'cup', only disc, square"),
         (["--data.split=val"], "'val'"),
@@ -148,7 +148,7 @@ def test_bad_options_are_one_line_and_leave_nothing(
     run = tmp_path / "run"
     monkeypatch.setattr("sys.argv", [*RECIPE, *tiny, f"--output={run}", *change])
     with pytest.raises(SystemExit) as stopped:
-        run_command("finetune/train.py", TrainConfig, stage_two.train)
+        run_command("finetune/train.py", COMMAND)
     assert stopped.value.code == 2
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(lines) == 1

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from data_prep.common.cli import parse
+from data_prep.common.parsing import parse
 from pretrain.config import PretrainConfig
 
 RECIPE = "--config=configs/pretrain/quickstart.yaml"

@@ -10,16 +10,15 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
-from safetensors.torch import load_file
 
 from data_prep.__main__ import main as data_prep
 from data_prep.common.cli import run_command
 from data_prep.loader.mixture import ShardMixture
-from pretrain.config import PretrainConfig
 from pretrain.encoder.pixels import normalise_pixels
 from pretrain.encoder.sam import build_encoder
-from pretrain.encoder.weights import latest_checkpoint
-from pretrain.train import images_to_draw, pretrain
+from pretrain.engine.checkpoint import latest_checkpoint
+from pretrain.stage import images_to_draw
+from pretrain.train import COMMAND
 from pretrain.transform import PretrainTransform
 
 RECIPE = ("pretrain/train.py", "--config=configs/pretrain/quickstart.yaml")
@@ -34,7 +33,7 @@ TINY = (
 
 
 def weights(run: Path, name: str) -> dict[str, torch.Tensor]:
-    return load_file(latest_checkpoint(run) / name)
+    return latest_checkpoint(run).weights(name)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +75,7 @@ def test_a_killed_run_resumes_to_the_same_losses_and_weights(
     )
     assert killed.returncode != 0
     assert not (run / "DONE").exists()
-    saved = int(latest_checkpoint(run).name.removeprefix("step-"))
+    saved = int(latest_checkpoint(run).folder.name.removeprefix("step-"))
     assert 2 <= saved < STEPS
 
     again = launch(*RECIPE, *options, processes=processes)
@@ -85,7 +84,7 @@ def test_a_killed_run_resumes_to_the_same_losses_and_weights(
     expected = never_stopped[processes]
     assert [row["step"] for row in read_losses(run)] == list(range(1, STEPS + 1))
     assert read_losses(run) == read_losses(expected)
-    for name in ("encoder.safetensors", "objectives.safetensors"):
+    for name in ("encoder", "objectives"):
         own, other = weights(run, name), weights(expected, name)
         assert all(torch.equal(own[key], other[key]) for key in other)
 
@@ -110,7 +109,7 @@ def test_a_signal_finishes_the_step_saves_and_asks_to_be_started_again(
         *RECIPE, *options, "--save_every=500", output=run, lines=3, number=number
     )
     assert stopped.returncode != 0
-    state = json.loads((latest_checkpoint(run) / "state.json").read_text())
+    state = json.loads((latest_checkpoint(run).folder / "state.json").read_text())
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert state["step"] == logged[-1]["step"] < 500
     assert state["samples_seen"] == 4 * state["step"]
@@ -144,8 +143,8 @@ def test_passes_add_up_to_one_step(image_shards, tmp_path, capfd, monkeypatch, r
         options += ["--data.workers=0", "--objectives.emix.weight=0", "--objectives.shed.weight=0"]
         arguments = [*options, "--optim.steps=2", f"--optim.accumulate={passes}"]
         monkeypatch.setattr("sys.argv", ["pretrain/train.py", *arguments])
-        run_command("pretrain/train.py", PretrainConfig, pretrain)
-        state = json.loads((latest_checkpoint(run) / "state.json").read_text())
+        run_command("pretrain/train.py", COMMAND)
+        state = json.loads((latest_checkpoint(run).folder / "state.json").read_text())
         assert (state["step"], state["samples_seen"]) == (2, 8)
         rows.append(read_losses(run))
     assert rows[0][0]["mae"] == pytest.approx(rows[1][0]["mae"], rel=0.05)
@@ -159,7 +158,7 @@ def test_lines_are_means_over_their_steps_also_of_a_resumed_run(
         options = [RECIPE[1], *TINY, f"--data.shards={image_shards}", "--optim.steps=6", *more]
         options += ["--data.workers=0", f"--output={tmp_path / name}", "--save_every=3"]
         monkeypatch.setattr("sys.argv", ["pretrain/train.py", *options])
-        run_command("pretrain/train.py", PretrainConfig, pretrain)
+        run_command("pretrain/train.py", COMMAND)
         AcceleratorState._reset_state(reset_partial_state=True)
         return read_losses(tmp_path / name)
 
@@ -184,7 +183,7 @@ def test_the_run_folder_holds_what_stage_two_and_a_reader_need(never_stopped) ->
         assert (run / "figures" / name).read_bytes().startswith(b"\x89PNG")
     assert list((run / "tensorboard").iterdir())
     encoder = build_encoder("vit_t", run)
-    saved = weights(run, "encoder.safetensors")
+    saved = weights(run, "encoder")
     assert all(torch.equal(tensor, saved[key]) for key, tensor in encoder.state_dict().items())
 
 
@@ -194,7 +193,7 @@ def test_the_run_folder_holds_what_stage_two_and_a_reader_need(never_stopped) ->
         (["--optim.lrr=1"], "optim.lrr"),
         (["--image_size=230"], "image_size 230"),
         (["--image_size=256"], "image_size 256"),
-        (["--encoder=vit_x"], "vit_x"),
+        (["--encoder_size=vit_x"], "vit_x"),
         (["--start_from=missing.pth"], "missing.pth"),
         (["--optim.batch_size=5", "--optim.accumulate=2"], "optim.batch_size 5"),
         (["--objectives.mae.keep_ratio=0"], "keep_ratio is 0"),
@@ -219,7 +218,7 @@ def failure(options: list[str], capfd, monkeypatch) -> str:
     """The error line of stage one called in this process, which must exit with status 2."""
     monkeypatch.setattr("sys.argv", ["pretrain/train.py", *options])
     with pytest.raises(SystemExit) as stopped:
-        run_command("pretrain/train.py", PretrainConfig, pretrain)
+        run_command("pretrain/train.py", COMMAND)
     assert stopped.value.code == 2
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(lines) == 1

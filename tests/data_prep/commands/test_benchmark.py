@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.commands.benchmark import BenchmarkConfig, _plain_sharding, make_photographs, measure
+from data_prep.commands.benchmark import _plain_sharding, make_photographs, measure
 from data_prep.common.errors import UserError
-from data_prep.options import ReadOptions
+from data_prep.options import BenchmarkOptions, ReadOptions
 from data_prep.readers.images import read_image
 
 
 def test_report_of_a_tiny_run(tmp_path):
-    config = BenchmarkConfig(images=6, photographs=2, workers=1, repeats=1)
+    config = BenchmarkOptions(images=6, photographs=2, workers=1, repeats=1)
     lines = list(measure(config, tmp_path))
     assert lines[0].endswith("1 workers, shortest of 1 times")
     patterns = [
@@ -34,11 +34,11 @@ def test_both_ways_of_scaling_give_the_same_picture(tmp_path):
     _plain_sharding(tmp_path / "photographs", tmp_path / "plain", 512)
     with tarfile.open(tmp_path / "plain" / "000000.tar") as tar:
         plain = np.asarray(Image.open(io.BytesIO(tar.extractfile("000000.jpg").read())))
-    ours = read_image(tmp_path / "photographs" / "000000.jpg", ReadOptions(layout="folder"), 512)
+    ours = read_image(tmp_path / "photographs" / "000000.jpg", ReadOptions(), 512)
     assert ours.array.shape == plain.shape == (341, 512, 3)
     assert np.abs(ours.array.astype(int) - plain).mean() < 3
 
 
 def test_counts_must_be_positive():
     with pytest.raises(UserError, match="at least 1"):
-        BenchmarkConfig(repeats=0)
+        BenchmarkOptions(repeats=0)

@@ -7,7 +7,7 @@ import pytest
 
 from data_prep.common.errors import UserError
 from data_prep.layouts import find_layout
-from data_prep.options import ReadOptions, ShardConfig
+from data_prep.options import ReadOptions
 from data_prep.readers.images import read_image
 
 
@@ -51,9 +51,9 @@ def test_radimagenet_without_tables(tmp_path, save_image, read_layout):
 
 def test_radimagenet_lists_do_not_lead_out_of_the_input(tmp_path):
     (tmp_path / "a_train.csv").write_text("filename,label\n../secret/1.png,x\n")
-    config = ShardConfig(layout="radimagenet", input=tmp_path, output=tmp_path / "set")
+    layout = find_layout("radimagenet", "pretraining")(input=tmp_path)
     with pytest.raises(UserError, match="is not below the input folder"):
-        find_layout("radimagenet", "pretraining")(config)
+        layout.references()
 
 
 def fundus(height=300, width=440, radius=140, level=120):
@@ -88,7 +88,7 @@ def test_eyepacs_both_eyes_are_one_patient(tmp_path, save_image, read_layout):
 @pytest.mark.parametrize("max_size", [None, 100, 1000])
 def test_black_borders_are_cut_off_at_every_size(tmp_path, max_size, save_image):
     save_image(tmp_path / "a.jpg", fundus(), quality=95)
-    options = ReadOptions(layout="eyepacs")
+    options = ReadOptions()
     picture = read_image(tmp_path / "a.jpg", options, max_size, crop_border=True)
     side = 100 if max_size == 100 else 281
     assert all(abs(length - side) <= 3 for length in picture.array.shape[:2])
@@ -131,9 +131,9 @@ def test_isic_tables_of_three_sources(table, tmp_path, save_image, read_layout):
 
 def test_isic_without_tables_is_refused(tmp_path, save_image):
     save_image(tmp_path / "ISIC_0000001.jpg", grey(1))
-    config = ShardConfig(layout="isic", input=tmp_path, output=tmp_path / "set")
+    layout = find_layout("isic", "pretraining")(input=tmp_path)
     with pytest.raises(UserError, match="has no table with a column image_id"):
-        find_layout("isic", "pretraining")(config)
+        layout.references()
 
 
 def test_hf_image_folder(tmp_path, save_image, read_layout):
@@ -179,35 +179,32 @@ def test_hf_parquet_keeps_bytes_and_loses_only_the_broken_image(tmp_path, save_i
 
 
 def test_hf_faults_are_told(tmp_path):
-    pretraining = find_layout("hf", "pretraining")
+    layout = find_layout("hf", "pretraining")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.csv").write_text("x,y\n1,2\n")
-    config = ShardConfig(layout="hf", input=tmp_path / "data", output=tmp_path / "set")
     with pytest.raises(UserError, match="no column of images, only x, y"):
-        pretraining(config)
+        layout(input=str(tmp_path / "data")).references()
     with pytest.raises(UserError, match="cannot be loaded by datasets"):
-        pretraining(ShardConfig(layout="hf", input=tmp_path / "gone", output=tmp_path / "set"))
+        layout(input=str(tmp_path / "gone")).references()
 
 
 def test_a_folder_with_masks_beside_the_images_is_told(tmp_path, save_image, capsys):
     plain = ["scan.png", "a/segment 1.png", "a/landmask-free.png", "target.jpg", "labelled/1.png"]
     masks = ["a_mask.png", "a (2)_mask_1.png", "b_Segmentation.png", "c-gt.tif", "d label.png"]
     masks += ["masks/1.png", "x/labelsTr/2.png", "Part1_GroundTruth/3.png"]
-    config = ShardConfig(layout="folder", input=tmp_path, output=tmp_path / "set")
+    layout = find_layout("folder", "pretraining")
     for number, name in enumerate(plain):
         save_image(tmp_path / name, grey(number))
-    assert len(find_layout("folder", "pretraining")(config).references) == len(plain)
+    assert len(layout(input=tmp_path).references()) == len(plain)
     assert capsys.readouterr().err == ""
     for name in masks:
         save_image(tmp_path / name, grey(255))
-    find_layout("folder", "pretraining")(config)
+    layout(input=tmp_path).references()
     warning = capsys.readouterr().err
     assert warning.startswith("warning: 8 of 13 files look like masks, such as ")
     assert "shard-seg --layout pairs" in warning and warning.count("\n") == 1
     for name in masks:
         folder = tmp_path / "each" / name.replace("/", "-").split(".")[0]
         save_image(folder / name, grey(255))
-        find_layout("folder", "pretraining")(
-            ShardConfig(layout="folder", input=folder, output=tmp_path / "set")
-        )
+        layout(input=folder).references()
         assert f"1 of 1 files look like masks, such as {name}" in capsys.readouterr().err

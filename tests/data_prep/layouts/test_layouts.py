@@ -11,7 +11,6 @@ from data_prep.__main__ import main
 from data_prep.common.errors import UserError
 from data_prep.layouts import find_layout, samples
 from data_prep.loader.dataset import ShardDataset
-from data_prep.options import ShardConfig, ShardSegConfig
 from data_prep.readers.nifti import mask_to_nifti
 
 
@@ -113,18 +112,17 @@ def test_stage_one_leaves_out_the_held_out_cases(suffix, tmp_path, capsys):
 
 def test_nnunet_faults_are_told(tmp_path):
     make_cases(tmp_path / "data")
-    config = ShardSegConfig(layout="nnunet", input=tmp_path / "data", output=tmp_path / "set")
-    segmentation = find_layout("nnunet", "segmentation")
+    layout = find_layout("nnunet", "segmentation")
     (tmp_path / "data" / "imagesTr" / "case3.nii.gz").rename(tmp_path / "moved.nii.gz")
     with pytest.raises(UserError, match=r"case3\.nii\.gz: has no image"):
-        segmentation(config)
+        layout(input=tmp_path / "data").references()
     document = tmp_path / "data" / "dataset.json"
     document.write_text('{"labels": [1, 2]}')
     with pytest.raises(UserError, match="not in MSD or nnU-Net form"):
-        segmentation(config)
+        layout(input=tmp_path / "data").references()
     document.unlink()
     with pytest.raises(UserError, match=r"dataset\.json: missing"):
-        segmentation(config)
+        layout(input=tmp_path / "data").references()
 
 
 def test_masks_that_do_not_fit_are_left_out(tmp_path, capsys):
@@ -204,14 +202,17 @@ def test_masks_of_uncertain_meaning_are_refused(tmp_path, capsys):
 def test_pairs_that_do_not_match_are_told(tmp_path):
     make_pairs(tmp_path / "data", [np.zeros((40, 40), np.uint8)] * 2)
     (tmp_path / "data" / "p0_eye1 mask.png").unlink()
-    options = {"layout": "pairs", "input": tmp_path / "data", "output": tmp_path / "set"}
-    segmentation = find_layout("pairs", "segmentation")
+    layout = find_layout("pairs", "segmentation")
+
+    def references(**options):
+        return layout(input=tmp_path / "data", mask="* mask.png", **options).references()
+
     with pytest.raises(UserError, match=r"p0_eye1\.jpg has no mask p0_eye1 mask\.png \(1 of 2"):
-        segmentation(ShardSegConfig(image="*.jpg", mask="* mask.png", **options))
-    with pytest.raises(UserError, match="no pattern with one"):
-        segmentation(ShardSegConfig(image="a.jpg", mask="* mask.png", **options))
-    with pytest.raises(UserError, match="no file below the input fits"):
-        segmentation(ShardSegConfig(image="*.tif", mask="* mask.png", **options))
+        references(image="*.jpg")
+    with pytest.raises(UserError, match="not a pattern with one"):
+        references(image="a.jpg")
+    with pytest.raises(UserError, match="no file below the input matches"):
+        references(image="*.tif")
 
 
 def test_samples_hold_a_slab_out(tmp_path):
@@ -246,12 +247,11 @@ def test_views_of_the_samples_cover_the_brain():
 
 def test_stage_one_samples_never_see_the_slab():
     image = samples.template()
-    config = ShardConfig(layout="samples", output="unused", planes=("axial", "coronal", "sagittal"))
-    source = samples.pretraining(config)
+    layout = samples.Samples(planes=("axial", "coronal", "sagittal"))
     seen = {}
-    for reference in source.references:
+    for reference in layout.references():
         if reference.part != "dicom":
-            taken = list(source.read(reference))
+            taken = list(layout.read(reference))
             seen[reference.part] = (len(taken), taken[0].image.shape)
     right, front, head = image.shape
     below, above = samples.HELD_OUT.start, head - samples.HELD_OUT.stop

@@ -7,7 +7,6 @@ import pytest
 
 from data_prep.common.errors import UserError
 from data_prep.layouts import find_layout
-from data_prep.options import ShardSegConfig
 from data_prep.readers.masks import nearest_level, read_union
 from data_prep.records import Unreadable
 
@@ -180,9 +179,7 @@ def test_tnscui_takes_classes_from_its_table(tmp_path, save_image, read_layout):
         assert np.array_equal(record.mask, box(number, 0) // 255)
     (tmp_path / "train.csv").write_text("name,CATE\n0000.PNG,1\n")
     with pytest.raises(UserError, match=r"train\.csv: has no column 'ID', only name, CATE"):
-        find_layout("tnscui", "segmentation")(
-            ShardSegConfig(layout="tnscui", input=tmp_path, output=tmp_path)
-        )
+        find_layout("tnscui", "segmentation")(input=tmp_path).references()
 
 
 def make_lists(root, save_image):
@@ -230,23 +227,22 @@ def test_image2label_overlapping_masks_lose_no_pixel(tmp_path, save_image, read_
 
 
 def test_image2label_faults_are_told(tmp_path, save_image):
-    config = ShardSegConfig(layout="image2label", input=tmp_path, output=tmp_path / "set")
-    segmentation = find_layout("image2label", "segmentation")
+    layout = find_layout("image2label", "segmentation")
     with pytest.raises(UserError, match="has neither image2label_train"):
-        segmentation(config)
+        layout(input=tmp_path).references()
     train = tmp_path / "image2label_train.json"
     faults = {
         '{"a.png": ["b.png"]}': "a.png, which the list names, is not below",
         '{"../a.png": ["b.png"]}': "is not below the input folder",
         '{"/etc/a.png": ["b.png"]}': "is not below the input folder",
-        '{"a.png": "b.png"}': "no map from images to lists",
-        "[1]": "no map from files",
+        '{"a.png": "b.png"}': "not a map from images to lists",
+        "[1]": "not a map from files",
         "{": "is not JSON",
     }
     for text, message in faults.items():
         train.write_text(text)
         with pytest.raises(UserError, match=message):
-            segmentation(config)
+            layout(input=tmp_path).references()
 
 
 def test_masks_of_several_sizes_are_refused(tmp_path, save_image):

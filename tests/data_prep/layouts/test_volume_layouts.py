@@ -8,7 +8,6 @@ import pytest
 
 from data_prep.common.errors import UserError
 from data_prep.layouts import find_layout
-from data_prep.options import ShardSegConfig
 
 WHOLE = ("--split", "{train: 1.0}")
 
@@ -124,9 +123,8 @@ def test_brats_of_two_times(names, sequences, values, groups, tmp_path, read_lay
         assert record.meta["present"] == ["whole tumour", "tumour core", "enhancing tumour"]
         slices = record.meta["slices"]
         assert slices["whole tumour"] == slices["enhancing tumour"] == [1, 2, 3, 4]
-    config = ShardSegConfig(layout="brats", input=tmp_path / "data", output=tmp_path, channel=4)
     with pytest.raises(UserError, match="channel: 4 is not one of 0 to 3"):
-        find_layout("brats", "segmentation")(config)
+        find_layout("brats", "segmentation")(input=tmp_path / "data", channel=4)
 
 
 def test_stage_one_takes_the_images_of_all_parts_and_no_mask(tmp_path, read_layout):

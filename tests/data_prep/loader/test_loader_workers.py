@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.common.cli import run
+from data_prep.common.cli import one_line_errors
 from data_prep.common.errors import UserError
 from data_prep.loader.dataset import ShardDataset, build_loader
 
@@ -65,7 +65,7 @@ def unreadable(record, generator):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_error_in_a_worker_is_the_same_one_line(shard_set, capsys, workers):
     loader = build_loader(ShardDataset(shard_set, transform=unreadable), 2, workers=workers)
-    with pytest.raises(SystemExit) as stopped:
-        run(lambda: next(iter(loader)))
+    with pytest.raises(SystemExit) as stopped, one_line_errors():
+        next(iter(loader))
     assert stopped.value.code == 2
     assert capsys.readouterr().err == "error: shard-7.tar: does not decode; shard again\n"

@@ -13,7 +13,7 @@ from data_prep.options import ReadOptions
 from data_prep.readers.images import read_image
 from data_prep.records import Unreadable
 
-OPTIONS = ReadOptions(layout="folder")
+OPTIONS = ReadOptions()
 
 
 def smooth(height=60, width=80, channels=3):
@@ -161,12 +161,12 @@ def test_sixteen_bit_grey_is_windowed(tmp_path, bits):
     values = np.arange(10000, dtype=np.uint16).reshape(100, 100) // 3
     path = save(tmp_path / "a.png", values)
     top = (1 << bits) - 1
-    options = ReadOptions(layout="folder", bits=bits, window=(100.0, 2100.0))
+    options = ReadOptions(bits=bits, window=(100.0, 2100.0))
     picture = read_image(path, options)
     expected = np.floor(np.clip((values - 100.0) / 2000, 0, 1) * top + 0.5)
     assert np.abs(picture.array.astype(int) - expected).max() <= (0 if bits == 8 else 1)
     assert np.array_equal(decode(*picture.encoded), picture.array)
-    whole = read_image(path, ReadOptions(layout="folder", bits=bits, window="full")).array
+    whole = read_image(path, ReadOptions(bits=bits, window="full")).array
     assert (whole.min(), whole.max()) == (0, top)
 
 
@@ -205,7 +205,7 @@ def test_damaged_and_huge_files_are_refused(tmp_path):
             read_image(tmp_path / "a.jpg", OPTIONS)
     (tmp_path / "a.jpg").write_bytes(whole)
     with pytest.raises(Unreadable, match="80 x 60 pixels exceed max_pixels"):
-        read_image(tmp_path / "a.jpg", ReadOptions(layout="folder", max_pixels=4799))
+        read_image(tmp_path / "a.jpg", ReadOptions(max_pixels=4799))
     frames = [Image.fromarray(smooth()), Image.fromarray(smooth()[::-1].copy())]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     with pytest.raises(Unreadable, match="holds 2 frames"):

@@ -54,7 +54,7 @@ def test_datasets_reads_what_is_unknown_in_the_first_records(tmp_path):
         replace(reference, label=None if place < 8 else "ill")
         for place, reference in enumerate(shard.references)
     ]
-    source = Source("made up", references, blank_image, "", {"lesion": [1]})
+    source = Source("made up", references, blank_image, {}, {"lesion": [1]})
     write_shards(source, WriteOptions(output=tmp_path / "set"))
     theirs = datasets.load_dataset(
         "webdataset",

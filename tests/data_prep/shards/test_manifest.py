@@ -45,7 +45,9 @@ def test_sizes_of_images_and_volumes_in_one_set():
         sample = Sample(np.zeros(shape, np.uint8), volume=volume)
         summary.add(sample, {"group": "g", "label": None, "modality": None})
     index = {"shard": "train-000000.tar", "bytes": 0, "sha256": "", "quarantined": []}
-    document = dataset_document("folder", None, 0, [index | {"summary": summary.document()}])
+    index |= {"options": {"layout": "folder", "seed": 0}, "summary": summary.document()}
+    document = dataset_document(None, [index])
+    assert document["source"] == {"layout": "folder", "seed": 0}
     assert document["sizes"] == {
         "smallest": [1, 30, 50],
         "median": [1, 40, 60],

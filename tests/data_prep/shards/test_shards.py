@@ -16,10 +16,11 @@ import pytest
 from PIL import Image
 
 from data_prep.common.errors import UserError
-from data_prep.format.index import TarWriter
-from data_prep.layouts import find_layout
+from data_prep.format.tar import TarWriter
+from data_prep.layouts.folder import Folder
 from data_prep.loader.dataset import ShardDataset
-from data_prep.options import ShardConfig
+from data_prep.options import WriteOptions
+from data_prep.records import Reference
 from data_prep.shards.summary import exact_sums
 from data_prep.shards.write import write_shards
 
@@ -39,29 +40,23 @@ def test_bytes_do_not_depend_on_workers(
 
 _SLOW_SHARD = """
 import sys, time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from data_prep.layouts import folder
-from data_prep.options import ShardConfig
-from data_prep.records import Source
-from data_prep.shards.write import write_shards
-from data_prep.shards.summary import exact_sums
+from data_prep.layouts.folder import Folder
+from data_prep.options import WriteOptions
+from data_prep.records import Reference
+from data_prep.shards import write_shards
 
 def slowly(reference, read):
     time.sleep(0.02)
     return list(read(reference))
 
 if __name__ == "__main__":
-    config = ShardConfig(
-        layout="folder",
-        input=Path(sys.argv[1]),
-        output=Path(sys.argv[2]),
-        shard_records=3,
-        workers=2,
-    )
-    source = folder.pretraining(config)
-    read = partial(slowly, read=source.read)
-    write_shards(Source(source.layout, source.references, read, source.recipe), config)
+    layout = Folder(input=Path(sys.argv[1]))
+    options = WriteOptions(output=Path(sys.argv[2]), shard_records=3, workers=2)
+    source = layout.source("folder", layout.references())
+    write_shards(replace(source, read=partial(slowly, read=source.read)), options)
 """
 
 
@@ -109,18 +104,6 @@ def test_workers_die_with_their_parent(tmp_path, make_images):
     assert len(gone) == 2 and not alive
 
 
-def test_output_of_another_recipe_is_refused(image_folder, tmp_path, shard_folder, folder_bytes):
-    shard_folder(image_folder, tmp_path / "set")
-    before = folder_bytes(tmp_path / "set")
-    with pytest.raises(UserError, match="other inputs or options"):
-        shard_folder(image_folder, tmp_path / "set", max_size=32)
-    with pytest.raises(UserError, match="other inputs or options"):
-        shard_folder(image_folder, tmp_path / "set", salt="another")
-    with pytest.raises(UserError, match="other inputs or options"):
-        shard_folder(image_folder, tmp_path / "set", shard_records=8)
-    assert folder_bytes(tmp_path / "set") == before
-
-
 def test_a_truncated_shard_is_written_again(image_folder, tmp_path, shard_folder, folder_bytes):
     shard_folder(image_folder, tmp_path / "set")
     before = folder_bytes(tmp_path / "set")
@@ -165,7 +148,7 @@ def test_a_full_disk_is_told_and_leaves_no_file(image_folder, tmp_path, monkeypa
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("data_prep.format.index.TarWriter.add", full)
+    monkeypatch.setattr("data_prep.format.tar.TarWriter.add", full)
     with pytest.raises(UserError, match="No space left on device"):
         shard_folder(image_folder, tmp_path / "set")
     assert not list((tmp_path / "set").iterdir())
@@ -178,9 +161,8 @@ def test_no_input_is_refused(tmp_path, shard_folder):
     with pytest.raises(UserError, match="is not a folder"):
         shard_folder(tmp_path / "nowhere", tmp_path / "set")
     layouts = "dicom, eyepacs, folder, hf, isic, nifti, radimagenet, samples$"
-    with pytest.raises(
-        UserError, match=f"no layout 'folders'; for pretraining there are {layouts}"
-    ):
+    wrong = rf"no layout 'folders'; did you mean folder\?; for pretraining there are {layouts}"
+    with pytest.raises(UserError, match=wrong):
         shard_folder(tmp_path / "images", tmp_path / "set", layout="folders")
     with pytest.raises(UserError, match=f"busi has no pretraining data, which have {layouts}"):
         shard_folder(tmp_path / "images", tmp_path / "set", layout="busi")
@@ -234,9 +216,10 @@ def test_files_of_one_name_in_two_folders_are_two_records(tmp_path, shard_folder
 def test_a_source_without_any_image_is_told(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").touch()
-    config = ShardConfig(layout="folder", input=tmp_path / "images", output=tmp_path / "set")
-    with pytest.raises(UserError, match="no file gave an image"):
-        write_shards(find_layout("folder", "pretraining")(config), config)
+    source = Folder(input=tmp_path / "images").source("folder", [Reference("a.png")])
+    options = WriteOptions(output=tmp_path / "set")
+    with pytest.raises(UserError, match="no file yielded an image"):
+        write_shards(source, options)
 
 
 @pytest.mark.parametrize("size", [0, 1, 511, 512, 123456])

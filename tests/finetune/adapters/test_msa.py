@@ -8,13 +8,16 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from data_prep.common.cli import parse
+from data_prep.common.components import Component
+from data_prep.common.parsing import parse, parse_file
 from finetune.adapters import Adapter, MsaAdapter, MsaDecoderAdapter
+from finetune.config import ModelConfig
 from finetune.model.mask_decoder import DecoderBlock
 from finetune.model.prompt_encoder import Prompts
-from finetune.model.segmenter import ModelConfig, Segmenter, build_model
-from pretrain.encoder.sam import SIZES, EncoderSize, SamEncoder
-from pretrain.encoder.windows import dense_layout
+from finetune.model.segmenter import Segmenter, build_model
+from pretrain.encoder.sam import SamEncoder
+from pretrain.encoder.windows import dense_groups
+from pretrain.sizes import SIZES, EncoderSize
 
 TINY = EncoderSize(width=32, depth=2, heads=2, global_blocks=(1,))
 PROMPTS = Prompts(
@@ -22,6 +25,10 @@ PROMPTS = Prompts(
     points=torch.tensor([[[30.0, 40.0]], [[200.0, 9.0]]]),
     labels=torch.tensor([[1], [0]]),
 )
+ADAPTERS = {
+    "encoder_adapter": Component("finetune.adapters.MsaAdapter"),
+    "decoder_adapter": Component("finetune.adapters.MsaDecoderAdapter"),
+}
 RECIPES = Path(__file__).parents[3] / "configs" / "finetune"
 
 
@@ -46,7 +53,7 @@ def randomise(module: nn.Module) -> None:
 
 
 def adapted() -> Segmenter:
-    return build_model(ModelConfig("tiny", 224, MsaAdapter, MsaDecoderAdapter))
+    return build_model(ModelConfig("tiny", 224, **ADAPTERS))
 
 
 def literal(adapter: Adapter, x: Tensor, added: Tensor | float = 0.0) -> Tensor:
@@ -110,14 +117,14 @@ def test_encoder_block_follows_the_formula(side: int) -> None:
     block.adapter = MsaAdapter(TINY, ratio=0.5, scale=0.3)
     randomise(block)
     adapter = block.adapter
-    layout = dense_layout(side, side, 14, torch.device("cpu"))
+    groups = dense_groups(side, side, 14, torch.device("cpu"))
     tokens = torch.randn(2, side * side, TINY.width)
 
-    attended = block.attention(block.norm1(tokens), layout)
+    attended = block.attention(block.norm1(tokens), groups)
     middle = tokens + attended + literal(adapter.after_attention, attended)
     normed = block.norm2(middle)
     expected = middle + block.mlp(normed) + 0.3 * literal(adapter.beside_mlp, normed)
-    torch.testing.assert_close(block(tokens, layout), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(block(tokens, groups), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -169,7 +176,8 @@ def test_recomputed_blocks_give_the_adapters_the_same_gradients() -> None:
     gradients = []
     for recompute in (False, True):
         torch.manual_seed(3)
-        config = ModelConfig("tiny", 224, MsaAdapter, recompute_blocks=recompute)
+        adapter = ADAPTERS["encoder_adapter"]
+        config = ModelConfig("tiny", 224, adapter, recompute_blocks=recompute)
         encoder = build_model(config).image_encoder
         for block in encoder.blocks:
             randomise(block.adapter)
@@ -190,7 +198,7 @@ def read_recipe(name: str, folder: Path, *overrides: str) -> tuple[ModelConfig, 
 def test_recipe_composes_adapters_with_overrides_and_reads_back(tmp_path: Path) -> None:
     scale = "--model.encoder_adapter.init_args.scale=0.7"
     config, resolved = read_recipe("msa_2d", tmp_path, scale)
-    config.encoder = "tiny"
+    config.encoder_size = "tiny"
     segmenter = build_model(config)
     adapters = [block.adapter for block in segmenter.image_encoder.blocks]
     assert [adapter.scale for adapter in adapters] == [0.7, 0.7]
@@ -198,13 +206,13 @@ def test_recipe_composes_adapters_with_overrides_and_reads_back(tmp_path: Path) 
     assert len({id(adapter) for adapter in adapters}) == TINY.depth  # each block has its own
 
     (tmp_path / "resolved.yaml").write_text(resolved)
-    _, again = parse(Options, "test", ["--config", str(tmp_path / "resolved.yaml")])
+    _, again = parse_file(Options, tmp_path / "resolved.yaml")
     assert again == resolved
 
 
 def test_msa_2d_trains_adapters_second_decoder_block_and_heads(tmp_path: Path) -> None:
     config, _ = read_recipe("msa_2d", tmp_path)
-    config.encoder, config.encoder_adapter, config.decoder_adapter = "tiny", None, None
+    config.encoder_size, config.encoder_adapter, config.decoder_adapter = "tiny", None, None
     checkpoint = tmp_path / "sam.pth"
     torch.save(build_model(ModelConfig("tiny")).state_dict(), checkpoint)
     parts = build_model(config, sam_checkpoint=checkpoint).describe()
@@ -220,7 +228,7 @@ def test_msa_2d_trains_adapters_second_decoder_block_and_heads(tmp_path: Path) -
 
 def test_quickstart_recipe_is_vit_t_with_adapters(tmp_path: Path) -> None:
     config, _ = read_recipe("quickstart", tmp_path)
-    assert (config.encoder, config.image_size) == ("vit_t", 224)
-    config.encoder = "tiny"
+    assert (config.encoder_size, config.image_size) == ("vit_t", 224)
+    config.encoder_size = "tiny"
     rows = {part.name for part in build_model(config).describe()}
     assert {"image_encoder adapters", "mask_decoder adapters"} <= rows

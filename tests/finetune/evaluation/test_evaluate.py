@@ -2,6 +2,7 @@
 
 import csv
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,14 +10,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from data_prep.common.cli import run_commands
+from data_prep.common.cli import run_program
 from data_prep.common.errors import UserError
 from data_prep.loader.dataset import ShardDataset
-from finetune.data.cases import CaseSelection, LabelledCases, normalise_stored
+from finetune.__main__ import COMMANDS
+from finetune.config import CaseSelection, EvaluateConfig, HeldOut
+from finetune.data.cases import LabelledCases, normalise_stored
 from finetune.data.geometry import Resize
 from finetune.evaluation import metrics
-from finetune.evaluation.evaluate import EvaluateConfig, evaluate, evaluate_run
-from finetune.evaluation.protocols import Protocols
+from finetune.evaluation.evaluate import evaluate
+from finetune.evaluation.protocols import Box, Clicks, JitteredBox
 from finetune.evaluation.tables import Row, results_csv, summarise, summary_csv, summary_markdown
 from finetune.inference.loading import find_device, load_segmenter
 from finetune.inference.prompted import PromptedImage
@@ -57,7 +60,8 @@ def literal_clicks(discs, image, target, clicks: int, previous_mask: bool) -> li
 def test_click_by_click_is_each_object_by_itself(discs, organs, shape, previous_mask):
     sample = organs(1, shape)
     targets = np.stack([np.isin(sample.mask, values) for values in LABELS.values()])
-    together = PromptedImage(discs, sample.image).click_by_click(targets, 6, previous_mask)
+    discs.previous_mask = previous_mask
+    together = PromptedImage(discs, sample.image).click_by_click(targets, 6)
     assert discs.encoded == 1 and discs.decoded == 6
     for target, steps in zip(targets, together, strict=True):
         alone = literal_clicks(discs, sample.image, target, 6, previous_mask)
@@ -65,7 +69,7 @@ def test_click_by_click_is_each_object_by_itself(discs, organs, shape, previous_
         for (points, labels, prediction), step in zip(alone, steps, strict=True):
             assert np.array_equal(step.points, points)
             assert np.array_equal(step.labels, labels)
-            assert np.array_equal(step.prediction, prediction)
+            assert np.array_equal(step.mask, prediction)
     assert {0, 1} == set(together[0][-1].labels) | set(together[1][-1].labels)
 
 
@@ -74,6 +78,7 @@ class Stripes(nn.Module):
     clicks; checks that each prompt brings the logits last predicted for the same stripe."""
 
     image_size = 64
+    previous_mask = True
     right_after = (2, 4, 1)
 
     def __init__(self) -> None:
@@ -116,8 +121,8 @@ def test_an_object_without_error_takes_no_more_clicks():
     assert [len(own) for own in steps] == [2, 4, 1]
     assert stripes.asked == [[0, 1, 2], [0, 1], [1], [1]]
     for own, truth in zip(steps, stripes.truth(), strict=True):
-        assert np.array_equal(own[-1].prediction, truth)
-        assert all(not np.array_equal(step.prediction, truth) for step in own[:-1])
+        assert np.array_equal(own[-1].mask, truth)
+        assert all(not np.array_equal(step.mask, truth) for step in own[:-1])
 
 
 def expected_row(cases: LabelledCases, record: int, target: str, predict) -> tuple:
@@ -144,8 +149,7 @@ def expected_row(cases: LabelledCases, record: int, target: str, predict) -> tup
 def test_rows_are_those_of_a_literal_loop(make_shards, organs, discs, depth):
     shards = make_shards([organs(0, depth=depth), organs(1, depth=depth)], LABELS)
     cases = LabelledCases(CaseSelection(shards=shards))
-    protocols = Protocols(clicks=(1, 4), jittered_box=False, tolerance=2.0)
-    rows = evaluate(discs, cases, protocols)
+    rows = evaluate(discs, cases, [Clicks((1, 4)), Box()], tolerance=2.0)
     assert discs.encoded == len(cases.images)
     assert discs.decoded == 5 * len(cases.images)  # 4 clicks and the boxes, all targets at once
 
@@ -172,7 +176,7 @@ def test_without_spacing_distances_are_in_pixels(make_shards, organs, discs):
     sample = organs(0)
     sample.meta["spacing"] = None
     cases = LabelledCases(CaseSelection(shards=make_shards([sample], LABELS)))
-    rows = evaluate(discs, cases, Protocols(clicks=(1,), box=False, jittered_box=False))
+    rows = evaluate(discs, cases, [Clicks((1,))])
     for row, values in zip(rows, LABELS.values(), strict=True):
         truth = np.isin(sample.mask, values)
         prediction = literal_clicks(discs, sample.image, truth, 1, True)[0][2]
@@ -185,13 +189,13 @@ def test_jittered_boxes_depend_on_the_seed_alone(make_shards, organs, discs):
     one = LabelledCases(CaseSelection(shards=shards, cases=1))
 
     def boxes(cases: LabelledCases, seed: int) -> dict:
-        protocols = Protocols(clicks=(), box=False, seed=seed)
-        return {(row.case, row.target): row for row in evaluate(discs, cases, protocols)}
+        found = evaluate(discs, cases, [JitteredBox()], seed=seed)
+        return {(row.case, row.target): row for row in found}
 
     rows = boxes(everything, 0)
     assert boxes(one, 0).items() < rows.items()
     assert boxes(everything, 1) != rows
-    exact = evaluate(discs, everything, Protocols(clicks=(), jittered_box=False))
+    exact = evaluate(discs, everything, [Box()])
     assert [row.iou for row in exact] != [row.iou for row in rows.values()]
 
 
@@ -236,8 +240,9 @@ def test_the_command_writes_tables_and_figures(make_shards, organs, run_folder, 
     shards = make_shards([organs(0), organs(1), organs(2)], LABELS)
     output = tmp_path / "evaluation"
     arguments = [f"--run={run_folder}", f"--data.shards={shards}", "--data.split=train"]
-    arguments += [f"--output={output}", "--protocols.clicks=[1, 2]", "--device=cpu"]
-    run_commands("finetune", {"evaluate": (EvaluateConfig, evaluate_run)}, ["evaluate", *arguments])
+    arguments += [f"--output={output}", "--device=cpu"]
+    arguments.append("--protocols=[{class_path: Clicks, numbers: [1, 2]}, Box, JitteredBox]")
+    run_program("finetune", COMMANDS, ["evaluate", *arguments])
     rows = list(csv.DictReader((output / "results.csv").read_text().splitlines()))
     assert len(rows) == 3 * 3 * 4
     keys = {ShardDataset(shards).record(index).key for index in range(3)}
@@ -245,19 +250,17 @@ def test_the_command_writes_tables_and_figures(make_shards, organs, run_folder, 
     summaries = list(csv.DictReader((output / "summary.csv").read_text().splitlines()))
     assert len(summaries) == 4 * 4
     assert (output / "summary.md").read_text().count("\n| ") == 4 * 4
-    assert "clicks:\n  - 1\n  - 2\n" in (output / "config.yaml").read_text()
+    assert "numbers:\n    - 1\n    - 2\n" in (output / "config.yaml").read_text()
     for name in ("dice_by_clicks", "best", "median", "worst"):
         assert (output / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit) as stop:
-        run_commands(
-            "finetune", {"evaluate": (EvaluateConfig, evaluate_run)}, ["evaluate", *arguments]
-        )
+        run_program("finetune", COMMANDS, ["evaluate", *arguments])
     assert stop.value.code == 2
 
 
 def test_a_run_comes_back_from_its_newest_checkpoint(run_folder):
-    segmenter, config = load_segmenter(run_folder, torch.device("cpu"))
-    assert not segmenter.training and config.model.image_size == 64
+    segmenter = load_segmenter(run_folder, torch.device("cpu"))
+    assert not segmenter.training and segmenter.image_size == 64 and segmenter.previous_mask
     newest = load_file(run_folder / "checkpoints" / "step-00000002" / "segmenter.safetensors")
     older = load_file(run_folder / "checkpoints" / "step-00000001" / "segmenter.safetensors")
     state = segmenter.state_dict()
@@ -283,12 +286,13 @@ def test_a_run_that_cannot_come_back_says_why(run_folder, tmp_path):
 
 
 def test_unusable_options_are_refused():
-    with pytest.raises(UserError, match=r"protocols\.clicks"):
-        Protocols(clicks=(0, 3))
-    with pytest.raises(UserError, match="no prompt is left"):
-        Protocols(clicks=(), box=False, jittered_box=False)
-    with pytest.raises(UserError, match=r"protocols\.tolerance"):
-        Protocols(tolerance=-1)
+    options = {"run": Path("run"), "data": HeldOut(shards=Path("set")), "output": Path("out")}
+    with pytest.raises(UserError, match=r"Clicks\.numbers \[0, 3\]"):
+        Clicks((0, 3))
+    with pytest.raises(UserError, match="protocols: none is left"):
+        EvaluateConfig(**options, protocols=[])
+    with pytest.raises(UserError, match="tolerance is -1"):
+        EvaluateConfig(**options, tolerance=-1)
     for name in ("abacus", "cuda:99"):
         with pytest.raises(UserError, match=f"device: '{name}'"):
             find_device(name)

@@ -9,37 +9,27 @@ from nibabel.affines import apply_affine
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from data_prep.common.cli import run_commands
+from data_prep.common.cli import run_program
 from data_prep.common.errors import UserError
 from data_prep.options import ReadOptions
 from data_prep.readers.images import read_image
 from data_prep.readers.nifti import volume_from_nifti
-from finetune.config import TrainConfig
-from finetune.data.dataset import SegmentationDataConfig
-from finetune.inference.predict import PredictConfig, check_inside, parse_prompt, predict, segment
+from finetune.__main__ import COMMANDS
+from finetune.inference.predict import check_inside, parse_prompt, segment
 from finetune.inference.prompted import PromptedImage
-from finetune.prompts.simulate import PromptConfig
 
 
 @pytest.fixture
 def with_discs(discs, monkeypatch):
     """Predict with the stand-in segmenter, whatever run is named."""
-    data = SegmentationDataConfig(shards=Path("unused"))
-
-    def use(previous_mask: bool = True) -> None:
-        prompts = PromptConfig(previous_mask=previous_mask)
-        config = TrainConfig(data=data, output=Path("unused"), prompts=prompts)
-        monkeypatch.setattr(
-            "finetune.inference.predict.load_segmenter", lambda run, device: (discs, config)
-        )
-
-    use()
-    return use
+    module = "finetune.inference.predict"
+    monkeypatch.setattr(f"{module}.load_segmenter", lambda run, device: discs)
+    monkeypatch.setattr(f"{module}.trained_window", lambda run: "auto")
 
 
 def command(*options: str) -> None:
     arguments = ["predict", "--run=run", "--device=cpu", *options]
-    run_commands("finetune", {"predict": (PredictConfig, predict)}, arguments)
+    run_program("finetune", COMMANDS, arguments)
 
 
 def error_of(capsys, *options: str) -> str:
@@ -64,7 +54,7 @@ def test_a_picture_gives_a_mask_of_its_size(with_discs, discs, tmp_path, name):
     output = tmp_path / "masks" / "photo.1.png"
     command(f"--input={source}", f"--output={output}", "--clicks=60,30,1 55,95,1 60,40,0")
     mask = np.array(Image.open(output))
-    image = read_image(source, ReadOptions(layout="folder")).array
+    image = read_image(source, ReadOptions()).array
     prompt = parse_prompt("60,30,1 55,95,1 60,40,0", "")
     expected = segment(PromptedImage(discs, image), prompt)
     assert mask.shape == (120, 90) and mask.dtype == np.uint8
@@ -83,8 +73,9 @@ def test_clicks_are_taken_as_in_training(with_discs, discs):
         points, labels = prompt.points[None, :number], prompt.labels[None, :number]
         one_by_one, previous = prompted.predict(points, labels, box, previous)
     at_once, _ = prompted.predict(prompt.points[None], prompt.labels[None], box)
-    assert np.array_equal(segment(prompted, prompt, previous_mask=True), one_by_one[0])
-    assert np.array_equal(segment(prompted, prompt, previous_mask=False), at_once[0])
+    assert np.array_equal(segment(prompted, prompt), one_by_one[0])
+    discs.previous_mask = False
+    assert np.array_equal(segment(prompted, prompt), at_once[0])
     assert not np.array_equal(at_once, one_by_one)
     only_box = segment(prompted, parse_prompt("", "10,10,50,50"))
     assert only_box[30, 30] and not only_box[5, 5]
@@ -152,7 +143,7 @@ def test_the_real_model_answers(run_folder, tmp_path):
     output = tmp_path / "mask.png"
     arguments = [f"--run={run_folder}", f"--input={source}", f"--output={output}"]
     arguments += ["--clicks=60,30,1", "--device=cpu"]
-    run_commands("finetune", {"predict": (PredictConfig, predict)}, ["predict", *arguments])
+    run_program("finetune", COMMANDS, ["predict", *arguments])
     assert np.array(Image.open(output)).shape == (120, 90)
 
 
@@ -170,7 +161,7 @@ def test_the_real_model_answers(run_folder, tmp_path):
         (["--box=1,2,3,200"], "box: (3, 200) lies outside"),
         (["--clicks=5,5,1", "--slice=2"], "is a single picture"),
         (["--clicks=5,5,1", "--output=mask.nii.gz"], "must end in .png"),
-        (["--clicks=5,5,1", "--input=missing.png"], "missing.png is no file"),
+        (["--clicks=5,5,1", "--input=missing.png"], "missing.png does not exist"),
     ],
 )
 def test_what_cannot_be_done_is_told_in_one_line(with_discs, capsys, tmp_path, options, message):

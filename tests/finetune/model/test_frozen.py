@@ -8,12 +8,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from data_prep.common.components import Component
 from data_prep.common.errors import UserError
 from data_prep.common.files import write_json
-from finetune.adapters import MsaAdapter, MsaDecoderAdapter
-from finetune.inference.loading import check_sources
-from finetune.model.segmenter import ModelConfig, Segmenter, build_model
-from pretrain.encoder.sam import SIZES, EncoderSize
+from finetune.config import ModelConfig
+from finetune.inference.loading import restore
+from finetune.model.segmenter import Segmenter, build_model
+from pretrain.engine.checkpoint import Checkpoint
+from pretrain.sizes import SIZES, EncoderSize
 
 TINY = EncoderSize(width=32, depth=2, heads=2, global_blocks=(1,))
 
@@ -31,7 +33,7 @@ def randomise(module: nn.Module) -> None:
 
 
 def sam_file(folder: Path) -> Path:
-    """A checkpoint in the layout of the official ones, unlike a new model in every weight."""
+    """A checkpoint in the form of the official ones, unlike a new model in every weight."""
     model = build_model(ModelConfig("tiny"))
     randomise(model)
     path = folder / "sam.pth"
@@ -47,7 +49,10 @@ def encoder_file(folder: Path) -> Path:
     return path
 
 
-ADAPTERS = {"encoder_adapter": MsaAdapter, "decoder_adapter": MsaDecoderAdapter}
+ADAPTERS = {
+    "encoder_adapter": Component("finetune.adapters.MsaAdapter"),
+    "decoder_adapter": Component("finetune.adapters.MsaDecoderAdapter"),
+}
 
 
 def states(segmenter: Segmenter) -> dict[str, str]:
@@ -70,9 +75,9 @@ def test_only_loaded_weights_are_frozen(tmp_path: Path) -> None:
     untrained_neck = {"image_encoder": "frozen", "image_encoder.neck": "trained"}
 
     assert states(build_model(config, sam_checkpoint=sam)) == decoder | frozen_encoder
-    assert states(build_model(config, stage_one, sam)) == decoder | untrained_neck
-    assert states(build_model(config, stage_one)) == new | untrained_neck
-    assert states(build_model(config, sam)) == new | frozen_encoder
+    assert states(build_model(config, (), stage_one, sam)) == decoder | untrained_neck
+    assert states(build_model(config, (), stage_one)) == new | untrained_neck
+    assert states(build_model(config, (), sam)) == new | frozen_encoder
     assert set(states(build_model(config)).values()) == {"trained"}
     config.trained = ["mask_decoder.iou_*"]
     assert states(build_model(config, sam_checkpoint=sam))["mask_decoder"] == "mixed"
@@ -83,7 +88,7 @@ def test_weights_come_from_the_files_named(tmp_path: Path) -> None:
     run = tmp_path / "run" / "checkpoints" / "step-00000002"
     run.mkdir(parents=True)
     stage_one.rename(run / "encoder.safetensors")
-    segmenter = build_model(ModelConfig("tiny", 224), tmp_path / "run", sam)
+    segmenter = build_model(ModelConfig("tiny", 224), (), tmp_path / "run", sam)
     official = torch.load(sam, weights_only=True)
     for key, value in segmenter.state_dict().items():
         assert torch.equal(value, official[key]) != key.startswith("image_encoder."), key
@@ -116,12 +121,12 @@ def test_checkpoints_that_do_not_fit_are_refused_by_key(tmp_path: Path) -> None:
         torch.save(weights, path)
         for encoder in (None, stage_one):
             with pytest.raises(UserError, match=key):
-                build_model(ModelConfig("tiny"), encoder, path)
+                build_model(ModelConfig("tiny"), (), encoder, path)
     torch.save({k: v for k, v in good.items() if k != "image_encoder.pos_embed"}, path)
     with pytest.raises(UserError, match=r"image_encoder\.pos_embed"):
-        build_model(ModelConfig("tiny"), None, path)
+        build_model(ModelConfig("tiny"), (), None, path)
     with pytest.raises(UserError, match="nowhere"):
-        build_model(ModelConfig("tiny"), None, tmp_path / "nowhere.pth")
+        build_model(ModelConfig("tiny"), (), None, tmp_path / "nowhere.pth")
 
 
 def test_configs_that_cannot_be_built_are_refused() -> None:
@@ -137,7 +142,7 @@ def test_trained_weights_alone_restore_the_model(tmp_path: Path) -> None:
     config = ModelConfig("tiny", 224, **ADAPTERS)
     stage_one = encoder_file(tmp_path)
     torch.manual_seed(5)
-    first = build_model(config, stage_one)
+    first = build_model(config, (), stage_one)
     randomise(first.image_encoder.blocks[0].adapter)
     weights = first.trained_state_dict()
     trained = {name for name, p in first.named_parameters() if p.requires_grad}
@@ -146,7 +151,7 @@ def test_trained_weights_alone_restore_the_model(tmp_path: Path) -> None:
     save_file(weights, tmp_path / "trained.safetensors")
 
     torch.manual_seed(6)
-    second = build_model(config, stage_one)
+    second = build_model(config, (), stage_one)
     second.load_trained(weights, "trained.safetensors")
     for key, value in first.state_dict().items():
         assert torch.equal(second.state_dict()[key], value), key
@@ -164,7 +169,7 @@ def test_frozen_weights_from_a_file_that_changed_are_refused(tmp_path: Path) -> 
     checkpoint.mkdir()
     sam = sam_file(tmp_path)
     encoder_file(run)
-    segmenter = build_model(ModelConfig("tiny"), run, sam)
+    segmenter = build_model(ModelConfig("tiny"), (), run, sam)
     sources = segmenter.frozen_sources()
     digests = {
         "image_encoder": hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest(),
@@ -172,18 +177,19 @@ def test_frozen_weights_from_a_file_that_changed_are_refused(tmp_path: Path) -> 
         "prompt_encoder": hashlib.sha256(sam.read_bytes()).hexdigest(),
     }
     assert sources == [{"part": part, "sha256": digest} for part, digest in digests.items()]
-    check_sources(segmenter, checkpoint)  # nothing recorded
+    save_file(segmenter.trained_state_dict(), checkpoint / "segmenter.safetensors")
+    restore(segmenter, Checkpoint(checkpoint))  # nothing recorded
     write_json(checkpoint / "sources.json", sources)
-    check_sources(build_model(ModelConfig("tiny"), run, sam), checkpoint)
+    restore(build_model(ModelConfig("tiny"), (), run, sam), Checkpoint(checkpoint))
 
     encoder_file(run)  # the run has trained on
     assert segmenter.frozen_sources() == sources  # of what was loaded, not of what is there now
-    moved = build_model(ModelConfig("tiny"), run, sam)
+    moved = build_model(ModelConfig("tiny"), (), run, sam)
     with pytest.raises(UserError, match=r"other image_encoder weights than .*encoder\.safetensors"):
-        check_sources(moved, checkpoint)
-    check_sources(
-        build_model(ModelConfig("tiny", trained=["image_encoder.*"]), run, sam), checkpoint
-    )
+        restore(moved, Checkpoint(checkpoint))
+    whole = build_model(ModelConfig("tiny", trained=["image_encoder.*"]), (), run, sam)
+    save_file(whole.trained_state_dict(), checkpoint / "segmenter.safetensors")
+    restore(whole, Checkpoint(checkpoint))  # the encoder is in the checkpoint itself
     assert build_model(ModelConfig("tiny")).frozen_sources() == []
 
 

@@ -7,7 +7,6 @@ import torch
 
 from data_prep.common.errors import UserError
 from finetune.model.losses import (
-    LossConfig,
     SegmentationLoss,
     bce_loss,
     dice_loss,
@@ -145,7 +144,7 @@ def test_focal_loss_without_focus_is_half_the_cross_entropy():
 def test_total_is_the_weighted_sum():
     logits, targets, valid = batch(6)
     estimate = torch.rand(2, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    loss = SegmentationLoss(LossConfig(dice=0.5, bce=2.0, focal=20.0, iou=3.0))
+    loss = SegmentationLoss(dice=0.5, bce=2.0, focal=20.0, iou=3.0)
     total, terms = loss(logits, targets, valid, estimate)
     actual = [literal_iou(pairs) for pairs in masks(logits, targets, valid)]
     squared = [(e - a) ** 2 for e, a in zip(estimate.flatten().tolist(), actual, strict=True)]
@@ -158,20 +157,20 @@ def test_total_is_the_weighted_sum():
 
 def test_terms_without_weight_are_left_out():
     logits, targets, valid = batch(7)
-    total, terms = SegmentationLoss(LossConfig(bce=0.0, iou=0.0))(logits, targets, valid)
+    total, terms = SegmentationLoss(bce=0.0, iou=0.0)(logits, targets, valid)
     assert list(terms) == ["dice"] and total == terms["dice"]
-    config = LossConfig(dice=0.0, bce=0.0, focal=1.0, iou=0.0, focal_gamma=0.0, focal_alpha=0.5)
-    total, _ = SegmentationLoss(config)(logits, targets, valid)
+    loss = SegmentationLoss(dice=0.0, bce=0.0, focal=1.0, iou=0.0, focal_gamma=0.0, focal_alpha=0.5)
+    total, _ = loss(logits, targets, valid)
     torch.testing.assert_close(total, bce_loss(logits, targets, valid) / 2)
 
 
 def test_bad_configurations_are_refused():
     with pytest.raises(UserError, match="all 0"):
-        LossConfig(dice=0.0, bce=0.0)
+        SegmentationLoss(dice=0.0, bce=0.0)
     with pytest.raises(UserError, match=r"loss\.focal is -1"):
-        LossConfig(focal=-1)
+        SegmentationLoss(focal=-1)
     with pytest.raises(UserError, match="focal_alpha"):
-        LossConfig(focal_alpha=1.5)
+        SegmentationLoss(focal_alpha=1.5)
     logits, targets, valid = batch(8)
     with pytest.raises(UserError, match=r"loss\.iou"):
-        SegmentationLoss(LossConfig())(logits, targets, valid)
+        SegmentationLoss()(logits, targets, valid)

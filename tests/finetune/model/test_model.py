@@ -15,9 +15,10 @@ from segment_anything.modeling import (
 from timm.layers import resample_abs_pos_embed_nhwc
 from torch import Tensor, nn
 
+from finetune.config import ModelConfig
 from finetune.model.prompt_encoder import Prompts, encode_prompts
-from finetune.model.segmenter import ModelConfig, Segmenter, build_model
-from pretrain.encoder.sam import SIZES, EncoderSize
+from finetune.model.segmenter import Segmenter, build_model
+from pretrain.sizes import SIZES, EncoderSize
 
 TINY = EncoderSize(width=32, depth=2, heads=2, global_blocks=(1,))
 
@@ -55,7 +56,7 @@ def randomise(module: nn.Module, scale: float = 0.05) -> None:
 
 
 def sam_file(folder: Path, seed: int = 1) -> Path:
-    """A checkpoint in the layout of the official ones."""
+    """A checkpoint in the form of the official ones."""
     torch.manual_seed(seed)
     sam = stock_sam(1024)
     randomise(sam)

@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from finetune.data.dataset import SegmentationBatch
+from finetune.model.decoder import Decoded
 from finetune.model.prompt_encoder import Prompts
-from finetune.model.segmenter import Decoded
 from finetune.prompts.clicks import random_clicks
-from finetune.prompts.simulate import PromptConfig, Round, prompted_rounds
+from finetune.prompts.prompting import Round
+from finetune.prompts.simulate import ClicksAndBoxes
 
 SIZE = 64
 
@@ -40,16 +42,23 @@ def padded_discs() -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.stack(masks)), torch.from_numpy(valid)
 
 
+def batch_of(masks: Tensor, valid: Tensor) -> SegmentationBatch:
+    """One mask for each image."""
+    count = len(masks)
+    images, targets = torch.zeros(count, 1, SIZE, SIZE), torch.zeros(count, dtype=torch.int64)
+    keys = [f"image {index}" for index in range(count)]
+    return SegmentationBatch(keys, images, valid, masks, torch.arange(count), targets)
+
+
 @pytest.mark.parametrize("box_share", [0.0, 1.0])
 def test_no_training_click_falls_on_padding(box_share: float) -> None:
     masks, valid = padded_discs()
-    config = PromptConfig(box_share=box_share, rounds=4, previous_mask=False)
+    prompting = ClicksAndBoxes(box_share=box_share, rounds=4, previous_mask=False)
     corrections = 0
     for seed in range(6):
         segmenter = Everything()
         rng = np.random.default_rng(seed)
-        image = torch.tensor([0, 1])
-        rounds = prompted_rounds(segmenter, torch.zeros(2, 1), image, masks, valid, config, rng)
+        rounds = prompting.predictions(segmenter, torch.zeros(2, 1), batch_of(masks, valid), rng)
         assert len(list(rounds)) == 5
         for prompts in segmenter.asked:
             if prompts.points is None:
@@ -66,10 +75,10 @@ def test_no_training_click_falls_on_padding(box_share: float) -> None:
 
 
 def test_skipped_rounds_add_clicks_and_have_no_gradient() -> None:
-    config = PromptConfig(box_share=0.0, rounds=1, skipped_rounds=3)
+    prompting = ClicksAndBoxes(box_share=0.0, rounds=1, skipped_rounds=3)
     numbers = set()
     for seed in range(20):
-        segmenter, rounds = rounds_of_a_step(config, seed)
+        segmenter, rounds = rounds_of_a_step(prompting, seed)
         skipped = len(rounds) - 2
         numbers.add(skipped)
         assert [trained for _, trained in rounds] == [False] * skipped + [True] * 2
@@ -81,19 +90,19 @@ def test_skipped_rounds_add_clicks_and_have_no_gradient() -> None:
     assert numbers == {0, 1, 2, 3}
 
 
-def rounds_of_a_step(config: PromptConfig, seed: int) -> tuple[Everything, list[Round]]:
+def rounds_of_a_step(prompting: ClicksAndBoxes, seed: int) -> tuple[Everything, list[Round]]:
     masks, valid = padded_discs()
     segmenter = Everything()
     embeddings = torch.zeros(2, 1, requires_grad=True)
-    image, rng = torch.tensor([0, 1]), np.random.default_rng(seed)
-    rounds = prompted_rounds(segmenter, embeddings, image, masks, valid, config, rng)
+    rng = np.random.default_rng(seed)
+    rounds = prompting.predictions(segmenter, embeddings, batch_of(masks, valid), rng)
     return segmenter, list(rounds)
 
 
 def test_a_box_is_trained_on_before_any_click() -> None:
-    config = PromptConfig(box_share=1.0, rounds=1, skipped_rounds=3)
+    prompting = ClicksAndBoxes(box_share=1.0, rounds=1, skipped_rounds=3)
     for seed in range(8):
-        segmenter, rounds = rounds_of_a_step(config, seed)
+        segmenter, rounds = rounds_of_a_step(prompting, seed)
         assert [trained for _, trained in rounds] == [True, True]
         assert segmenter.asked[0].boxes is not None and segmenter.asked[0].labels is None
 

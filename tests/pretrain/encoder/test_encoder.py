@@ -18,8 +18,9 @@ from pretrain.encoder.attention import (
     dense_positions,
     fold,
 )
-from pretrain.encoder.sam import SIZES, EncoderSize, SamEncoder, build_encoder
+from pretrain.encoder.sam import SamEncoder, build_encoder
 from pretrain.encoder.windows import balanced_keep
+from pretrain.sizes import SIZES, EncoderSize
 
 TINY = EncoderSize(width=32, depth=2, heads=2, global_blocks=(1,))
 

@@ -13,10 +13,11 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
 
-from pretrain.encoder.sam import EncoderSize, SamEncoder, take
+from pretrain.encoder.sam import SamEncoder, take
 from pretrain.encoder.windows import balanced_keep
 from pretrain.objectives import EMix, Inputs, MaskedAutoencoding, Objective, Plan, ShED, View
 from pretrain.objectives.together import PretrainModel
+from pretrain.sizes import EncoderSize
 
 TINY = EncoderSize(width=32, depth=2, heads=2, global_blocks=(1,))
 GRID = (14, 14)

@@ -1,0 +1,277 @@
+"""The options of a config dataclass, and the values that a user gave for them.
+
+Options are the fields of a dataclass, nested ones under dotted names. Values come from
+`--config FILE` and from `--dotted.name VALUE`; later ones replace earlier ones.
+"""
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import get_loader
+
+from data_prep.common.components import Component
+from data_prep.common.errors import UserError
+from data_prep.common.messages import nearest, one_line
+
+Configs = tuple[type[Any], ...]
+"""Dataclasses whose fields together are the options of a command."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a config dataclass."""
+
+    kind: Any
+    """Its type."""
+    default: Any
+    """`dataclasses.MISSING` if it must be given."""
+    base: str
+    """Dotted path of the base class if it is a `Component` or holds some, else ""."""
+
+    @property
+    def alternatives(self) -> tuple[Any, ...]:
+        """The members of its type if that is a union, else the type alone."""
+        is_union = typing.get_origin(self.kind) in (typing.Union, types.UnionType)
+        return typing.get_args(self.kind) if is_union else (self.kind,)
+
+    @property
+    def is_mapping(self) -> bool:
+        """Whether its values have names of their own."""
+        return any(typing.get_origin(kind) is dict for kind in self.alternatives)
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it takes a list."""
+        return any(typing.get_origin(kind) in (list, tuple) for kind in self.alternatives)
+
+
+def options_of(config_class: type[Any], prefix: str = "") -> dict[str, Option]:
+    """Every option of a config dataclass by dotted name."""
+    hints = typing.get_type_hints(config_class)
+    options: dict[str, Option] = {}
+    for field in fields(config_class):
+        kind, name = hints[field.name], prefix + field.name
+        if is_dataclass(kind):
+            options |= options_of(kind, f"{name}.")
+            continue
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        options[name] = Option(kind, default, field.metadata.get("base", ""))
+    return options
+
+
+class Given:
+    """The values that a user gave, and where each came from.
+
+    Args:
+        configs: Dataclasses of the options. Their `RENAMED`, if they have one, maps names of
+            earlier versions to today's.
+
+    Attributes:
+        values: Value by dotted name of the option.
+        places: For error messages: `--name`, or the file and name.
+    """
+
+    def __init__(self, configs: Configs) -> None:
+        self.options: dict[str, Option] = {}
+        self.renamed: dict[str, str] = {}
+        for config in configs:
+            self.options |= options_of(config)
+            self.renamed |= getattr(config, "RENAMED", {})
+        self.values: dict[str, Any] = {}
+        self.places: dict[str, str] = {}
+
+    def add_arguments(self, arguments: Sequence[str]) -> None:
+        """Take over the values of a command line and of the files it names, in order.
+
+        Raises:
+            UserError: An unknown option, a missing value, or a file that cannot be read.
+        """
+        for name, text in pairs(arguments):
+            if name == "config":
+                self.add_file(Path(text))
+            else:
+                self._add_argument(name, text)
+
+    def add_file(self, path: Path) -> None:
+        """Take over the values of a YAML file.
+
+        Raises:
+            UserError: It cannot be read, is not a mapping, or has an unknown key.
+        """
+        self._add_nested(read_yaml(path), "", f"{path}: ")
+
+    def _add_argument(self, name: str, text: str) -> None:
+        """`--name text`; `--name+ text` appends to a list."""
+        place = f"--{name}"
+        appended, name = name.endswith("+"), name.rstrip("+")
+        name = self.renamed.get(name, name)
+        if any(other.startswith(f"{name}.") for other in self.options):
+            self._add_group(name, text, place)
+            return
+        holder = self._holder(name)
+        if holder is None:
+            hint = nearest(name, self.options, "--")
+            raise UserError(f"{place}: there is no such option{hint}")
+        option = self.options[holder]
+        value = _value_of(text, option, place) if name == holder else load_yaml(text, place)
+        if appended:
+            before = self.values.get(name)
+            value = [*(before if isinstance(before, list) else []), value]
+        if name == holder:
+            self._set(name, value, place)
+        else:
+            self._set_inside(holder, name.removeprefix(f"{holder}."), value, place)
+
+    def _add_group(self, name: str, text: str, place: str) -> None:
+        """Several options under one name: a YAML file, or a mapping."""
+        values = read_yaml(Path(text)) if Path(text).is_file() else load_yaml(text, place)
+        if not isinstance(values, Mapping):
+            raise UserError(f"{place}: {text!r} is neither a YAML file nor a mapping of options")
+        self._add_nested(values, f"{name}.", "--")
+
+    def _add_nested(self, values: Mapping[str, Any], prefix: str, place: str) -> None:
+        for key, value in values.items():
+            name = self.renamed.get(f"{prefix}{key}", f"{prefix}{key}")
+            if name in self.options:
+                self._set(name, value, f"{place}{name}")
+            elif not any(other.startswith(f"{name}.") for other in self.options):
+                hint = nearest(name, self.options, "--" if place == "--" else "")
+                raise UserError(f"{place}{name}: there is no such option{hint}")
+            elif isinstance(value, Mapping):
+                self._add_nested(value, f"{name}.", place)
+            else:
+                raise UserError(f"{place}{name}: {value!r} is not a mapping of options")
+
+    def _holder(self, name: str) -> str | None:
+        """The option that is called `name`, or that holds values of its own names, as `name`."""
+        while name not in self.options:
+            name, _, _ = name.rpartition(".")
+            if name in self.options:
+                option = self.options[name]
+                return name if option.base or option.is_mapping else None
+            if not name:
+                return None
+        return name
+
+    def _set(self, name: str, value: Any, place: str) -> None:
+        self.values[name], self.places[name] = value, place
+
+    def _set_inside(self, name: str, inner: str, value: Any, place: str) -> None:
+        """Change one value of a mapping, or one option of a component or of a dict of them."""
+        option = self.options[name]
+        before = self.values.get(name, option.default)
+        if option.base and option.is_list:
+            raise UserError(
+                f"{place}: {name} is a list; give it whole, as"
+                f" --{name} '[{{class_path: CLASS, {inner}: {value}}}]'"
+            )
+        if not option.base:
+            changed = dict(before) if isinstance(before, Mapping) else {}
+            changed[inner] = value
+        elif option.is_mapping:
+            changed = dict(before) if isinstance(before, Mapping) else {}
+            key, _, inner = inner.partition(".")
+            changed[key] = _with_option(changed.get(key), inner, value)
+        else:
+            changed = _with_option(before, inner, value)
+        self._set(name, changed, place)
+
+
+def pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """Name and text of each `--name=text` or `--name text`; `--max-bad` is `max_bad`.
+
+    Raises:
+        UserError: A word that is not an option, or an option without a value.
+    """
+    result = []
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        if not re.match(r"--[A-Za-z]", word):
+            raise UserError(f"{word!r} is not an option; options begin with -- (see --help)")
+        name, equals, text = word[2:].partition("=")
+        if not equals:
+            if not words or re.match(r"--[A-Za-z]", words[0]):
+                raise UserError(f"--{name}: a value is missing")
+            text = words.pop(0)
+        result.append((name.replace("-", "_"), text))
+    return result
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        UserError: It cannot be read, is not YAML, or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not a text file"
+        raise UserError(f"--config: {path} cannot be read ({reason})") from None
+    values = load_yaml(text, str(path))
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"{path}: is not a YAML mapping of options")
+    return values
+
+
+def load_yaml(text: str, place: str) -> Any:
+    """Parse YAML as jsonargparse does, so that 1e-4 is a number.
+
+    Raises:
+        UserError: It is not YAML.
+    """
+    try:
+        return get_loader("yaml")(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark is not None and "\n" in text else ""
+        problem = getattr(error, "problem", None) or one_line(error)
+        raise UserError(f"{place}{line}: is not YAML ({problem})") from None
+
+
+def component_mapping(value: Any) -> dict[str, Any]:
+    """`class_path` and `init_args` of a component's value, which may name options directly."""
+    if isinstance(value, Component):
+        return value.to_dict()
+    if isinstance(value, str):
+        return {"class_path": value, "init_args": {}}
+    value = value or {}
+    direct = {k: v for k, v in value.items() if k not in ("class_path", "init_args")}
+    init_args = {**(value.get("init_args") or {}), **direct}
+    return {"class_path": value.get("class_path"), "init_args": init_args}
+
+
+def _with_option(value: Any, name: str, new: Any) -> dict[str, Any]:
+    """A component's value with one option changed; another class starts without options."""
+    if name in ("", "class_path"):
+        return {"class_path": new, "init_args": {}}
+    mapping = component_mapping(value)
+    *parents, last = name.removeprefix("init_args.").split(".")
+    mapping["init_args"] = target = dict(mapping["init_args"])
+    for parent in parents:
+        target[parent] = target = dict(target.get(parent) or {})
+    target[last] = new
+    return mapping
+
+
+def _value_of(text: str, option: Option, place: str) -> Any:
+    """What a command-line text stands for, before its type is checked."""
+    kinds = option.alternatives
+    if type(None) in kinds and text.strip() == "null":
+        return None
+    is_structured = text.lstrip().startswith(("[", "{"))
+    if (str in kinds or Path in kinds) and not (is_structured and (option.is_list)):
+        return text
+    return load_yaml(text, place)

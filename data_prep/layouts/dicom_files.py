@@ -1,0 +1,31 @@
+"""DICOM images below a folder, whatever their names: loose files, or folders of series."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from data_prep.layouts.base import FolderLayout
+from data_prep.options import PictureOptions
+from data_prep.readers.dicom import is_dicom, read_pictures
+from data_prep.records import Reference, Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class DicomFiles(FolderLayout, PictureOptions):
+    """DICOM images; every frame of a multi-frame file is a record.
+
+    DICOM files without pictures (reports, plans, segmentations, directories) are skipped.
+    """
+
+    stage = "pretraining"
+    summary = "DICOM files of any names, below any folders"
+    tree = """
+any/folders/any_name.dcm   also without a suffix; files that are not DICOM are ignored
+"""
+
+    def references(self) -> list[Reference]:
+        """One reference for each DICOM file."""
+        return [Reference(name, group=name) for name in self.files() if is_dicom(self.input / name)]
+
+    def read(self, reference: Reference) -> Iterator[Sample]:
+        """The frames of the file."""
+        yield from read_pictures(self.input / reference.path, self)

@@ -1,0 +1,136 @@
+"""Pictures of an evaluation: Dice by number of clicks, and the best, median and worst cases."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from finetune.data.cases import LabelledCases
+from finetune.evaluation.protocols import Protocol
+from finetune.evaluation.tables import Row, Summary, summarise
+from finetune.inference.pictures import outline, show
+from finetune.inference.prompted import Answer, PromptedImage
+from finetune.model.segmenter import Segmenter
+from pretrain.engine.figures import save_figure
+
+
+def draw_results(
+    segmenter: Segmenter,
+    cases: LabelledCases,
+    rows: Sequence[Row],
+    protocols: Sequence[Protocol],
+    seed: int,
+    folder: Path,
+) -> None:
+    """Write dice_by_clicks.png, best.png, median.png and worst.png into `folder`.
+
+    Cases are ranked by Dice after the most clicks (without clicks, by the first protocol).
+
+    Args:
+        rows: All rows that `evaluate` gave for these cases.
+        seed: Seed of the intervals and of the protocols' chance.
+    """
+    clicks = clicks_of(protocols)
+    if clicks:
+        draw_dice_by_clicks({"": summarise(rows, seed)}, clicks, folder / "dice_by_clicks.png")
+    keys = dict.fromkeys(row.case for row in rows)
+    records = dict.fromkeys(image.record for image in cases.images)
+    record_of = dict(zip(keys, records, strict=True))  # both in stored order
+    name_ranked = list(clicks)[-1] if clicks else rows[0].protocol
+    ranked = sorted((row for row in rows if row.protocol == name_ranked), key=lambda row: row.dice)
+    for name, rank in {"worst": 0, "median": len(ranked) // 2, "best": -1}.items():
+        row = ranked[rank]
+        pixels, truth = _largest(cases, record_of[row.case], row.target)
+        answers: dict[str, Answer] = {}
+        prompted = PromptedImage(segmenter, pixels)
+        for protocol in protocols:
+            rng = np.random.default_rng(seed)
+            found = protocol.answers(prompted, truth[None], [row.target], rng)
+            answers |= {key: members[0] for key, members in found.items()}
+        title = f"{name}: {row.target}, Dice {row.dice:.3f} ({name_ranked})"
+        draw_case(pixels, truth, answers, title, folder / f"{name}.png")
+
+
+def clicks_of(protocols: Sequence[Protocol]) -> dict[str, int]:
+    """Number of clicks behind each row that counts clicks, fewest first."""
+    clicks: dict[str, int] = {}
+    for protocol in protocols:
+        clicks |= protocol.clicks
+    return dict(sorted(clicks.items(), key=lambda item: item[1]))
+
+
+def draw_dice_by_clicks(
+    runs: Mapping[str, Sequence[Summary]], clicks: Mapping[str, int], path: Path
+) -> None:
+    """One panel per target: mean Dice against clicks, with its 95 % interval, a line for each run.
+
+    Args:
+        runs: Summaries of each run, by the name shown in the legend.
+        clicks: Number of clicks of each row to be shown.
+    """
+    targets = list(dict.fromkeys(row.target for rows in runs.values() for row in rows))
+    columns = min(len(targets), 4)
+    lines = -(-len(targets) // columns)
+    figure = Figure(figsize=(3.6 * columns, 3.2 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    for index, axes in enumerate(grid.flat):
+        if index >= len(targets):
+            axes.axis("off")
+            continue
+        for name, rows in runs.items():
+            shown = [r for r in rows if r.target == targets[index] and r.protocol in clicks]
+            numbers = [clicks[row.protocol] for row in shown]
+            (line,) = axes.plot(numbers, [row.dice.mean for row in shown], marker="o", label=name)
+            low, high = [row.dice.low for row in shown], [row.dice.high for row in shown]
+            axes.fill_between(numbers, low, high, color=line.get_color(), alpha=0.15)
+        axes.set(title=targets[index], xlabel="clicks", xticks=sorted(clicks.values()))
+    grid[0, 0].set(ylabel="Dice", ylim=(0, 1))
+    if len(runs) > 1:
+        grid[0, 0].legend()
+    save_figure(figure, path)
+
+
+def draw_case(
+    image: NDArray[Any],
+    truth: NDArray[np.bool_],
+    answers: Mapping[str, Answer],
+    title: str,
+    path: Path,
+) -> None:
+    """An image, the truth, and the model's answers to some prompts, side by side.
+
+    Args:
+        image: (H, W) or (H, W, 3), uint8 or uint16.
+        truth: (H, W); its outline is drawn on every answer.
+        answers: By the title of the panel; positive clicks are green, negative ones red.
+    """
+    height, width = truth.shape
+    panels = 2 + len(answers)
+    figure = Figure(figsize=(2.4 * panels, 2.4 * height / width + 0.6), layout="constrained")
+    row = figure.subplots(1, panels, squeeze=False)[0]
+    show(row[0], image)
+    row[0].set_title("image")
+    show(row[1], image, truth)
+    row[1].set_title("truth")
+    for axes, (name, answer) in zip(row[2:], answers.items(), strict=True):
+        show(axes, image, answer.mask, answer.points, answer.labels, answer.box)
+        outline(axes, truth)
+        axes.set_title(name)
+    figure.suptitle(title)
+    save_figure(figure, path)
+
+
+def _largest(
+    cases: LabelledCases, record: int, target: str
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Pixels and truth (H, W) of the 2D record, or of the slice in which the target is largest."""
+    index = list(cases.targets).index(target)
+    found = []
+    for image in cases.images:
+        if image.record == record and index in image.targets:
+            _, pixels, truths = cases.read(image)
+            found.append((pixels, truths[image.targets.index(index)]))
+    return max(found, key=lambda pair: int(pair[1].sum()))

@@ -1,0 +1,71 @@
+"""What prompting is: how a batch is prompted in training, round by round."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from data_prep.common.errors import UserError
+from finetune.data.dataset import SegmentationBatch
+from finetune.model.decoder import Decoded
+from finetune.model.prompt_encoder import Prompts
+from finetune.model.segmenter import Segmenter
+
+
+class Round(NamedTuple):
+    """One round of prompts."""
+
+    decoded: Decoded
+    """The decoder's output for the M masks of the batch."""
+    trained: bool
+    """False for a round that has no gradient and no loss."""
+
+
+class Prompting(ABC):
+    """Prompts for every mask of a batch, once or in several rounds.
+
+    Attributes:
+        previous_mask: Whether each prompt after the first includes the logits of the last
+            prediction; in use it is then the same.
+    """
+
+    previous_mask: bool = False
+
+    @abstractmethod
+    def predictions(
+        self,
+        segmenter: Segmenter,
+        embeddings: Tensor,
+        batch: SegmentationBatch,
+        rng: np.random.Generator,
+    ) -> Iterator[Round]:
+        """Predictions of the batch's masks, at least one of them trained on.
+
+        Args:
+            embeddings: (B, 256, h, w) of `Segmenter.encode`.
+            batch: Images and masks, none empty; masks lie inside the valid pixels.
+            rng: Source of all chance.
+        """
+
+
+class TargetsOnly(Prompting):
+    """No prompt but the name of the target, for decoders that take no others."""
+
+    def predictions(
+        self,
+        segmenter: Segmenter,
+        embeddings: Tensor,
+        batch: SegmentationBatch,
+        rng: np.random.Generator,
+    ) -> Iterator[Round]:
+        """One round.
+
+        Raises:
+            UserError: The decoder needs prompts.
+        """
+        if segmenter.decoder.takes_prompts:
+            raise UserError("prompts: TargetsOnly gives none, and the model's decoder needs some")
+        prompts = Prompts(batch.image, target=batch.targets)
+        yield Round(segmenter.decode(embeddings, prompts), True)

@@ -1,0 +1,106 @@
+"""Stage two as the engine trains it: labelled images, the segmenter and its prompts."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from finetune.config import TrainConfig
+from finetune.data.dataset import (
+    SegmentationBatch,
+    SegmentationDataset,
+    SegmentationSample,
+    collate,
+)
+from finetune.inference.loading import DATA, SEGMENTER, SOURCES, restore
+from finetune.model.losses import MaskLoss, mask_dice
+from finetune.model.segmenter import Segmenter, build_model
+from finetune.prompts.prompting import Prompting
+from pretrain.engine.checkpoint import Checkpoint
+from pretrain.engine.loop import train as train_stage
+from pretrain.engine.stage import Stage
+
+
+class PromptedLoss(nn.Module):
+    """Loss of a batch over all prompt rounds, as one module for distributed training."""
+
+    def __init__(self, segmenter: Segmenter, prompting: Prompting, loss: MaskLoss) -> None:
+        super().__init__()
+        self.segmenter, self.prompting, self.loss = segmenter, prompting, loss
+
+    def forward(self, batch: SegmentationBatch, rng: np.random.Generator) -> dict[str, Tensor]:
+        """`loss`, the mean over trained rounds, and the Dice of the first and the last round."""
+        embeddings = self.segmenter.encode(batch.images)
+        masks = batch.masks[:, None]  # (M, 1, S, S)
+        valid = batch.valid[batch.image][:, None]
+        losses, dices = [], []
+        for decoded, trained in self.prompting.predictions(self.segmenter, embeddings, batch, rng):
+            if trained or not dices:
+                logits = self.segmenter.upsample(decoded.low_res)
+                dices.append(mask_dice(logits, masks, valid).mean())
+            if trained:
+                losses.append(self.loss(logits, masks, valid, decoded.iou)[0])
+        return {"loss": torch.stack(losses).mean(), "dice_first": dices[0], "dice_last": dices[-1]}
+
+
+class SegmentationStage(Stage):
+    """The segmenter under simulated prompts.
+
+    Raises:
+        UserError: Shards, weights or a recipe that cannot be used.
+    """
+
+    find_unused_parameters = True  # a step that starts from clicks trains no box embedding
+    curves = ("loss", "dice_first", "dice_last")
+
+    def __init__(self, options: TrainConfig, device: torch.device) -> None:
+        self.device, self.workers = device, options.data.workers
+        self.dataset = SegmentationDataset(options.data, options.model.image_size, options.seed)
+        self.segmenter = build_model(
+            options.model, self.dataset.targets, options.encoder, options.sam
+        )
+        prompting, loss = options.prompts.build(Prompting), options.loss.build(MaskLoss)
+        self.model = PromptedLoss(self.segmenter, prompting, loss)
+
+    def collate(self, samples: list[SegmentationSample]) -> SegmentationBatch:
+        """Samples of one size to a batch."""
+        return collate(samples)
+
+    def losses(
+        self, model: nn.Module, batch: SegmentationBatch, seed: int
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The loss, and the Dice of the first and the last round."""
+        results = model(batch.to(self.device), np.random.default_rng(seed))
+        return results["loss"], results
+
+    def keys(self, batch: SegmentationBatch) -> Sequence[str]:
+        """Record keys, with the depth of a slice."""
+        return batch.keys
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """What is trained."""
+        return {SEGMENTER: self.segmenter.trained_state_dict()}
+
+    def documents(self) -> dict[str, Any]:
+        """Where frozen weights came from, and what the model was trained on."""
+        cases = self.dataset.cases
+        data = {"targets": cases.targets, "window": cases.window}
+        return {SOURCES: self.segmenter.frozen_sources(), DATA: data}
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """What was trained."""
+        restore(self.segmenter, checkpoint)
+
+    def describe(self) -> Iterable[str]:
+        """What is trained, what is frozen and where it came from."""
+        for part in self.segmenter.describe():
+            size = f"{part.parameters / 1e6:8.2f} M"
+            yield f"{part.name:<40} {size}  {part.state:<8} {part.source}"
+        yield f"targets {', '.join(self.dataset.targets)}"
+
+
+def train(config: TrainConfig, resolved: str) -> None:
+    """Run stage two to its last step, or until a signal asks it to stop."""
+    train_stage(SegmentationStage, config, resolved)

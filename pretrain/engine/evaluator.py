@@ -1,0 +1,40 @@
+"""What judges a model while it trains."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+from accelerate import Accelerator
+from matplotlib.figure import Figure
+
+from data_prep.common.errors import UserError
+from pretrain.engine.stage import Stage
+
+
+@dataclass
+class Judgement:
+    """What an evaluator found."""
+
+    numbers: dict[str, float] = field(default_factory=dict)
+    """Logged as `evaluator/name`."""
+    pictures: dict[str, Figure] = field(default_factory=dict)
+    """Written as `figures/evaluator_name.png`."""
+
+
+class Evaluator(ABC):
+    """Judges the model every so many steps, and after the last one.
+
+    It is called in all processes at once, in evaluation mode and without gradients, and may use
+    `accelerator` to divide the work. What the main process returns is logged.
+
+    Args:
+        every: Steps between judgements.
+    """
+
+    def __init__(self, every: int = 500) -> None:
+        if every < 1:
+            raise UserError(f"every is {every}; it must be 1 or more")
+        self.every = every
+
+    @abstractmethod
+    def evaluate(self, stage: Stage, accelerator: Accelerator) -> Judgement:
+        """Judge `stage.model`."""

@@ -1,0 +1,86 @@
+"""Options of every training run."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from data_prep.common.components import Component
+from data_prep.common.errors import UserError
+
+
+@dataclass
+class OptimConfig:
+    """Steps, batch and AdamW."""
+
+    steps: int = 100_000
+    """Optimiser steps of the whole run."""
+    batch_size: int = 256
+    """Images per step, summed over processes."""
+    accumulate: int = 1
+    """Forward and backward passes per step, each with its share of the batch."""
+    lr: float = 1.5e-4
+    """Learning rate for a batch of 256; the rate used is this times batch_size / 256."""
+    warmup_steps: int = 2_000
+    """Steps of linear warm-up; after it a cosine leads to 0."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's averaging factors."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay; biases, norms and position tables have none."""
+    clip: float | None = 1.0
+    """Largest gradient norm; null for none."""
+    layer_decay: float | None = None
+    """Factor of the learning rate from each encoder block to the one below it; null for none."""
+
+    def check(self, processes: int) -> int:
+        """Images of one forward pass in one process.
+
+        Raises:
+            UserError: The batch does not divide, or the warm-up is longer than the run.
+        """
+        parts = processes * self.accumulate
+        if self.steps < 1 or self.batch_size < 1 or self.accumulate < 1:
+            raise UserError("optim.steps, optim.batch_size and optim.accumulate must be 1 or more")
+        if self.batch_size % parts:
+            raise UserError(
+                f"optim.batch_size {self.batch_size} does not divide into {processes} processes x "
+                f"{self.accumulate} passes"
+            )
+        if not 0 <= self.warmup_steps <= self.steps:
+            raise UserError(
+                f"optim.warmup_steps {self.warmup_steps} is not in 0..optim.steps {self.steps}"
+            )
+        return self.batch_size // parts
+
+
+@dataclass(kw_only=True)
+class RunOptions:
+    """Options of every training run."""
+
+    output: Path
+    """Run folder; made, or continued with --resume auto."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Steps, batch and optimiser."""
+    precision: Literal["no", "bf16"] = "no"
+    """bf16 runs the forward pass in bfloat16 where that is safe."""
+    threads: int | None = None
+    """CPU threads of each process; null: the machine's cores, divided among the processes."""
+    evaluators: dict[str, Component] = field(
+        default_factory=dict, metadata={"base": "pretrain.engine.evaluator.Evaluator"}
+    )
+    """Classes that judge the model every so many steps, by the name under which they are logged."""
+    log_every: int = 10
+    """Steps between lines of metrics, which give the means over these steps."""
+    save_every: int = 500
+    """Steps between checkpoints; the last step is always saved."""
+    keep: int = 2
+    """Checkpoints kept."""
+    seed: int = 0
+    """Seed of weights, order, augmentation and all that a step draws."""
+    resume: Literal["never", "auto"] = "never"
+    """auto continues the run in the output folder from its newest checkpoint."""
+
+    def __post_init__(self) -> None:
+        if self.log_every < 1 or self.save_every < 1 or self.keep < 1:
+            raise UserError("log_every, save_every and keep must be 1 or more")
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"threads is {self.threads}; it must be 1 or more, or null")

@@ -1,0 +1,85 @@
+"""What a run trains."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from data_prep.loader.dataset import OrderedDataset
+from pretrain.engine.checkpoint import Checkpoint
+
+
+class Stage(ABC):
+    """A model, its data and its losses. Each process makes one, and the engine trains it.
+
+    New weights come from the global torch random state, which the engine seeds first.
+
+    Attributes:
+        model: Module whose parameters are trained.
+        dataset: Training samples.
+        workers: Processes that read them, for each training process.
+        curves: Names of the losses drawn at the end of the run.
+    """
+
+    find_unused_parameters: ClassVar[bool] = False
+    """Whether some steps leave some parameters without a gradient."""
+
+    model: nn.Module
+    dataset: OrderedDataset
+    workers: int
+    curves: Sequence[str]
+
+    @abstractmethod
+    def __init__(self, options: Any, device: torch.device) -> None:
+        """Make everything that training needs, before the run folder is made.
+
+        Raises:
+            UserError: Options that cannot run.
+        """
+
+    @abstractmethod
+    def collate(self, samples: list[Any]) -> Any:
+        """Samples of the data set to one batch. It runs in a worker process."""
+
+    @abstractmethod
+    def losses(
+        self, model: nn.Module, batch: Any, seed: int
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """What to minimise, and the scalars to log by name, the same names each time.
+
+        Args:
+            model: `self.model` as prepared for distributed training.
+            batch: As collated, still on the CPU.
+            seed: Of all randomness in this pass.
+        """
+
+    @abstractmethod
+    def keys(self, batch: Any) -> Sequence[str]:
+        """Record keys of a batch, to name them when a loss is not finite."""
+
+    @abstractmethod
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """The state dicts that a checkpoint keeps, by name."""
+
+    @abstractmethod
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Restore the weights of a checkpoint.
+
+        Raises:
+            UserError: They do not fit this model.
+        """
+
+    def documents(self) -> dict[str, Any]:
+        """What else a checkpoint keeps, as JSON by name."""
+        return {}
+
+    def describe(self) -> Iterable[str]:
+        """Lines printed before training starts."""
+        return ()
+
+    def draw(self) -> dict[str, Figure]:
+        """Pictures of the trained model by file name, drawn at the end of the run."""
+        return {}

@@ -1,0 +1,26 @@
+"""Stopping a run so that nothing is lost."""
+
+import signal
+from types import FrameType
+
+INTERRUPTED = 75
+"""Exit status of a training script that was asked to stop and has saved."""
+INTERRUPTED_FILE = "INTERRUPTED"
+"""Present in a run folder that was so stopped: launchers do not pass the exit status on."""
+
+
+class StopRequest:
+    """Remembers an interrupt, USR2 or TERM, so that the step can be finished and saved first.
+
+    A second interrupt stops at once.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

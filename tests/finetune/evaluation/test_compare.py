@@ -1,0 +1,76 @@
+"""Comparison of runs: differences case by case, any number of runs, and the command."""
+
+from pathlib import Path
+
+import pytest
+
+from data_prep.common.cli import run_program
+from data_prep.common.errors import UserError
+from finetune.__main__ import COMMANDS
+from finetune.evaluation.compare import compare
+from finetune.evaluation.tables import Row, results_csv
+
+CASES = [f"case{index}" for index in range(8)]
+
+
+def rows(shift: float, cases: list[str] = CASES, protocol: str = "box") -> list[Row]:
+    """Two targets per case; cases differ widely, and the run is ahead by `shift` in each."""
+    return [
+        Row(case, target, protocol, 0.1 * int(case[4:]) + shift, 0, 0, 0, "px")
+        for case in cases
+        for target in ("a", "b")
+    ]
+
+
+def test_differences_are_taken_case_by_case() -> None:
+    runs = {"base": rows(0), "ahead": rows(0.02, CASES[::-1]), "same": rows(0), "behind": rows(-1)}
+    comparison = compare(runs)
+    assert comparison.baseline == "base"
+    assert comparison.dice == {"box": pytest.approx(0.35)}
+    ahead, same, behind = comparison.differences
+    assert [row.run for row in comparison.differences] == ["ahead", "same", "behind"]
+    assert (ahead.mean, ahead.low, ahead.high) == pytest.approx((0.02, 0.02, 0.02))
+    assert ahead.dice == pytest.approx(0.37)
+    verdicts = [row.verdict for row in (ahead, same, behind)]
+    assert verdicts == ["ahead", "no clear difference", "behind"]
+
+
+def test_runs_on_other_cases_are_refused() -> None:
+    with pytest.raises(UserError, match="b and a were not evaluated on the same cases by box"):
+        compare({"a": rows(0), "b": rows(0, CASES[1:])})
+
+
+def evaluation(folder: Path, shift: float) -> Path:
+    folder.mkdir()
+    found = [*rows(shift), *rows(shift / 2, protocol="1 click")]
+    (folder / "results.csv").write_text(results_csv(found))
+    return folder
+
+
+def test_the_command_writes_one_table(tmp_path: Path, capsys) -> None:
+    folders = [evaluation(tmp_path / name, shift) for name, shift in (("u", 0), ("v", 0.1))]
+    folders.append(evaluation(tmp_path / "w", -0.1))
+    results = f"--results=[{', '.join(map(str, folders))}]"
+    output = tmp_path / "table.md"
+    run_program("finetune", COMMANDS, ["compare", results, f"--output={output}"])
+    lines = output.read_text().splitlines()
+    assert lines[0] == "| prompt | u | v | w |"
+    assert lines[2].startswith("| box | 0.350 | 0.450 (+0.100, +0.100 to +0.100: ahead) | 0.250 (-")
+    assert lines[3].startswith("| 1 click | 0.350 | 0.400 (+0.050")
+    assert capsys.readouterr().out == output.read_text()
+
+
+def test_what_cannot_be_compared_is_one_line(tmp_path: Path, capsys) -> None:
+    one = evaluation(tmp_path / "one", 0)
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "results.csv").write_text("a,b\n1,2\n")
+    for results, message in (
+        (f"[{one}]", "give at least two folders"),
+        (f"[{one}, {tmp_path / 'gone'}]", "results.csv: cannot be read"),
+        (f"[{one}, {tmp_path / 'text'}]", "is not a results.csv of evaluate"),
+        (f"[{one}, {one}]", "give different names"),
+    ):
+        with pytest.raises(SystemExit):
+            run_program("finetune", COMMANDS, ["compare", f"--results={results}"])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
