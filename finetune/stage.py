@@ -18,6 +18,7 @@ from finetune.inference.loading import DATA, SEGMENTER, SOURCES, restore
 from finetune.model.losses import MaskLoss, mask_dice
 from finetune.model.segmenter import Segmenter, build_model
 from finetune.prompts.prompting import Prompting
+from pretrain.encoder.pixels import normalise_pixels
 from pretrain.engine.checkpoint import Checkpoint
 from pretrain.engine.loop import train as train_stage
 from pretrain.engine.stage import Stage
@@ -32,7 +33,8 @@ class PromptedLoss(nn.Module):
 
     def forward(self, batch: SegmentationBatch, rng: np.random.Generator) -> dict[str, Tensor]:
         """`loss`, the mean over trained rounds, and the Dice of the first and the last round."""
-        embeddings = self.segmenter.encode(batch.images)
+        images = normalise_pixels(batch.images, batch.valid)
+        embeddings = self.segmenter.encode(images)
         masks = batch.masks[:, None]  # (M, 1, S, S)
         valid = batch.valid[batch.image][:, None]
         losses, dices = [], []

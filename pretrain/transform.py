@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torch.utils.data import default_collate
 
 from data_prep.common.errors import UserError
 from data_prep.loader.dataset import Record
+from pretrain.encoder.pixels import as_pixels, stack_pixels
 
 
 class PretrainTransform:
@@ -48,10 +48,7 @@ class PretrainTransform:
                 "8 bits, convert the files and shard again"
             )
         x0, y0, x1, y1 = random_crop(*image.shape[:2], self.min_scale, generator)
-        crop = torch.from_numpy(image[y0:y1, x0:x1])
-        crop = crop[None] if crop.ndim == 2 else crop.permute(2, 0, 1)  # (C, h, w)
-        if image.dtype != np.uint8:
-            crop = crop.float() * (255.0 / np.iinfo(image.dtype).max)
+        crop = as_pixels(image[y0:y1, x0:x1])  # (C, h, w)
         # torch takes half of Pillow's time for grey, and a sixth for colour
         pixels = interpolate(
             crop[None], (self.image_size, self.image_size), mode="bicubic", antialias=True
@@ -63,16 +60,9 @@ class PretrainTransform:
 
 
 def collate(samples: Sequence[tuple[Tensor, str]]) -> tuple[Tensor, list[str]]:
-    """Samples of one size to a batch, in the smallest type and channels that hold all of them.
-
-    Returns:
-        (B, 1, S, S) or (B, 3, S, S) uint8 or float32, and B keys.
-    """
+    """Samples of one size to a batch: see `stack_pixels`, and their keys."""
     images, keys = zip(*samples, strict=True)
-    channels = max(image.shape[0] for image in images)
-    dtype = max((image.dtype for image in images), key=lambda dtype: dtype.itemsize)
-    same = [image.to(dtype).expand(channels, -1, -1) for image in images]
-    return default_collate(same), list(keys)
+    return stack_pixels(images), list(keys)
 
 
 def random_crop(

@@ -8,6 +8,8 @@ from data_prep.options import Window
 from data_prep.records import Unreadable
 
 PERCENTILES = (0.5, 99.5)
+NARROW = 64
+"""How many times its width a window may lie from 0 before it takes double precision."""
 
 
 def intensity_limits(values: np.ndarray, window: Window) -> tuple[float, float]:
@@ -39,8 +41,11 @@ def to_integers(
     low, high = limits
     if high <= low:
         return np.zeros(values.shape, np.uint8 if bits == 8 else np.uint16)
-    # float32 holds every 16-bit result exactly and halves the memory of a volume
-    return unit_to_integers((values.astype(np.float32) - low) / (high - low), bits)
+    # float32 holds every 16-bit result exactly and halves the memory of a volume; but in a narrow
+    # window around large values it would lose the contrast
+    is_narrow = max(abs(low), abs(high)) > NARROW * (high - low)
+    values = values.astype(np.float64 if is_narrow else np.float32)
+    return unit_to_integers((values - low) / (high - low), bits)
 
 
 def replace_not_finite(values: np.ndarray) -> np.ndarray:

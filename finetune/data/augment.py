@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from finetune.config import Augmentation
-from pretrain.encoder.pixels import PIXEL_MEAN, PIXEL_STD
 
 
 def random_affine(
@@ -32,37 +31,37 @@ def random_affine(
     return torch.from_numpy(np.column_stack([linear, offset])).float()
 
 
-def warp(values: Tensor, matrix: Tensor, mode: str) -> Tensor:
-    """Resample (C, S, S) float at the input pixels `matrix` gives; outside the square it is 0.
+def warp(values: Tensor, matrix: Tensor, mode: str, size: int | None = None) -> Tensor:
+    """Resample (C, h, w) float at the input pixels that `matrix` gives, to (C, size, size).
 
     Args:
         matrix: (2, 3), as from `random_affine`.
-        mode: "bilinear" for images, "nearest" for masks.
+        mode: "bilinear" for images, beyond whose edge their outermost pixels go on, so that no
+            other colour is mixed in; "nearest" for masks, which are 0 there.
+        size: Side of the result; by default that of the input.
     """
-    size = values.shape[-1]
-    axis = torch.arange(size, dtype=torch.float32)
+    height, width = values.shape[-2:]
+    axis = torch.arange(size or width, dtype=torch.float32)
     rows, columns = torch.meshgrid(axis, axis, indexing="ij")
     output = torch.stack([columns, rows, torch.ones_like(rows)], dim=-1)  # (S, S, 3)
     source = output @ matrix.T  # (S, S, 2)
     # grid_sample counts from -1 to 1 between the outer edges of the first and last pixel.
-    grid = (2 * source + 1) / size - 1
-    return grid_sample(values[None], grid[None], mode=mode, align_corners=False)[0]
+    grid = (2 * source + 1) / torch.tensor([width, height]) - 1
+    outside = "border" if mode == "bilinear" else "zeros"
+    return grid_sample(values[None], grid[None], mode, outside, align_corners=False)[0]
 
 
 def change_intensity(
     image: Tensor, valid: Tensor, augmentation: Augmentation, rng: np.random.Generator
 ) -> Tensor:
-    """Random gamma, contrast and brightness of a normalised (3, S, S) image, clipped to 0..255.
+    """Random gamma, contrast and brightness of an image (C, S, S) float in 0..255, clipped.
 
     Args:
-        valid: (S, S) bool; padding keeps SAM's mean colour, which is 0.
+        valid: (S, S) bool: where the image is, and not padding.
     """
     gamma = math.exp(augmentation.gamma * rng.uniform(-1, 1))
     contrast = 1 + augmentation.contrast * rng.uniform(-1, 1)
     brightness = augmentation.brightness * rng.uniform(-1, 1)
-    mean = torch.tensor(PIXEL_MEAN).view(3, 1, 1) / 255
-    std = torch.tensor(PIXEL_STD).view(3, 1, 1) / 255
-    grey = (image * std + mean).clamp(0, 1) ** gamma  # 0..1
+    grey = (image / 255).clamp(0, 1) ** gamma
     middle = grey[:, valid].mean() if valid.any() else grey.mean()
-    changed = ((grey - middle) * contrast + middle + brightness).clamp(0, 1)
-    return (changed - mean) / std * valid
+    return ((grey - middle) * contrast + middle + brightness).clamp(0, 1) * 255

@@ -9,13 +9,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from data_prep.common.errors import UserError
 from data_prep.loader.dataset import ShardDataset
 from data_prep.options import Window
 from finetune.config import CaseSelection
-from pretrain.encoder.pixels import normalise
 
 
 @dataclass(frozen=True)
@@ -89,14 +87,6 @@ class LabelledCases:
         """Names of the targets that an image holds, in the order of its masks."""
         names = list(self.targets)
         return [names[target] for target in image.targets]
-
-
-def normalise_stored(image: NDArray[Any]) -> Tensor:
-    """A stored image, uint8 or uint16 with white at the dtype's maximum, as SAM's input.
-
-    Stored images are windowed already, so that one window serves all slices of a volume.
-    """
-    return normalise(image, None if image.dtype == np.uint8 else (0.0, 65535.0))
 
 
 def _wanted_targets(shards: ShardDataset, names: list[str] | None) -> dict[str, list[int]]:

@@ -12,8 +12,9 @@ from torch.utils.data import Dataset
 
 from finetune.config import SegmentationDataConfig
 from finetune.data.augment import change_intensity, random_affine, warp
-from finetune.data.cases import LabelledCases, LabelledImage, normalise_stored
+from finetune.data.cases import LabelledCases, LabelledImage
 from finetune.data.geometry import Resize
+from pretrain.encoder.pixels import as_pixels, stack_pixels
 
 
 @dataclass
@@ -23,7 +24,7 @@ class SegmentationSample:
     key: str
     """Record key, for a slice with its depth."""
     image: Tensor
-    """(3, S, S) float32, normalised; 0 outside the image."""
+    """(1, S, S) grey or (3, S, S) RGB in 0..255, uint8, or float32 of a 16-bit image."""
     valid: Tensor
     """(S, S) bool: where the frame shows the image."""
     masks: Tensor
@@ -39,7 +40,7 @@ class SegmentationBatch:
     keys: list[str]
     """B record keys."""
     images: Tensor
-    """(B, 3, S, S) float32."""
+    """(B, 1, S, S) or (B, 3, S, S) in 0..255, uint8 or float32."""
     valid: Tensor
     """(B, S, S) bool."""
     masks: Tensor
@@ -138,17 +139,22 @@ class SegmentationDataset(Dataset):
         """Targets that the warp moves out of sight are left out; if all are, nothing is warped."""
         key, stored, stored_masks = self.cases.read(image)
         resize = Resize(stored.shape[:2], self.size)
-        pixels = resize.image(normalise_stored(stored))
+        height, width = resize.resized
+        pixels = resize.image(as_pixels(stored))[:, :height, :width]
         masks, valid = _framed_masks(resize, stored_masks), resize.valid()
         matrix = random_affine(self.config.augmentation, resize.resized, rng)
         planes = warp(torch.cat([masks, valid[None]]).float(), matrix, "nearest") > 0.5
         visible = planes[:-1].flatten(1).any(dim=1)  # (M,)
         targets = torch.tensor(image.targets)
         if visible.any():
-            pixels = warp(pixels, matrix, "bilinear")
             masks, valid, targets = planes[:-1][visible], planes[-1], targets[visible]
-        pixels = change_intensity(pixels, valid, self.config.augmentation, rng)
-        return SegmentationSample(key, pixels, valid, masks, targets)
+        else:
+            matrix = torch.eye(2, 3)
+        changed = warp(pixels.float(), matrix, "bilinear", self.size)
+        changed = change_intensity(changed, valid, self.config.augmentation, rng)
+        if pixels.dtype == torch.uint8:
+            changed = changed.round().to(torch.uint8)
+        return SegmentationSample(key, changed, valid, masks, targets)
 
 
 def collate(samples: list[SegmentationSample]) -> SegmentationBatch:
@@ -156,7 +162,7 @@ def collate(samples: list[SegmentationSample]) -> SegmentationBatch:
     counts = torch.tensor([len(sample.masks) for sample in samples])
     return SegmentationBatch(
         keys=[sample.key for sample in samples],
-        images=torch.stack([sample.image for sample in samples]),
+        images=stack_pixels([sample.image for sample in samples]),
         valid=torch.stack([sample.valid for sample in samples]),
         masks=torch.cat([sample.masks for sample in samples]),
         image=torch.arange(len(samples)).repeat_interleave(counts),

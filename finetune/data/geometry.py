@@ -43,10 +43,9 @@ class Resize:
         return height, width
 
     def image(self, image: Tensor) -> Tensor:
-        """Resize and pad a normalised image: (C, h, w) float -> (C, size, size).
+        """Resize and pad an image: (C, h, w) uint8 or float -> (C, size, size) of the same type.
 
-        Bilinear with antialiasing; the padding is zero, which after normalising is SAM's mean
-        colour, as in SAM's own preprocessing.
+        Bilinear with antialiasing, as SAM's own preprocessing; the padding is 0.
         """
         self._check(image.shape)
         height, width = self.resized

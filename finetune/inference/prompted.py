@@ -11,11 +11,11 @@ from torch import Tensor
 
 from data_prep.common.errors import UserError
 from data_prep.common.messages import nearest
-from finetune.data.cases import normalise_stored
 from finetune.data.geometry import Resize
 from finetune.model.prompt_encoder import Prompts
 from finetune.model.segmenter import Segmenter
 from finetune.prompts.clicks import evaluation_click
+from pretrain.encoder.pixels import as_pixels, normalise_pixels
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ class PromptedImage:
         self.segmenter = segmenter
         self.device = next(segmenter.parameters()).device
         self.resize = Resize((image.shape[0], image.shape[1]), segmenter.image_size)
-        pixels = self.resize.image(normalise_stored(image))
-        self.embedding = segmenter.encode(pixels[None].to(self.device))
+        pixels = self.resize.image(as_pixels(image))[None].to(self.device)
+        valid = self.resize.valid()[None].to(self.device)
+        self.embedding = segmenter.encode(normalise_pixels(pixels, valid))
 
     @torch.inference_mode()
     def predict(

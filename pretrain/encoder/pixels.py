@@ -1,9 +1,16 @@
-"""From stored pixels to the values Segment Anything was trained on."""
+"""From stored pixels to the values Segment Anything was trained on.
+
+Images travel as they are stored, 8-bit and grey in one channel, up to the device that computes;
+there they are normalised.
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from data_prep.common.errors import UserError
 
@@ -14,78 +21,64 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 """Red, green and blue standard deviation of SAM's training images, in 0..255."""
 
 
-def percentile_window(
-    image: NDArray[np.generic], low: float = 0.5, high: float = 99.5
-) -> tuple[float, float]:
-    """Intensities at two percentiles of an image, or of a whole volume whose slices should match.
+def as_pixels(image: NDArray[np.generic]) -> Tensor:
+    """A stored image as channels of values in 0..255.
 
     Args:
-        image: array of any shape, without NaN.
-        low: lower percentile, 0..100.
-        high: upper percentile, 0..100.
-    """
-    lower, upper = np.percentile(image, (low, high))
-    return float(lower), float(upper)
-
-
-def normalise(image: NDArray[np.generic], window: tuple[float, float] | None = None) -> Tensor:
-    """Scale to 0..255, make three channels, subtract SAM's mean and divide by its deviation.
-
-    Args:
-        image: (H, W) grey or (H, W, 3) RGB, of any numeric type.
-        window: intensities that become 0 and 255; values outside are clipped. Without one, 8-bit
-            images are taken as they are and all others are scaled from their own minimum and
-            maximum (over all channels); a constant image that is not 8-bit becomes black.
+        image: (H, W) grey or (H, W, 3) RGB, uint8 or uint16, in which white is the largest value.
 
     Returns:
-        (3, H, W) float32; a grey image is repeated over the channels.
+        (1, H, W) or (3, H, W): uint8 as it is, uint16 as float32.
 
     Raises:
-        UserError: another shape, or a value that is not finite.
-        ValueError: a window whose upper end is not above its lower end.
+        UserError: Another shape, no pixels, or another type, whose white is not known.
     """
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
         raise UserError(f"an image has shape {image.shape}; expected (H, W) or (H, W, 3)")
     if image.size == 0:
         raise UserError(f"an image has shape {image.shape}: it holds no pixels")
-    if window is not None and not window[0] < window[1]:
-        raise ValueError(f"the intensity window {window} does not rise")
-    if not np.isfinite(image).all():
-        raise UserError("an image has NaN or infinite values; replace them before using it")
+    if image.dtype not in (np.uint8, np.uint16):
+        raise UserError(
+            f"an image has values of type {image.dtype}, of which black and white are not known;"
+            " scale it to uint8 (0 to 255) or uint16 (0 to 65535)"
+        )
+    # torch takes no negative strides, as those of a flipped view
+    pixels = torch.from_numpy(image if min(image.strides) > 0 else image.copy())
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)  # (C, H, W)
+    if image.dtype == np.uint8:
+        return pixels
+    return pixels.float() * (255.0 / np.iinfo(image.dtype).max)
 
-    values = _scale_to_255(image, window)
-    if values.ndim == 2:
-        values = values[..., None]
-    return normalise_pixels(torch.from_numpy(values.transpose(2, 0, 1)))
+
+def stack_pixels(images: Sequence[Tensor]) -> Tensor:
+    """Images of one size as a batch, in the smallest type and channels that hold all of them.
+
+    Args:
+        images: B times (1, H, W) or (3, H, W), uint8 or float32.
+
+    Returns:
+        (B, 1, H, W) or (B, 3, H, W), uint8 or float32. In a worker process it is made in shared
+        memory, so that it reaches the training process without another copy.
+    """
+    channels = max(image.shape[0] for image in images)
+    dtype = max((image.dtype for image in images), key=lambda dtype: dtype.itemsize)
+    return default_collate([image.to(dtype).expand(channels, -1, -1) for image in images])
 
 
-def normalise_pixels(pixels: Tensor) -> Tensor:
+def normalise_pixels(pixels: Tensor, valid: Tensor | None = None) -> Tensor:
     """Subtract SAM's mean and divide by its deviation.
 
     Args:
-        pixels: (..., 3, H, W), or (..., 1, H, W) grey, in 0..255, uint8 or float.
+        pixels: (B, 3, H, W), or (B, 1, H, W) grey, in 0..255, uint8 or float.
+        valid: (B, H, W) bool, False on padding, which becomes 0: SAM's mean colour. None: no
+            padding.
 
     Returns:
-        (..., 3, H, W) float32, contiguous, on the same device.
+        (B, 3, H, W) float32, contiguous, on the same device.
     """
     mean, std = (
         torch.tensor(values, device=pixels.device).view(3, 1, 1)
         for values in (PIXEL_MEAN, PIXEL_STD)
     )
-    return (pixels.contiguous() - mean) / std
-
-
-def _scale_to_255(
-    image: NDArray[np.generic], window: tuple[float, float] | None
-) -> NDArray[np.float32]:
-    """The image as float32 in 0..255, same shape."""
-    if window is None:
-        if image.dtype == np.uint8:
-            return image.astype(np.float32)
-        window = float(image.min()), float(image.max())
-        if window[0] == window[1]:
-            return np.zeros(image.shape, np.float32)
-    low, high = window
-    # Double precision: a window of large values a few units wide would vanish in float32.
-    scaled = (image.astype(np.float64) - low) * (255.0 / (high - low))
-    return scaled.clip(0.0, 255.0).astype(np.float32)
+    normalised = (pixels.contiguous() - mean) / std
+    return normalised if valid is None else normalised * valid[:, None]

@@ -7,7 +7,7 @@ from PIL import Image
 
 from data_prep.common.errors import UserError
 from data_prep.loader.dataset import Record
-from pretrain.encoder.pixels import normalise, normalise_pixels
+from pretrain.encoder.pixels import as_pixels, normalise_pixels
 from pretrain.transform import PretrainTransform, collate, random_crop
 
 
@@ -64,8 +64,8 @@ def test_a_batch_is_normalised_as_its_images_are() -> None:
     images = normalise_pixels(collate(samples)[0])
     assert images.is_contiguous()
     grey, colour = (sample[0].permute(1, 2, 0).numpy() for sample in samples)
-    assert torch.equal(images[0], normalise(grey[..., 0]))
-    assert torch.equal(images[1], normalise(colour))
+    for index, image in enumerate((grey[..., 0], colour)):
+        assert torch.equal(images[index], normalise_pixels(as_pixels(image)[None])[0])
 
 
 def test_values_stay_in_range() -> None:

@@ -9,11 +9,12 @@ import torch
 from data_prep.common.errors import UserError
 from data_prep.loader.dataset import build_loader
 from data_prep.records import Sample
-from finetune.data.augment import Augmentation, change_intensity, random_affine, warp
-from finetune.data.cases import CaseSelection, LabelledCases, normalise_stored
-from finetune.data.dataset import SegmentationDataConfig, SegmentationDataset, collate
+from finetune.config import Augmentation, CaseSelection, SegmentationDataConfig
+from finetune.data.augment import change_intensity, random_affine, warp
+from finetune.data.cases import LabelledCases
+from finetune.data.dataset import SegmentationDataset, collate
 from finetune.data.geometry import Resize
-from pretrain.encoder.pixels import PIXEL_MEAN, PIXEL_STD
+from pretrain.encoder.pixels import as_pixels
 
 LABELS = {"liver": [1], "tumour": [2], "both": [1, 2]}
 NONE = Augmentation(0, 0, 0, 0, 0, 0, 0)
@@ -150,9 +151,9 @@ def test_without_augmentation_samples_are_the_resized_images(make_shards, organs
     assert sample.targets.tolist() == [0, 1, 2]
     for mask, values in zip(sample.masks, LABELS.values(), strict=True):
         assert np.array_equal(mask, resize.mask(np.isin(stored.mask, values)))
-    expected = resize.image(normalise_stored(stored.image))
-    assert torch.allclose(sample.image, expected, atol=1e-4)
-    assert (sample.image[:, ~valid] == 0).all()
+    expected = resize.image(as_pixels(stored.image))
+    assert sample.image.shape == (1, 32, 32) and sample.image.dtype == torch.uint8
+    assert torch.equal(sample.image[:, valid], expected[:, valid])
 
 
 def test_a_sample_depends_on_seed_index_and_draw_alone(make_shards, organs):
@@ -186,7 +187,7 @@ def test_collate_says_which_image_a_mask_belongs_to(make_shards, organs):
     dataset = SegmentationDataset(config(make_shards(samples, {"a": [1], "b": [2]})), 32)
     items = [dataset[index] for index in range(3)]
     batch = collate(items)
-    assert batch.images.shape == (3, 3, 32, 32) and batch.valid.shape == (3, 32, 32)
+    assert batch.images.shape == (3, 1, 32, 32) and batch.valid.shape == (3, 32, 32)
     counts = [len(item.masks) for item in items]
     assert sorted(counts) == [1, 2, 2]
     assert batch.image.tolist() == [n for n, count in enumerate(counts) for _ in range(count)]
@@ -205,11 +206,10 @@ def test_image_and_mask_move_together(make_shards):
     strong = Augmentation(60, 0.3, 0.1, 0.5, 0, 0, 0)
     dataset = SegmentationDataset(config(shards, augmentation=strong), 96)
     still = SegmentationDataset(config(shards), 96)[0].masks[0]
-    mean, std = (torch.tensor(c).view(3, 1, 1) for c in (PIXEL_MEAN, PIXEL_STD))
     overlaps = []
     for draw in range(20):
         sample = dataset[0, draw]
-        bright = ((sample.image * std + mean)[0] > 127.5) & sample.valid
+        bright = (sample.image[0] > 127) & sample.valid
         assert (bright ^ sample.masks[0]).sum() <= 0.05 * sample.masks[0].sum()
         overlaps.append(float((still & sample.masks[0]).sum() / still.sum()))
     assert min(overlaps) < 0.6  # it did move
@@ -222,6 +222,9 @@ def test_warp_turns_shifts_and_scales_exactly():
     expected = torch.zeros_like(values)
     expected[:, 3:, :6] = values[:, :5, 2:]
     assert torch.equal(moved, expected)
+    assert torch.allclose(warp(values, shift, "bilinear")[:, 0, 7], values[:, 0, 7])  # the edge
+    larger = warp(values, torch.eye(2, 3), "nearest", size=11)
+    assert torch.equal(larger[:, :8, :8], values) and not larger[:, 8:].any()
     quarter = torch.tensor([[0.0, 1, 0], [-1, 0, 7]])  # output (x, y) shows input (y, 7 - x)
     for mode in ("nearest", "bilinear"):
         turned = warp(values, quarter, mode)
@@ -256,29 +259,55 @@ def test_random_affine_keeps_to_its_bounds_about_the_centre():
     assert 100 < mirrored < 200
 
 
-def test_intensity_changes_stay_in_range_and_off_the_padding(make_shards, organs):
-    image = normalise_stored(organs(0).image)
+def test_intensity_changes_stay_in_range(organs):
     resize = Resize((50, 70), 64)
-    framed, valid = resize.image(image), resize.valid()
-    mean, std = (torch.tensor(c).view(3, 1, 1) for c in (PIXEL_MEAN, PIXEL_STD))
-    grey = (framed * std + mean) / 255
+    framed, valid = resize.image(as_pixels(organs(0).image)).float(), resize.valid()
+    grey = framed / 255
     brighter = Augmentation(0, 0, 0, 0, gamma=0, contrast=0, brightness=0.2)
     shifts = []
     for seed in range(20):
-        changed = change_intensity(framed, valid, brighter, np.random.default_rng(seed))
-        assert (changed[:, ~valid] == 0).all()
-        new = (changed * std + mean) / 255
-        assert new.min() > -1e-5 and new.max() < 1 + 1e-5
+        new = change_intensity(framed, valid, brighter, np.random.default_rng(seed)) / 255
+        assert new.min() >= 0 and new.max() <= 1
         inside = valid & (grey[0] > 0.2) & (grey[0] < 0.8)
         shift = (new - grey)[:, inside]
         assert shift.std() < 1e-5
         shifts.append(shift.mean().item())
     assert max(shifts) > 0.1 and min(shifts) < -0.1 and max(np.abs(shifts)) <= 0.2
     gamma = Augmentation(0, 0, 0, 0, gamma=0.5, contrast=0, brightness=0)
-    changed = change_intensity(framed, valid, gamma, np.random.default_rng(0))
-    exponent = np.log(((changed * std + mean) / 255)[:, valid]) / np.log(grey[:, valid])
+    changed = change_intensity(framed, valid, gamma, np.random.default_rng(0)) / 255
+    exponent = np.log(changed[:, valid]) / np.log(grey[:, valid])
     finite = exponent[torch.isfinite(exponent) & (grey[:, valid] < 0.9)]
     assert finite.std() < 1e-3 and abs(np.log(finite.mean())) <= 0.5 and finite.mean() != 1
+
+
+def test_beyond_the_image_its_edge_goes_on(make_shards):
+    """No other colour is mixed into the outermost pixels of an image that is moved."""
+    label = np.zeros((40, 24), np.uint8)
+    label[10:30, 5:20] = 1
+    shards = make_shards([Sample(np.full((40, 24), 200, np.uint8), label, group="p")], {"a": [1]})
+    strong = Augmentation(60, 0.3, 0.2, 0.5, 0, 0, 0)
+    dataset = SegmentationDataset(config(shards, augmentation=strong), 64)
+    for draw in range(10):
+        sample = dataset[0, draw]
+        assert not sample.valid.all() and (sample.image[0, sample.valid] == 200).all()
+
+
+def test_samples_keep_channels_and_bits(make_shards, organs):
+    """Grey in one channel and 8 bits in 8 bits up to the device, as in stage one."""
+    grey, wide, colour = organs(0), organs(1), organs(2)
+    wide.image = wide.image.astype(np.uint16) * 257
+    colour.image = np.dstack([colour.image] * 3)
+    shards = make_shards([grey, wide, colour], LABELS)
+    dataset = SegmentationDataset(config(shards, augmentation=Augmentation()), 32)
+    kinds = {
+        dataset.cases.shards.record(index).image.ndim * 100
+        + dataset.cases.shards.record(index).image.itemsize: dataset[index].image
+        for index in range(3)
+    }
+    assert kinds[201].shape == (1, 32, 32) and kinds[201].dtype == torch.uint8
+    assert kinds[202].shape == (1, 32, 32) and kinds[202].dtype == torch.float32
+    assert kinds[301].shape == (3, 32, 32) and kinds[301].dtype == torch.uint8
+    assert (kinds[202].min(), kinds[202].max()) >= (0, 0) and kinds[202].max() <= 255
 
 
 def test_targets_that_leave_the_frame_are_left_out_and_never_all(make_shards):
@@ -304,14 +333,6 @@ def test_a_target_of_one_pixel_survives_the_resizing(make_shards, place):
     (row, column) = np.argwhere(mask.numpy())[0]
     assert mask.sum() == 1
     assert abs(row - place[0] * 0.032) <= 1 and abs(column - place[1] * 0.032) <= 1
-
-
-def test_stored_white_is_the_maximum_of_the_dtype():
-    grey = np.array([[0, 51, 102]], np.uint8)  # a dark slice must stay dark
-    eight, sixteen = normalise_stored(grey), normalise_stored(grey.astype(np.uint16) * 257)
-    assert torch.allclose(eight, sixteen, atol=1e-5)
-    red = eight[0] * PIXEL_STD[0] + PIXEL_MEAN[0]
-    assert torch.allclose(red, torch.tensor([[0.0, 51, 102]]), atol=1e-3)
 
 
 def test_augmentation_out_of_range_is_refused():

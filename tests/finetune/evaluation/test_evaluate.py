@@ -15,7 +15,7 @@ from data_prep.common.errors import UserError
 from data_prep.loader.dataset import ShardDataset
 from finetune.__main__ import COMMANDS
 from finetune.config import CaseSelection, EvaluateConfig, HeldOut
-from finetune.data.cases import LabelledCases, normalise_stored
+from finetune.data.cases import LabelledCases
 from finetune.data.geometry import Resize
 from finetune.evaluation import metrics
 from finetune.evaluation.evaluate import evaluate
@@ -27,6 +27,7 @@ from finetune.model.prompt_encoder import Prompts
 from finetune.model.segmenter import Decoded
 from finetune.prompts.boxes import box_of
 from finetune.prompts.clicks import evaluation_click
+from pretrain.encoder.pixels import as_pixels, normalise_pixels
 
 LABELS = {"liver": [1], "tumour": [2], "both": [1, 2]}
 
@@ -34,7 +35,8 @@ LABELS = {"liver": [1], "tumour": [2], "both": [1, 2]}
 def literal_clicks(discs, image, target, clicks: int, previous_mask: bool) -> list:
     """One object by itself: predictions (H, W) after 1, 2, ... clicks, with points and labels."""
     resize = Resize(image.shape[:2], 64)
-    embedding = discs.encode(resize.image(normalise_stored(image))[None])
+    pixels, valid = resize.image(as_pixels(image)), resize.valid()
+    embedding = discs.encode(normalise_pixels(pixels[None], valid[None]))
     prediction = np.zeros(target.shape, bool)
     points, labels, previous, steps = [], [], None, []
     for _ in range(clicks):

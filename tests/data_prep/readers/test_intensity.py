@@ -1,0 +1,42 @@
+"""Grey values of any range to stored integers."""
+
+import numpy as np
+import pytest
+
+from data_prep.readers.intensity import intensity_limits, to_integers
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.float32, np.float64, np.int64])
+@pytest.mark.parametrize(("bits", "top"), [(8, 255), (16, 65535)])
+def test_the_full_window_is_the_range_of_the_image(dtype, bits, top):
+    image = np.array([[1000, 1100], [1150, 1200]]).astype(dtype)
+    found = to_integers(image, intensity_limits(image, "full"), bits)
+    assert found.dtype == (np.uint8 if bits == 8 else np.uint16)
+    assert np.array_equal(found, np.floor(np.array([[0, 0.5], [0.75, 1]]) * top + 0.5))
+
+
+def test_a_window_clips_and_is_shared_by_slices():
+    volume = np.arange(1001, dtype=np.int16).reshape(1, 1, 1001) - 500
+    window = intensity_limits(volume, "percentile")
+    assert window == (-495.0, 495.0)
+    values = np.array([[-500, -400, 0, 400, 500]], np.int16)
+    assert to_integers(values, (-400.0, 400.0), 8).tolist() == [[0, 0, 128, 255, 255]]
+    assert to_integers(np.full((1, 1), 50, np.uint8), (0, 100), 8) == 128
+
+
+def test_large_values_keep_their_contrast():
+    image = np.array([[0, 1, 2]], dtype=np.int64) + 2**30
+    found = to_integers(image, intensity_limits(image, "full"), 8)
+    assert found.tolist() == [[0, 128, 255]]
+
+
+def test_a_few_bright_pixels_on_an_even_ground_are_seen():
+    image = np.zeros((100, 100))
+    image[3, 4] = 9.0
+    found = to_integers(image, intensity_limits(image, "percentile"), 8)
+    assert found[3, 4] == 255 and found.sum() == 255
+
+
+def test_a_constant_image_is_black():
+    image = np.full((2, 3), 7.5)
+    assert not to_integers(image, intensity_limits(image, "auto"), 8).any()
