@@ -1,0 +1,1 @@
+"""Stage one: pretrain Segment Anything's image encoder on unlabelled images."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -63,6 +64,18 @@ def labelled_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
     )
     return folder / "shards"
+
+
+@pytest.fixture
+def contributed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the examples of CONTRIBUTING.md as files, from which they can be imported."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        name = block.split("\n")[0].removeprefix("# ")
+        (tmp_path / name).write_text(block)
+        monkeypatch.delitem(sys.modules, name.removesuffix(".py"), raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
 
 
 class Launch:

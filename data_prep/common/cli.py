@@ -82,6 +82,8 @@ def run_command(program: str, command: Command, arguments: Sequence[str] | None 
 
 
 def _run(program: str, command: Command, words: list[str]) -> None:
+    if str(Path.cwd()) not in sys.path:  # a recipe may name classes of the working folder
+        sys.path.append(str(Path.cwd()))
     if {"-h", "--help"} & {*words}:
         others = [word for word in words if word not in ("-h", "--help")]
         epilog = load(command.epilog)(others) if command.epilog else ""
