@@ -75,22 +75,22 @@ class WriteOptions:
     output: Path
     """Folder of the shard set."""
     shard_records: int = 512
-    """Records in a shard, about: a file with many slices or frames is not cut."""
+    """Approximate number of records per shard: a file with many slices or frames is not cut."""
     seed: int = 0
     """Seed of the order of records and of the splits."""
     salt: str = "samaritan"
-    """Key of the hashes that stand for file paths and patients; keep one of your own secret where
-    those could be guessed. It is stored nowhere."""
+    """Key of the hashes that stand for file paths and patients. Where those could be guessed,
+    choose one and keep it secret. It is stored nowhere."""
     workers: int = 1
-    """Processes; the bytes written do not depend on it."""
+    """Number of processes; the bytes written do not depend on it."""
     task: int = 0
-    """Of a job array: this task writes shards task, task + tasks, ..."""
+    """Index of this task of a job array: it writes the shards task, task + tasks, ..."""
     tasks: int = 1
     """Number of tasks of a job array; the one that finishes last writes dataset.json. Any number
     gives the same set, and another one may finish what was begun."""
     max_bad: float = 0.01
     """The command fails at its end, without a dataset.json, if more than this fraction of the
-    files was unreadable. Another run tries those again and keeps the other shards."""
+    files was unreadable. Running it again retries those files and keeps the other shards."""
 
     def __post_init__(self) -> None:
         if self.shard_records < 1 or self.workers < 1:
@@ -158,7 +158,7 @@ class BenchmarkOptions:
     workers: int = 2
     """Processes that shard the photographs, and that load."""
     repeats: int = 3
-    """Each time is the shortest of so many, taken in turn."""
+    """Timings of each kind, taken in turn; the shortest counts."""
 
     def __post_init__(self) -> None:
         if min(self.images, self.photographs, self.workers, self.repeats) < 1:

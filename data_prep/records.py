@@ -60,7 +60,7 @@ class Sample:
     encoded: tuple[str, bytes] | None = None
     """Extension and bytes of the image where it is already encoded as it shall be stored."""
     group: str = ""
-    """Patient, if only the file itself tells it; otherwise that of the reference."""
+    """Patient, if only the file itself names it; otherwise that of the reference."""
     meta: dict[str, Any] = field(default_factory=dict)
     """Further members of the record's JSON, free of anything that names a patient."""
     volume: bool = False

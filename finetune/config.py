@@ -89,7 +89,7 @@ class ModelConfig:
     decoder: Component = component(
         "finetune.model.decoder.Decoder", "finetune.model.mask_decoder.SamDecoder"
     )
-    """How masks are made of an image's embedding: SAM's prompted decoder, or a head of its own."""
+    """How masks are made of an image's embedding: SAM's prompted decoder, or another."""
     decoder_adapter: Component | None = component("finetune.model.mask_decoder.DecoderBlockAdapter")
     """Adapter set in the first block of SAM's decoder."""
     trained: list[str] = field(default_factory=list)

@@ -37,7 +37,8 @@ class PromptedLoss(nn.Module):
         embeddings = self.segmenter.encode(images)
         masks = batch.masks[:, None]  # (M, 1, S, S)
         valid = batch.valid[batch.image][:, None]
-        losses, dices = [], []
+        losses: list[Tensor] = []
+        dices: list[Tensor] = []
         for decoded, trained in self.prompting.predictions(self.segmenter, embeddings, batch, rng):
             if trained or not dices:
                 logits = self.segmenter.upsample(decoded.low_res)
@@ -56,6 +57,7 @@ class SegmentationStage(Stage):
 
     find_unused_parameters = True  # a step that starts from clicks trains no box embedding
     curves = ("loss", "dice_first", "dice_last")
+    dataset: SegmentationDataset
 
     def __init__(self, options: TrainConfig, device: torch.device) -> None:
         self.device, self.workers = device, options.data.workers

@@ -6,7 +6,7 @@ counts.
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -54,15 +54,15 @@ class Clock:
     """Times calls in turn.
 
     Args:
-        repeats: timed calls of each kind.
+        repeats: Timed calls of each kind.
     """
 
     def __init__(self, device: torch.device, repeats: int) -> None:
         self.device, self.repeats = device, repeats
 
-    def __call__(self, calls: dict[str, Callable[[], object]]) -> dict[str, float]:
+    def __call__(self, calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
         """Best seconds of each call."""
-        best = {}
+        best: dict[str, float] = {}
         for round_number in range(self.repeats + 1):
             for name, call in calls.items():
                 self._wait()
@@ -102,8 +102,8 @@ def attention_table(clock: Clock, device: torch.device) -> None:
         for dtype_name, dtype in dtypes.items():
             shape = (batch if cpu else 8 * batch, 12, side * side, 64)
             q, k, v = (torch.randn(shape, device=device, dtype=dtype) for _ in "qkv")
-            tables = [torch.randn(2 * side - 1, 64, device=device, dtype=dtype) for _ in "hw"]
-            inputs = [q, k, v, *relative_biases(q, *tables, positions)]
+            rows, columns = (torch.randn(2 * side - 1, 64).to(q) for _ in "hw")
+            inputs = [q, k, v, *relative_biases(q, rows, columns, positions)]
             leaves = [t.detach().requires_grad_() for t in inputs]
 
             def forward(backend: Callable[..., Tensor], inputs: list[Tensor] = inputs) -> None:
@@ -184,7 +184,7 @@ def dense_table(
     """The dense encoder against segment_anything's.
 
     Args:
-        untuned: seconds of segment_anything's by kind, where freed memory is not kept.
+        untuned: Seconds of segment_anything's by kind, where freed memory is not kept.
     """
     ours = build_encoder(config.encoder_size).to(device)
     models: dict[str, nn.Module] = {"stock": stock_encoder(ours, pixels), "ours": ours}
@@ -282,7 +282,9 @@ class _MaskTokensInEncoder(MaskedAutoencoding):
 
     def plan(self, inputs: Inputs) -> Plan:
         kept = super().plan(inputs)
-        keep = kept.views[0].keep.to(inputs.images.device)
+        keep = kept.views[0].keep
+        assert keep is not None  # masked autoencoding always drops some
+        keep = keep.to(inputs.images.device)
         is_kept = torch.zeros(inputs.embeddings.shape[:2], device=keep.device).scatter_(1, keep, 1)
         mixed = torch.where(is_kept[..., None] > 0, inputs.embeddings, self.encoder_mask_token)
         return Plan([View(mixed, None)], lambda encoded: kept.loss([take(encoded[0], keep)]))
@@ -292,7 +294,7 @@ def encoder_flops(size: EncoderSize, grid: int, neck: bool = True) -> float:
     """Floating-point operations of one image's forward pass, padding not counted.
 
     Args:
-        grid: tokens along a side.
+        grid: Tokens along a side.
     """
     tokens, width = grid**2, size.width
     window = min(grid, ATTENTION_WINDOW) ** 2

@@ -35,13 +35,17 @@ class PretrainStage(Stage):
         UserError: Shard sets, weights or objectives that cannot be used.
     """
 
+    dataset: ShardMixture
+    model: PretrainModel
+
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         self.config, self.device = config, device
         self.dataset, self.workers = build_dataset(config), config.data.workers
         self.encoder = build_encoder(config.encoder_size, config.start_from)
         self.encoder.recompute_blocks = config.recompute_blocks
-        self.model = PretrainModel(self.encoder, build_objectives(config, self.encoder.size.width))
-        self.curves = list(self.model.objectives)
+        self.objectives = build_objectives(config, self.encoder.size.width)
+        self.model = PretrainModel(self.encoder, self.objectives)
+        self.curves = list(self.objectives)
         if config.compile:
             for block in self.encoder.blocks:
                 block.compile()
@@ -63,7 +67,7 @@ class PretrainStage(Stage):
         return batch[1]
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
-        """Encoder and objectives, in files of their own."""
+        """Encoder and objectives, each in one file."""
         return {
             ENCODER: self.encoder.state_dict(),
             OBJECTIVES: self.model.objectives.state_dict(),
@@ -76,7 +80,7 @@ class PretrainStage(Stage):
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Encoder and objectives."""
-        modules = {ENCODER: self.encoder, OBJECTIVES: self.model.objectives}
+        modules: dict[str, nn.Module] = {ENCODER: self.encoder, OBJECTIVES: self.model.objectives}
         for name, module in modules.items():
             load_strictly(module, checkpoint.weights(name), checkpoint.weights_file(name))
 
@@ -94,7 +98,7 @@ class PretrainStage(Stage):
         """What each objective draws of itself."""
         images = images_to_draw(self.dataset).to(self.device)
         figures: dict[str, Figure] = {}
-        for objective in self.model.objectives.values():
+        for objective in self.objectives.values():
             figures |= objective.draw(self.encoder, images)
         return figures
 

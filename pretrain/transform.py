@@ -21,8 +21,8 @@ class PretrainTransform:
     """Random resized crop and horizontal flip (MAE, arXiv 2111.06377, appendix A.1).
 
     Args:
-        image_size: side of the result in pixels.
-        min_scale: smallest share of the image's area that a crop covers.
+        image_size: Side of the result in pixels.
+        min_scale: Smallest share of the image's area that a crop covers.
     """
 
     def __init__(self, image_size: int, min_scale: float) -> None:
@@ -34,7 +34,7 @@ class PretrainTransform:
         uint8, or float32 of a 16-bit image.
 
         Raises:
-            UserError: the record is a volume, or colour of 16 bits.
+            UserError: The record is a volume, or colour of 16 bits.
         """
         image = record.image
         if (image.ndim == 3 and image.shape[2] != 3) or "axes" in record.meta:
@@ -47,7 +47,8 @@ class PretrainTransform:
                 f"record {record.key} is a {image.dtype} colour image; stage one takes colour of "
                 "8 bits, convert the files and shard again"
             )
-        x0, y0, x1, y1 = random_crop(*image.shape[:2], self.min_scale, generator)
+        height, width = image.shape[:2]
+        x0, y0, x1, y1 = random_crop(height, width, self.min_scale, generator)
         crop = as_pixels(image[y0:y1, x0:x1])  # (C, h, w)
         # torch takes half of Pillow's time for grey, and a sixth for colour
         pixels = interpolate(

@@ -67,12 +67,12 @@ def make_slices(folder: Path, count: int) -> None:
     parts = generator.normal(0, NOISE * volume.max(), (2, *volume.shape))
     volume = np.hypot(volume + parts[0], parts[1])  # Rician, as magnitudes of complex values are
     volume = (volume / volume.max() * 255).astype(np.uint8)
-    for number in range(count):
-        axis = number % 3
+    for index in range(count):
+        axis = index % 3
         length = volume.shape[axis]
-        depth = length // 4 + number // 3 * 7 % (length // 2)
+        depth = length // 4 + index // 3 * 7 % (length // 2)
         image = Image.fromarray(volume.take(depth, axis)).resize((SIDE, SIDE))
-        (folder / f"{number:06d}.png").write_bytes(encode_png(np.array(image)))
+        (folder / f"{index:06d}.png").write_bytes(encode_png(np.array(image)))
 
 
 def make_photographs(folder: Path, count: int) -> None:
@@ -83,18 +83,18 @@ def make_photographs(folder: Path, count: int) -> None:
     generator = np.random.default_rng(0)
     originals = load_sample_images().images
     files: list[bytes] = []
-    for number in range(min(count, DISTINCT)):
-        large = Image.fromarray(originals[number % len(originals)]).resize(PHOTOGRAPH)
+    for index in range(min(count, DISTINCT)):
+        large = Image.fromarray(originals[index % len(originals)]).resize(PHOTOGRAPH)
         noise = generator.normal(0, 4, (PHOTOGRAPH[1], PHOTOGRAPH[0], 3))
         files.append(encode_jpeg((np.asarray(large) + noise).clip(0, 255).astype(np.uint8), 92))
-    for number in range(count):
-        (folder / f"{number:06d}.jpg").write_bytes(files[number % len(files)])
+    for index in range(count):
+        (folder / f"{index:06d}.jpg").write_bytes(files[index % len(files)])
 
 
 def _compare_sharding(
     name: str, images: Path, config: BenchmarkOptions, max_size: int | None, workers: int
 ) -> str:
-    outputs = (images.with_name(f"{images.name}-{number}") for number in itertools.count())
+    outputs = (images.with_name(f"{images.name}-{index}") for index in itertools.count())
     plain, ours = shortest(
         [
             lambda: _plain_sharding(images, next(outputs), max_size),

@@ -64,7 +64,7 @@ def fingerprint(document: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append((f"{name} size", " x ".join(map(str, size))))
     lines.append(("mean", ", ".join(f"{value:.4f}" for value in document["mean"])))
     lines.append(("std", ", ".join(f"{value:.4f}" for value in document["std"])))
-    lines.append(("passed over", f"{document['skipped']} files"))
+    lines.append(("skipped", f"{document['skipped']} files"))
     lines.append(("unreadable", f"{document['unreadable']} files"))
     return lines
 
@@ -78,8 +78,8 @@ def contact_sheet(records: "list[Record]") -> np.ndarray:
     tile = SHEET_WIDTH // columns
     rows = -(-len(records) // columns)
     sheet = np.zeros((rows * tile, SHEET_WIDTH, 3), np.uint8)
-    for number, record in enumerate(records):
-        top, left = number // columns * tile, number % columns * tile
+    for index, record in enumerate(records):
+        top, left = index // columns * tile, index % columns * tile
         picture = _picture(record, tile)
         sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
     return sheet

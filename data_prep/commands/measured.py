@@ -1,4 +1,4 @@
-"""What a sample of the records tells about a shard set: intensities, areas of targets, spacing."""
+"""Figures of a shard set from some of its records: intensities, areas of targets, spacing."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ class Measured:
     """Figures over records, added one at a time.
 
     Args:
-        labels: mask values of each target; none for a set without masks.
+        labels: Mask values of each target; none for a set without masks.
     """
 
     def __init__(self, labels: dict[str, list[int]]) -> None:

@@ -13,12 +13,12 @@ from data_prep.options import VerifyOptions
 
 
 def verify(config: VerifyOptions, resolved: str) -> None:
-    """Check a shard set; says what is missing, truncated or altered."""
+    """Check a shard set: what is missing, truncated or altered."""
     problems = find_problems(config.shards)
     for problem in problems:
         print(problem)
     if problems:
-        raise UserError(f"{config.shards}: {len(problems)} problems; shard again to mend them")
+        raise UserError(f"{config.shards}: {len(problems)} problems; shard again to fix them")
     print(f"{config.shards}: complete and unaltered")
 
 
@@ -26,7 +26,7 @@ def find_problems(root: Path) -> list[str]:
     """What differs between the shards in a folder and `dataset.json`, one line each.
 
     Raises:
-        UserError: if there is no `dataset.json`.
+        UserError: There is no `dataset.json`.
     """
     problems = []
     listed = set()
@@ -68,7 +68,7 @@ def _check_shard(path: Path, sha256: str, records: int) -> list[str]:
 
 
 def _check_names(path: Path, index: ShardIndex) -> list[str]:
-    """Whether an unaltered tar and its index list the same members at the same places."""
+    """Whether an unaltered tar and its index list the same members at the same offsets."""
     with tarfile.open(path, "r:") as tar:
         found = {member.name: (member.offset_data, member.size) for member in tar}
     expected = {
@@ -81,5 +81,5 @@ def _check_names(path: Path, index: ShardIndex) -> list[str]:
     )
     unsafe = sorted(name for name in found if "/" in name or name.startswith("."))
     return [f"{path}: has a member {name!r}, which is a path" for name in unsafe] + [
-        f"{index_path(path)}: wrong place of {name}" for name in wrong if name not in unsafe
+        f"{index_path(path)}: wrong location of {name}" for name in wrong if name not in unsafe
     ]

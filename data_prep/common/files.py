@@ -24,7 +24,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     left there is written over.
 
     Raises:
-        UserError: another process is writing `path` (a job that was submitted twice, say).
+        UserError: Another process is writing `path` (a job that was submitted twice, say).
     """
     temporary = path.with_name(f".{path.name}.partial")
     with _locked(temporary, path) as file:

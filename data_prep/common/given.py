@@ -58,7 +58,7 @@ def options_of(config_class: type[Any], prefix: str = "") -> dict[str, Option]:
     options: dict[str, Option] = {}
     for field in fields(config_class):
         kind, name = hints[field.name], prefix + field.name
-        if is_dataclass(kind):
+        if isinstance(kind, type) and is_dataclass(kind):
             options |= options_of(kind, f"{name}.")
             continue
         default = field.default

@@ -106,8 +106,8 @@ def _nested(given: Given) -> dict[str, Any]:
         except ValueError as error:
             raise UserError(f"{given.places[name]}: {one_line(error)}") from None
         except UserError as error:  # of a component, which begins with the option's name
-            place = given.places[name]
-            start = "--" if place.startswith("--") else place.removesuffix(name)
+            where = given.places[name]
+            start = "--" if where.startswith("--") else where.removesuffix(name)
             raise UserError(f"{start}{error}") from None
         *parents, last = name.split(".")
         group = values

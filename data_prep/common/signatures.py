@@ -155,7 +155,7 @@ def _is_dataclass(class_path: str) -> bool:
 def _args_section(docstring: str) -> dict[str, str]:
     """Help by name from the `Args:` section of a docstring."""
     section = re.search(r"^Args:\n(.*?)(?:\n\S|\Z)", docstring, re.MULTILINE | re.DOTALL)
-    helps = {}
+    helps: dict[str, str] = {}
     if section:
         entries = re.split(r"^ {4}(\w+(?:, \w+)*): ", section[1], flags=re.MULTILINE)[1:]
         for names, text in zip(entries[::2], entries[1::2], strict=True):

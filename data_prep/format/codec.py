@@ -18,7 +18,7 @@ MAX_PIXELS = 2**28
 def encode_png(array: np.ndarray) -> bytes:
     """PNG of a uint8 (H, W) or (H, W, 3), or a uint16 (H, W) array."""
     if array.dtype not in (np.uint8, np.uint16) or (array.ndim == 3 and array.dtype != np.uint8):
-        raise ValueError(f"no PNG for an array of {array.dtype} with shape {array.shape}")
+        raise ValueError(f"a PNG cannot hold an array of {array.dtype} with shape {array.shape}")
     stream = io.BytesIO()
     Image.fromarray(array).save(stream, "PNG")
     return stream.getvalue()
@@ -44,7 +44,7 @@ def decode(extension: str, data: bytes) -> np.ndarray:
     PNG goes through libpng, which takes a sixth less time than Pillow.
 
     Raises:
-        ValueError, OSError, RuntimeError, SyntaxError: damaged bytes.
+        ValueError, OSError, RuntimeError, SyntaxError: Damaged bytes.
     """
     if extension.endswith("npy"):
         return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
@@ -65,9 +65,9 @@ def decode_slices(read: Callable[[int, int], bytes], size: int, slices: slice) -
     """Some of the first axis of an NPY file, of which no more than these are read.
 
     Args:
-        read: gives bytes of the file, from (offset, number).
-        size: of the file in bytes.
-        slices: without a step.
+        read: Function from (offset, count) to bytes of the file.
+        size: Size of the file in bytes.
+        slices: Which of the first axis; without a step.
     """
     stream = io.BytesIO(read(0, min(NPY_HEAD, size)))
     version = np.lib.format.read_magic(stream)
@@ -77,7 +77,7 @@ def decode_slices(read: Callable[[int, int], bytes], size: int, slices: slice) -
     first, last, step = slices.indices(shape[0])
     if step != 1:
         raise IndexError(f"slices {slices} have a step")
-    number = max(last - first, 0)
+    count = max(last - first, 0)
     each = int(np.prod(shape[1:])) * dtype.itemsize
-    data = read(stream.tell() + first * each, number * each)
-    return np.frombuffer(bytearray(data), dtype).reshape(number, *shape[1:])
+    data = read(stream.tell() + first * each, count * each)
+    return np.frombuffer(bytearray(data), dtype).reshape(count, *shape[1:])

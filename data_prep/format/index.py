@@ -35,7 +35,7 @@ def read_json(path: Path) -> Any:
     """Parse a JSON file of a shard set.
 
     Raises:
-        UserError: if it is missing or damaged.
+        UserError: It is missing or damaged.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -49,7 +49,7 @@ def load_index(shard: Path) -> ShardIndex:
     """The index of a tar.
 
     Raises:
-        UserError: if it is missing or damaged.
+        UserError: It is missing or damaged.
     """
     path = index_path(shard)
     document = read_json(path)
@@ -71,7 +71,7 @@ def open_shard(shard: Path) -> tuple[int, ShardIndex]:
     """File descriptor and index of a tar.
 
     Raises:
-        UserError: if one of them is missing or the index is damaged.
+        UserError: One of them is missing or the index is damaged.
     """
     index = load_index(shard)
     try:
@@ -84,7 +84,7 @@ def read_at(descriptor: int, offset: int, size: int, shard: Path) -> bytes:
     """`size` bytes at `offset` of an open shard; leaves the file position alone.
 
     Raises:
-        UserError: if the file ends before.
+        UserError: The file ends before.
     """
     data = os.pread(descriptor, size, offset)
     if len(data) < size and data:  # a signal, or the kernel's limit of 2 GiB a call

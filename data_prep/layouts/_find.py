@@ -10,11 +10,11 @@ from data_prep.common.errors import UserError
 def find_files(root: Path) -> list[str]:
     """Paths of all files below `root`, relative to it, with forward slashes, sorted.
 
-    Hidden files and folders are passed over. Links are followed, but no folder is entered twice, so
+    Hidden files and folders are skipped. Links are followed, but no folder is entered twice, so
     that links in a circle end.
 
     Raises:
-        UserError: if a folder cannot be listed.
+        UserError: A folder cannot be listed.
     """
 
     def refuse(error: OSError) -> None:
@@ -45,7 +45,7 @@ def first_folder_off(root: Path, names: Sequence[str]) -> list[str]:
     dropped if the first file is found only so.
 
     Raises:
-        UserError: if a name leads out of `root`.
+        UserError: A name leads out of `root`.
     """
     paths = [PurePosixPath(name) for name in names]
     for path in paths:

@@ -13,10 +13,10 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     Files .tab and .tsv are separated by tabs.
 
     Args:
-        columns: names that must be there.
+        columns: Names that must be there.
 
     Raises:
-        UserError: if the file cannot be read or lacks one of `columns`.
+        UserError: The file cannot be read or lacks one of `columns`.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import datasets
 
 TYPICAL_IMAGES = 512
-"""Images expected of a file when shards are filled, if the data set does not tell."""
+"""Images expected of a file when shards are filled, if the data set does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ def _load(name: str, subset: str | None) -> dict[str, "datasets.IterableDataset"
 
     try:
         splits = datasets.load_dataset(name, subset, streaming=True)
-    except Exception as error:  # each builder and each file system has errors of its own
+    except Exception as error:  # each builder and each file system raises other errors
         reason = str(error).splitlines()[0] if str(error) else one_line(error)
         raise UserError(f"input: {name} cannot be loaded by datasets: {reason}") from error
     return {split: _encoded(stream, name) for split, stream in splits.items()}

@@ -97,10 +97,10 @@ def disc_and_cup(photograph: np.ndarray, drawing: np.ndarray) -> np.ndarray:
 
     Args:
         photograph: (H, W, 3) uint8.
-        drawing: the same with two closed lines on it.
+        drawing: The same with two closed lines on it.
 
     Raises:
-        Unreadable: different sizes, or lines that do not enclose exactly a rim and a cup.
+        Unreadable: Different sizes, or lines that do not enclose exactly a rim and a cup.
     """
     if photograph.shape != drawing.shape:
         raise Unreadable(f"a drawing of {drawing.shape} on a photograph of {photograph.shape}")

@@ -1,6 +1,6 @@
 """Real images that come with the installed packages: no download.
 
-Stage one: nilearn's MNI152 T1 brain template, 1 mm, through the NIfTI reader, and pydicom's own
+Stage one: nilearn's MNI152 T1 brain template, 1 mm, through the NIfTI reader, and pydicom's
 test files, through the DICOM reader. Stage two: axial slices of the same template with a label map
 of grey matter, white matter and the rest of the brain, each slice as four views of `VIEW` mm, which
 overlap. In a view a token of 16 pixels covers 8 mm; in a whole slice, 17 mm, the cortex would be a

@@ -1,8 +1,8 @@
 """Shards to samples, in an order that is a pure function of the seed.
 
-The sample order of epoch e permutes the shards, then the samples inside each window of a few
-shards, so that reading stays nearly sequential. All epochs in a row are one endless stream; the
-position in it, samples seen by all processes together, is the loader's whole state.
+The sample order of an epoch permutes the shards, then the samples within each run of a few shards,
+so that reading stays nearly sequential. All epochs in a row are one endless stream; the position in
+it, samples seen by all processes together, is the loader's whole state.
 """
 
 import json
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -24,12 +24,12 @@ from data_prep.loader.remote import ShardCache, is_remote
 from data_prep.loader.signals import leave_signals_to_parent
 
 OPEN_SHARDS = 16
-"""File descriptors and indexes a process keeps, at least; twice the window if that is more."""
+"""Least number of shards that a process keeps open; more if `shuffle_shards` needs it."""
 
 CACHE = Path.home() / ".cache" / "samaritan"
 """Where copies of remote shards are kept."""
 CACHE_BYTES = 50 * 10**9
-"""How much of them, for each set."""
+"""Limit of their size, for each set."""
 
 
 @dataclass
@@ -48,19 +48,20 @@ class Record:
 Transform = Callable[[Record, np.random.Generator], Any]
 
 
-class ShardDataset(Dataset):
+class ShardDataset(Dataset[Any]):
     """Map-style dataset over the records of one split of a shard set.
 
     Safe to fork and to pickle: shards are read at explicit offsets, and opened by each process on
     its own after a spawn.
 
     Args:
-        root: folder of the set, or its URL.
-        cache: where copies of remote shards are kept.
-        cache_bytes: how much of them; at least `window` shards should fit.
+        root: Folder of the set, or its URL.
+        shuffle_shards: Shards among which samples are shuffled.
+        cache: Where copies of remote shards are kept.
+        cache_bytes: Limit of their size; at least `shuffle_shards` shards should fit.
 
     Raises:
-        UserError: no shard set at `root`, no such split, or a split without records.
+        UserError: No shard set at `root`, no such split, or a split without records.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class ShardDataset(Dataset):
         root: Path | str,
         split: str = "train",
         seed: int = 0,
-        window: int = 4,
+        shuffle_shards: int = 4,
         transform: Transform | None = None,
         cache: Path = CACHE,
         cache_bytes: int = CACHE_BYTES,
@@ -86,13 +87,14 @@ class ShardDataset(Dataset):
                 f"{self.root}: has no split {split!r}, only {', '.join(self.info['splits'])}"
             )
         shards = self.info["splits"][split]["shards"]
-        self.split, self.seed, self.window, self.transform = split, seed, window, transform
+        self.split, self.seed, self.transform = split, seed, transform
+        self.shuffle_shards = shuffle_shards
         self.shards = [self.root / shard["name"] for shard in shards]
         counts = [shard["records"] for shard in shards]
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])  # (shards + 1,)
         if not len(self):
             raise UserError(f"{self.root}: split {split!r} has no records")
-        self._open_limit = max(OPEN_SHARDS, 2 * window)
+        self._open_limit = max(OPEN_SHARDS, 2 * shuffle_shards)
         self._open: OrderedDict[int, tuple[int, ShardIndex]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -103,10 +105,10 @@ class ShardDataset(Dataset):
         generator = np.random.default_rng([self.seed, epoch])
         shards = generator.permutation(len(self.shards))
         parts = []
-        for first in range(0, len(shards), self.window):
+        for first in range(0, len(shards), self.shuffle_shards):
             ranges = [
                 np.arange(self._starts[shard], self._starts[shard + 1])
-                for shard in shards[first : first + self.window]
+                for shard in shards[first : first + self.shuffle_shards]
             ]
             parts.append(generator.permutation(np.concatenate(ranges)))
         return np.concatenate(parts)
@@ -115,11 +117,11 @@ class ShardDataset(Dataset):
         """Read and decode one record, without the transform.
 
         Args:
-            slices: of a volume, read only these depths (a slice of step 1): image and mask hold
-                them, `meta` describes the whole volume.
+            slices: Depths of a volume to read (a slice of step 1): image and mask hold only them,
+                `meta` describes the whole volume.
 
         Raises:
-            UserError: a shard that is missing, truncated or does not decode.
+            UserError: A shard that is missing, truncated or does not decode.
         """
         shard, key, members = self._locate(index)
         mask = next((name for name in members if name.startswith("mask.")), None)
@@ -141,7 +143,7 @@ class ShardDataset(Dataset):
         return self._meta(shard, members)
 
     def _meta(self, shard: int, members: dict[str, Member]) -> dict[str, Any]:
-        stored = json.loads(self._read(shard, members["json"]))
+        stored: dict[str, Any] = json.loads(self._read(shard, members["json"]))
         meta = {"label": None, "modality": None, "spacing": None} | stored
         if "labels" in self.info:
             meta.setdefault("present", [])
@@ -153,7 +155,7 @@ class ShardDataset(Dataset):
         """The transformed record (the record itself without a transform).
 
         Args:
-            item: an index, or (index, draw). The transform's generator is seeded with
+            item: An index, or (index, draw). The transform's generator is seeded with
                 (seed, draw), draw being the position in the endless stream of samples, so that
                 augmentation does not depend on processes, workers or restarts.
         """
@@ -167,9 +169,9 @@ class ShardDataset(Dataset):
         if not 0 <= index < len(self):
             raise IndexError(f"no record {index} among {len(self)}")
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        place = int(index - self._starts[shard])
+        position = int(index - self._starts[shard])
         shard_index = self._handle(shard)[1]
-        return shard, shard_index.keys[place], shard_index.members[place]
+        return shard, shard_index.keys[position], shard_index.members[position]
 
     def _handle(self, shard: int) -> tuple[int, ShardIndex]:
         """Descriptor and index of a shard, opened at need; the least used one is closed."""
@@ -238,8 +240,8 @@ class GlobalBatches(Sampler[list[tuple[int, int]]]):
     part. To resume, on any number of processes, pass the samples seen so far by all of them.
 
     Args:
-        batch_size: samples a process and batch.
-        samples_seen: position in the stream, in samples over all processes.
+        batch_size: Samples per process and batch.
+        samples_seen: Position in the stream, in samples over all processes.
     """
 
     def __init__(
@@ -274,7 +276,7 @@ def build_loader(
     samples_seen: int = 0,
     collate: Callable[[list[Any]], Any] | None = None,
     pin_memory: bool = False,
-) -> DataLoader:
+) -> DataLoader[Any]:
     """An endless DataLoader of this process's part of the global batches.
 
     It is sharded already: do not pass it to `Accelerator.prepare`, which would divide it again.
@@ -282,7 +284,7 @@ def build_loader(
     """
     batches = GlobalBatches(dataset, batch_size, rank, world_size, samples_seen)
     return DataLoader(
-        dataset,
+        cast("Dataset[Any]", dataset),
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,

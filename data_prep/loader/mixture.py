@@ -11,22 +11,22 @@ from data_prep.common.errors import UserError
 from data_prep.loader.dataset import CACHE, CACHE_BYTES, Record, ShardDataset, Transform
 
 
-class ShardMixture(Dataset):
+class ShardMixture(Dataset[Any]):
     """Map-style dataset over several shard sets, for `build_loader`.
 
-    An epoch is as long as all sets together. Each set gives its share of it, in the order it has
-    on its own: one with less than its size is seen in part, and goes on from there in the next
+    An epoch is as long as all sets together. Each set gives its share of it, in the order that it
+    has by itself: one with less than its size is seen in part, and goes on from there in the next
     epoch; one with more is gone through again. The sets take turns at random. As with
     `ShardDataset` the order is a pure function of (seed, epoch), so samples seen are all the state.
 
     Args:
-        roots: folders or URLs of the shard sets.
-        weights: shares of the samples, in any unit; without them the sets' sizes, so that every
-            sample comes once an epoch.
-        cache, cache_bytes: for each remote set, see `ShardDataset`.
+        roots: Folders or URLs of the shard sets.
+        weights: Shares of the samples, in any unit; without them the sets' sizes, so that every
+            sample comes once per epoch.
+        cache, cache_bytes: For each remote set, see `ShardDataset`.
 
     Raises:
-        UserError: weights that are not positive or not one for each set, or see `ShardDataset`.
+        UserError: Weights that are not positive or not one for each set, or see `ShardDataset`.
     """
 
     def __init__(
@@ -35,14 +35,14 @@ class ShardMixture(Dataset):
         weights: Sequence[float] | None = None,
         split: str = "train",
         seed: int = 0,
-        window: int = 4,
+        shuffle_shards: int = 4,
         transform: Transform | None = None,
         cache: Path = CACHE,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.seed, self.transform = seed, transform
         self.sets = [
-            ShardDataset(root, split, seed, window, cache=cache, cache_bytes=cache_bytes)
+            ShardDataset(root, split, seed, shuffle_shards, cache=cache, cache_bytes=cache_bytes)
             for root in roots
         ]
         sizes = [len(part) for part in self.sets]
@@ -67,19 +67,19 @@ class ShardMixture(Dataset):
         generator = np.random.default_rng([self.seed, epoch])
         turns = generator.permutation(np.repeat(np.arange(len(self.sets)), self.counts))  # (n,)
         order = np.empty(len(self), np.int64)
-        for number, (part, count) in enumerate(zip(self.sets, self.counts, strict=True)):
-            order[turns == number] = self._starts[number] + _stream(part, epoch * count, count)
+        for index, (part, count) in enumerate(zip(self.sets, self.counts, strict=True)):
+            order[turns == index] = self._starts[index] + _stream(part, epoch * count, count)
         return order
 
     def record(self, index: int) -> Record:
         """Read and decode one record, without the transform."""
-        part, place = self._locate(index)
-        return part.record(place)
+        part, position = self._locate(index)
+        return part.record(position)
 
     def meta(self, index: int) -> dict[str, Any]:
         """The JSON of one record, see `ShardDataset.meta`."""
-        part, place = self._locate(index)
-        return part.meta(place)
+        part, position = self._locate(index)
+        return part.meta(position)
 
     def __getitem__(self, item: int | tuple[int, int]) -> Any:
         """The transformed record of an index or of (index, draw), see `ShardDataset`."""
@@ -92,23 +92,24 @@ class ShardMixture(Dataset):
     def _locate(self, index: int) -> tuple[ShardDataset, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"no record {index} among {len(self)}")
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self.sets[number], int(index - self._starts[number])
+        chosen = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self.sets[chosen], int(index - self._starts[chosen])
 
 
 def _shares(total: int, weights: Sequence[float]) -> list[int]:
     """`total` divided by `weights` into integers, by largest remainder, none of them 0.
 
     Raises:
-        UserError: if a weight is too small for a single sample.
+        UserError: A weight is too small for a single sample.
     """
     exact = np.asarray(weights, np.float64) / np.sum(weights) * total
     counts = np.floor(exact + 1e-9).astype(np.int64)
     missing = total - int(counts.sum())
     counts[np.argsort(counts - exact, kind="stable")[:missing]] += 1
     if not counts.all():
-        raise UserError(f"weights: {list(weights)} give a set no sample among {total}")
-    return counts.tolist()
+        starved = f"give one of the sets none of the {total} samples"
+        raise UserError(f"weights: {list(weights)} {starved}")
+    return [int(count) for count in counts]
 
 
 def _stream(part: ShardDataset, start: int, count: int) -> np.ndarray:

@@ -33,11 +33,11 @@ class ShardCache:
     open keep their space until it closes them.
 
     Args:
-        url: folder of the shard set.
-        folder: where copies are kept, one folder for each set and version of it.
+        url: Folder of the shard set.
+        folder: Where copies are kept, one folder for each set and version of it.
 
     Raises:
-        UserError: if dataset.json cannot be fetched.
+        UserError: `dataset.json` cannot be fetched.
     """
 
     def __init__(self, url: str, folder: Path, limit: int) -> None:
@@ -59,7 +59,7 @@ class ShardCache:
         """File descriptor and index of a shard, downloaded if need be.
 
         Raises:
-            UserError: if it cannot be fetched, or is not the one that dataset.json describes.
+            UserError: It cannot be fetched, or is not the one that dataset.json describes.
         """
         path = self.folder / name
         with self._lock():  # no other process may delete it between its download and its opening
@@ -87,7 +87,7 @@ class ShardCache:
                 return
             except FileNotFoundError:
                 raise UserError(f"{self.url}/{name}: does not exist") from None
-            # every file system has errors of its own, of which most pass
+            # every file system raises other errors, of which most pass
             except Exception as error:
                 if attempt == ATTEMPTS:
                     raise UserError(

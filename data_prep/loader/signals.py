@@ -15,8 +15,8 @@ def leave_signals_to_parent(worker: int) -> None:
     its step and saves, for which it still needs batches. Without siginfo (macOS), SIGTERM ends
     workers as usual.
     """
-    for number in (signal.SIGINT, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+    for signum in (signal.SIGINT, signal.SIGUSR2):
+        signal.signal(signum, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_exit_for_parent, daemon=True).start()
@@ -41,7 +41,8 @@ def term_blocked() -> Iterator[None]:
 
 def _exit_for_parent() -> None:
     # At its exit the parent terminates and joins workers that are left; they must not outlive it.
-    parent = multiprocessing.parent_process().pid
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
         pass
     os._exit(0)

@@ -58,7 +58,7 @@ class DicomFrame:
 def is_dicom(path: Path) -> bool:
     """Whether a file has DICOM's magic after its preamble, or else the suffix .dcm or .dicom.
 
-    A file that cannot be opened counts, so that reading it tells why.
+    A file that cannot be opened counts, so that reading it says why.
     """
     if path.suffix.lower() in (".dcm", ".dicom"):
         return True
@@ -73,8 +73,8 @@ def read_header(path: Path) -> Dataset:
     """The data set of a file, its pixels not yet decoded.
 
     Raises:
-        NotAnImage: a DICOM file without pixels, or whose pixels are not a picture.
-        Unreadable: not a DICOM file.
+        NotAnImage: A DICOM file without pixels, or whose pixels are not a picture.
+        Unreadable: Not a DICOM file.
     """
     try:
         # Files without a preamble are still common; junk read by force has no Rows.
@@ -127,11 +127,11 @@ def read_frames(
     """Decode the frames of an image one after the other.
 
     Args:
-        bits: of grey frames. 8-bit grey without a window or rescale stays as it is.
-        window: see `ReadOptions.window`; `auto` takes the file's first window or VOI LUT.
+        bits: Bits of grey frames. 8-bit grey without a window or rescale stays as it is.
+        window: See `ReadOptions.window`; `auto` takes the file's first window or VOI LUT.
 
     Raises:
-        Unreadable: no decoder, damaged or truncated pixel data, more pixels than `max_pixels`.
+        Unreadable: No decoder, damaged or truncated pixel data, more pixels than `max_pixels`.
     """
     size = int(dataset.get("Rows") or 0) * int(dataset.get("Columns") or 0)
     if not size:
@@ -139,11 +139,11 @@ def read_frames(
     if max_pixels is not None and size > max_pixels:
         raise Unreadable(f"{dataset.Rows} x {dataset.Columns} pixels exceed max_pixels")
     try:
-        for number, frame in enumerate(iter_pixels(dataset)):
-            yield _show(frame, dataset, number, bits, window)
+        for index, frame in enumerate(iter_pixels(dataset)):
+            yield _show(frame, dataset, index, bits, window)
     except Unreadable:
         raise
-    except Exception as error:  # each decoder plugin has errors of its own
+    except Exception as error:  # each decoder plugin raises other errors
         raise Unreadable(
             f"its pixels cannot be decoded (transfer syntax {_syntax(dataset)},"
             f" {type(error).__name__})"
@@ -151,12 +151,12 @@ def read_frames(
 
 
 def _show(
-    frame: np.ndarray, dataset: Dataset, number: int, bits: Literal[8, 16], window: Window
+    frame: np.ndarray, dataset: Dataset, index: int, bits: Literal[8, 16], window: Window
 ) -> DicomFrame:
     meta = {
         "modality": _modality(dataset),
         "body_part": _body_part(dataset),
-        "spacing": _spacing(dataset, number),
+        "spacing": _spacing(dataset, index),
         "window": None,
     }
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
@@ -164,7 +164,7 @@ def _show(
         return DicomFrame(_to_eight_bits(frame, 8 * frame.itemsize), meta)
     if frame.ndim == 3:
         return DicomFrame(_to_eight_bits(frame, int(dataset.BitsStored)), meta)
-    image, limits = _grey(frame, dataset, number, bits, window)
+    image, limits = _grey(frame, dataset, index, bits, window)
     if limits is not None:
         meta["window"] = [float(limits[0]), float(limits[1])]
     inverse = dataset.get("PresentationLUTShape") == "INVERSE"
@@ -174,11 +174,11 @@ def _show(
 
 
 def _grey(
-    frame: np.ndarray, dataset: Dataset, number: int, bits: Literal[8, 16], window: Window
+    frame: np.ndarray, dataset: Dataset, index: int, bits: Literal[8, 16], window: Window
 ) -> tuple[np.ndarray, tuple[float, float] | None]:
     """Grey frame as integers, and the linear window used (None for a LUT or a sigmoid)."""
-    rescale = _functional_group(dataset, number, "PixelValueTransformationSequence") or dataset
-    voi = _functional_group(dataset, number, "FrameVOILUTSequence") or dataset
+    rescale = _functional_group(dataset, index, "PixelValueTransformationSequence") or dataset
+    voi = _functional_group(dataset, index, "FrameVOILUTSequence") or dataset
     values = replace_not_finite(_output_units(frame, rescale))
     if window == "auto" and _has_table(voi, "VOILUT"):
         table = voi.VOILUTSequence[0]
@@ -246,18 +246,18 @@ def _padding(frame: np.ndarray, dataset: Dataset) -> np.ndarray:
     return (frame >= min(value, other)) & (frame <= max(value, other))
 
 
-def _functional_group(dataset: Dataset, number: int, name: str) -> Dataset | None:
+def _functional_group(dataset: Dataset, index: int, name: str) -> Dataset | None:
     """A macro of an enhanced multi-frame image: of this frame, else shared by all frames."""
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
     shared = dataset.get("SharedFunctionalGroupsSequence") or []
-    for group in (*per_frame[number : number + 1], *shared[:1]):
+    for group in (*per_frame[index : index + 1], *shared[:1]):
         if group.get(name):
             return group[name].value[0]
     return None
 
 
-def _spacing(dataset: Dataset, number: int) -> list[float] | None:
-    measures = _functional_group(dataset, number, "PixelMeasuresSequence") or dataset
+def _spacing(dataset: Dataset, index: int) -> list[float] | None:
+    measures = _functional_group(dataset, index, "PixelMeasuresSequence") or dataset
     for name in ("PixelSpacing", "ImagerPixelSpacing"):
         values = measures.get(name)
         if values is not None and not isinstance(values, str) and len(values) == 2:

@@ -55,12 +55,12 @@ def read_image(
     windowed (`options.window`).
 
     Args:
-        source: a path, or the file's bytes.
-        max_size: longest side in pixels; larger images are scaled down to it.
-        crop_border: cut off a black frame first; the image is then always encoded again.
+        source: A path, or the file's bytes.
+        max_size: Longest side in pixels; larger images are scaled down to it.
+        crop_border: Cut off a black frame first; the image is then always encoded again.
 
     Raises:
-        Unreadable: not an image, damaged, several frames, or more than `options.max_pixels`.
+        Unreadable: Not an image, damaged, several frames, or more than `options.max_pixels`.
     """
     data = source if isinstance(source, bytes) else source.read_bytes()
     image = _open(data, options.max_pixels)
@@ -177,7 +177,7 @@ def strip_png(data: bytes) -> bytes:
     """A PNG less text, EXIF, time and whatever follows its end.
 
     Raises:
-        Unreadable: if its chunks are damaged.
+        Unreadable: Its chunks are damaged.
     """
     kept = [data[:8]]
     position = 8
@@ -198,7 +198,7 @@ def strip_jpeg(data: bytes) -> bytes:
     """A JPEG less EXIF, XMP, colour profiles, comments and whatever follows its end.
 
     Raises:
-        Unreadable: if its segments are damaged.
+        Unreadable: Its segments are damaged.
     """
     kept = [data[:2]]
     position = 2
@@ -212,7 +212,7 @@ def strip_jpeg(data: bytes) -> bytes:
         end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
         if marker == 0xDA:  # the scan runs on to the next marker that is neither RSTn nor stuffing
             end = _scan_end(data, end)
-        # APP0 is JFIF, APP14 tells the colour transform; the others and COM hold text
+        # APP0 is JFIF, APP14 names the colour transform; the others and COM hold text
         if not (0xE1 <= marker <= 0xEF and marker != 0xEE) and marker != 0xFE:
             kept.append(data[position:end])
         position = end

@@ -16,7 +16,7 @@ def intensity_limits(values: np.ndarray, window: Window) -> tuple[float, float]:
     """The values that become black and white. `auto` here means percentiles.
 
     Args:
-        values: any shape, non-empty, finite.
+        values: Any shape, non-empty, finite.
     """
     if isinstance(window, tuple):
         return window
@@ -52,7 +52,7 @@ def replace_not_finite(values: np.ndarray) -> np.ndarray:
     """NaN and infinities to the smallest finite value, as scanners' tools use them for background.
 
     Raises:
-        Unreadable: if no value is finite.
+        Unreadable: No value is finite.
     """
     if not np.issubdtype(values.dtype, np.floating):
         return values

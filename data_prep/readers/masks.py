@@ -18,14 +18,14 @@ def read_label_map(path: Path, max_pixels: int, threshold: int | None, binary: b
     """Read a mask image as integers.
 
     Args:
-        threshold: if given, the mask is 1 where its grey value is at least this, and 0 elsewhere.
-        binary: the mask has one value beside 0, whichever, which becomes 1.
+        threshold: If given, the mask is 1 where its grey value is at least this, and 0 elsewhere.
+        binary: The mask has one value besides 0, whichever, which becomes 1.
 
     Returns:
         (H, W) uint8 or uint16.
 
     Raises:
-        Unreadable: not an image, colours, (if binary, without a threshold) several grey values, or
+        Unreadable: Not an image, colours, (if binary, without a threshold) several grey values, or
             a binary mask that lies below the threshold as a whole.
     """
     try:
@@ -41,7 +41,7 @@ def read_label_map(path: Path, max_pixels: int, threshold: int | None, binary: b
     except Unreadable:
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything for a damaged file
-        raise Unreadable(f"its mask is no readable image ({type(error).__name__})") from error
+        raise Unreadable(f"its mask is not a readable image ({type(error).__name__})") from error
     values = _grey(values)
     if threshold is not None:
         return _above(values, threshold)
@@ -63,7 +63,7 @@ def read_union(paths: Sequence[Path], max_pixels: int, threshold: int | None) ->
     """(H, W) uint8, 1 where any of several binary mask images of one picture is set.
 
     Raises:
-        Unreadable: see `read_label_map`; also masks of different sizes.
+        Unreadable: See `read_label_map`; also masks of different sizes.
     """
     masks = [read_label_map(path, max_pixels, threshold, binary=True) for path in paths]
     if len({mask.shape for mask in masks}) > 1:
@@ -75,7 +75,7 @@ def nearest_level(values: np.ndarray, levels: Sequence[int]) -> np.ndarray:
     """(H, W) uint8 index of the level nearest to each grey value, for masks saved with soft edges.
 
     Raises:
-        Unreadable: if more than `MAX_BETWEEN` of the pixels lie clearly between two levels.
+        Unreadable: More than `MAX_BETWEEN` of the pixels lie clearly between two levels.
     """
     distance = np.abs(values[..., None].astype(np.int64) - np.asarray(levels))  # (H, W, levels)
     between = distance.min(axis=2) > np.diff(sorted(levels)).min() / 4
@@ -102,7 +102,7 @@ def _grey(values: np.ndarray) -> np.ndarray:
         values = values[..., :-1]
     if values.ndim == 3:
         if (values != values[..., :1]).any():
-            raise Unreadable("its mask is coloured; convert it to one label value a pixel")
+            raise Unreadable("its mask is coloured; convert it to one label value per pixel")
         values = values[..., 0]
     if values.dtype == bool:
         values = values.astype(np.uint8)

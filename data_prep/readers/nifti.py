@@ -66,7 +66,7 @@ def load_nifti(path: Path) -> SpatialImage:
     """Open a NIfTI file (its voxels are read later).
 
     Raises:
-        Unreadable: if it is not a NIfTI file, its header is impossible, or claims more voxels than
+        Unreadable: Not a NIfTI file, an impossible header, or one that claims more voxels than
             the file can hold.
     """
     try:
@@ -85,7 +85,7 @@ def load_nifti(path: Path) -> SpatialImage:
 
 def _check_size(image: SpatialImage) -> None:
     """Refuse a header that would have memory allocated for voxels that cannot be there."""
-    path = Path(image.file_map["image"].filename)
+    path = Path(str(image.file_map["image"].filename))
     ratio = {".gz": GZIP_RATIO, ".bz2": np.inf, ".zst": np.inf}.get(path.suffix.lower(), 1)
     claimed = int(np.prod(image.shape, dtype=np.float64)) * image.get_data_dtype().itemsize
     if claimed > path.stat().st_size * ratio:
@@ -101,13 +101,13 @@ def volume_from_nifti(
     """Read a NIfTI file or image as (depth, row, column) slices of `plane`.
 
     Args:
-        source: file path, or an image in memory.
+        source: File path, or an image in memory.
         plane: "axial", "coronal" or "sagittal".
-        channel: which volume of a 4D image.
-        max_pixels: bound on the pixels of the largest face of the volume.
+        channel: Which volume of a 4D image.
+        max_pixels: Bound on the pixels of the largest face of the volume.
 
     Raises:
-        Unreadable: not 3D or 4D, no such channel, too large, complex or coloured voxels, fewer
+        Unreadable: Not 3D or 4D, no such channel, too large, complex or coloured voxels, fewer
             voxels than the header says.
     """
     image = source if isinstance(source, SpatialImage) else load_nifti(source)
@@ -128,11 +128,11 @@ def read_labelled(
     """A volume and its label map, windowed over the whole volume.
 
     Args:
-        channel: which volume of a 4D image; a 3D one has no others.
+        channel: Which volume of a 4D image; a 3D one has no others.
 
     Raises:
-        Unreadable: another shape, place or kind of values than a label map of this image has; see
-            also `volume_from_nifti`.
+        Unreadable: Another shape, position or kind of values than a label map of this image has;
+            see also `volume_from_nifti`.
     """
     image, label = load_nifti(image_path), load_nifti(label_path)
     if image.shape[:3] != label.shape[:3]:
@@ -144,7 +144,7 @@ def read_labelled(
     mask = volume_from_nifti(label, max_pixels=options.max_pixels).array
     whole = mask.astype(np.uint16)
     if (whole != mask).any():
-        raise Unreadable("its label map has values that are no labels")
+        raise Unreadable("its label map has values that are not labels")
     limits = intensity_limits(volume.array, options.window)
     return Sample(
         to_integers(volume.array, limits, options.bits),
@@ -161,13 +161,13 @@ def mask_to_nifti(
 
     Args:
         mask: (D, H, W) integers or booleans, as `volume_from_nifti(reference, plane)` orders them.
-        reference: the file or image the volume was read from.
+        reference: The file or image the volume was read from.
 
     Returns:
         A NIfTI image with the reference's affine and (first three) axes.
 
     Raises:
-        ValueError: if the mask's shape is not that of the volume.
+        ValueError: The mask's shape is not that of the volume.
     """
     image = reference if isinstance(reference, SpatialImage) else load_nifti(reference)
     axes, flips = PLANES[plane]
@@ -203,7 +203,7 @@ def _voxels(image: SpatialImage, channel: int, max_pixels: int | None) -> np.nda
         raise Unreadable(f"{shape[:3]} voxels: a slice exceeds max_pixels ({max_pixels})")
     kind = image.get_data_dtype()
     if kind.fields is not None or kind.kind not in "biuf":
-        raise Unreadable(f"voxels of type {kind}, not one number each")
+        raise Unreadable(f"voxels of type {kind}, not one number per voxel")
     try:
         if len(image.shape) == 3:
             data = np.asanyarray(image.dataobj)
@@ -211,7 +211,7 @@ def _voxels(image: SpatialImage, channel: int, max_pixels: int | None) -> np.nda
             data = np.asanyarray(image.dataobj[..., channel])
         else:
             data = np.asanyarray(image.dataobj[:, :, :, 0, channel])
-    except Exception as error:  # gzip, zlib, mmap and nibabel each have errors of their own
+    except Exception as error:  # gzip, zlib, mmap and nibabel raise errors of many kinds
         raise Unreadable(
             f"its voxels cannot be read: fewer than the header says ({type(error).__name__})"
         ) from error

@@ -13,8 +13,8 @@ def read_photograph(
     """Read an image file, no larger than `options.max_size`.
 
     Raises:
-        NotAnImage: if a side is shorter than `options.min_size`.
-        Unreadable: see `read_image`.
+        NotAnImage: A side is shorter than `options.min_size`.
+        Unreadable: See `read_image`.
     """
     picture = read_image(source, options, options.max_size, crop_border)
     height, width = picture.array.shape[:2]

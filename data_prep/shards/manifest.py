@@ -1,6 +1,6 @@
 """From a list of references to splits and shards: pure functions of the references and the seed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from data_prep.common.errors import UserError
@@ -26,21 +26,21 @@ def assign_splits(
     gets at least one.
 
     Raises:
-        UserError: fractions that do not sum to 1, or fewer groups than splits.
+        UserError: Fractions that do not sum to 1, or fewer groups than splits.
     """
     if abs(sum(fractions.values()) - 1) > 1e-6 or min(fractions.values()) <= 0:
         raise UserError(f"split: {fractions} are not positive fractions that sum to 1")
     if bad := [name for name in fractions if not name.isalnum()]:
-        raise UserError(f"split: {bad[0]!r} is no name of letters and digits")
+        raise UserError(f"split: {bad[0]!r} is not a name of letters and digits")
     groups = sorted({reference.group for reference in references}, key=_shuffle_key(seed))
     if len(groups) < len(fractions):
         raise UserError(f"split: {len(groups)} groups cannot be divided into {len(fractions)}")
     split_of: dict[str, str] = {}
     start, share = 0, 0.0
-    for number, (name, fraction) in enumerate(fractions.items(), start=1):
+    for count, (name, fraction) in enumerate(fractions.items(), start=1):
         share += fraction
         # at least one group each
-        end = min(max(round(share * len(groups)), start + 1), len(groups) - len(fractions) + number)
+        end = min(max(round(share * len(groups)), start + 1), len(groups) - len(fractions) + count)
         split_of.update(dict.fromkeys(groups[start:end], name))
         start = end
     return [replace(reference, split=split_of[reference.group]) for reference in references]
@@ -53,7 +53,7 @@ def plan_shards(references: Sequence[Reference], shard_records: int, seed: int) 
     in which a file system lists its files nor on a library's version.
 
     Raises:
-        UserError: if two references are the same.
+        UserError: Two references are the same.
     """
     seen = {(reference.path, reference.part) for reference in references}
     if len(seen) != len(references):
@@ -63,8 +63,8 @@ def plan_shards(references: Sequence[Reference], shard_records: int, seed: int) 
         members = [reference for reference in references if reference.split == split]
         key = _shuffle_key(seed)
         members.sort(key=lambda reference: key(f"{reference.path}\0{reference.part}"))
-        for number, chunk in enumerate(_chunks(members, shard_records)):
-            shards.append(Shard(f"{split}-{number:06d}", tuple(chunk)))
+        for index, chunk in enumerate(_chunks(members, shard_records)):
+            shards.append(Shard(f"{split}-{index:06d}", tuple(chunk)))
     return shards
 
 
@@ -80,5 +80,5 @@ def _chunks(references: list[Reference], records: int) -> list[list[Reference]]:
     return chunks
 
 
-def _shuffle_key(seed: int):  # noqa: ANN202
+def _shuffle_key(seed: int) -> Callable[[str], tuple[str, str]]:
     return lambda text: (keyed_hash(text, f"order {seed}"), text)

@@ -1,4 +1,4 @@
-"""The end of a shard set: what its shards' indexes tell, joined in `dataset.json`."""
+"""The end of a shard set: the indexes of its shards, joined in `dataset.json`."""
 
 import json
 from collections import Counter

@@ -165,7 +165,7 @@ def _total(summaries: list[dict[str, Any]], name: str) -> dict[str, int]:
 
 
 def _sizes(summaries: list[dict[str, Any]]) -> dict[str, list[int]]:
-    """Smallest, median and largest (depth,) height and width, each axis on its own.
+    """Smallest, median and largest (depth,) height and width, each axis by itself.
 
     In a set that has volumes, the depth of an image is 1.
     """

@@ -29,8 +29,8 @@ def write_in_parallel(
     """Call `write_shard` on all `shards` in `options.workers` processes (in this one if it is 1).
 
     Raises:
-        UserError: if a worker process dies.
-        OSError: if the output cannot be written.
+        UserError: A worker process died.
+        OSError: The output could not be written.
     """
     total = sum(reference.records for shard in shards for reference in shard.references)
     with tqdm(total=total, desc="shards", unit="image", disable=not shards) as bar:
@@ -40,7 +40,7 @@ def write_in_parallel(
             return
         context = multiprocessing.get_context("spawn")
         counter = context.Value("q", 0)
-        reader = replace(source, references=[])  # each shard brings its own
+        reader = replace(source, references=[])  # each shard brings its references
         with ProcessPoolExecutor(
             options.workers, context, _start_worker, (counter, write_shard, reader, options)
         ) as pool:

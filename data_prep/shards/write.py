@@ -1,6 +1,6 @@
 """Write a shard set: plain WebDataset tars, an index beside each, and `dataset.json`.
 
-Every shard is made by one process from its own references alone, so its bytes depend neither on
+Every shard is made by one process from its references alone, so its bytes depend neither on
 the number of processes nor on which shards were already there.
 """
 
@@ -32,7 +32,7 @@ def write_shards(
     finishes last writes `dataset.json`.
 
     Args:
-        resolved: the options as YAML, kept as `config.yaml`.
+        resolved: The options as YAML, kept as `config.yaml`.
 
     Returns:
         The contents of `dataset.json`, or None if another task of the array writes it.
@@ -70,7 +70,7 @@ def write_shard(
     """Write one tar and its index, each whole or not at all; the index comes last.
 
     Args:
-        progress: called with `Reference.records` after each reference.
+        progress: Called with `Reference.records` after each reference.
     """
     path = options.output / f"{shard.name}.tar"
     summary = Summary()
@@ -83,9 +83,9 @@ def write_shard(
             for error in errors:
                 kind = "skipped" if isinstance(error, NotAnImage) else "unreadable"
                 quarantined.append([key, kind, str(error), 1 / (len(records) + len(errors))])
-            for number, (sample, meta, members) in enumerate(records):
+            for index, (sample, meta, members) in enumerate(records):
                 summary.add(sample, meta)
-                writer.add(key if len(records) == 1 else f"{key}-{number:04d}", members)
+                writer.add(key if len(records) == 1 else f"{key}-{index:04d}", members)
             progress(reference.records)
         writer.close()
     document = {

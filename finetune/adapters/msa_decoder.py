@@ -15,9 +15,10 @@ class PromptAdapter(Adapter):
         # The down-projection of the tokens already has a bias.
         self.down_prompt = nn.Linear(width, self.down.out_features, bias=False)
 
-    def forward(self, x: Tensor, prompt: Tensor) -> Tensor:
+    def forward(self, x: Tensor, prompt: Tensor | None = None) -> Tensor:
         """Tokens and prompt, each (M, T, C) -> (M, T, C), without a residual."""
-        return self.up(F.relu(self.down(x) + self.down_prompt(prompt)))
+        inner = self.down(x)
+        return self.up(F.relu(inner if prompt is None else inner + self.down_prompt(prompt)))
 
 
 class MsaDecoderAdapter(DecoderBlockAdapter):
@@ -28,7 +29,7 @@ class MsaDecoderAdapter(DecoderBlockAdapter):
     3. After the residual of the cross attention from image to prompt: k + Adapter(k), then a norm.
 
     MSA has a residual and a layer norm follow the third adapter. A further norm would change SAM's
-    output before any training, so the block's own last norm serves: it is applied once, after the
+    output before any training, so the block's last norm serves: it is applied once, after the
     adapter, and the adapted decoder starts equal to SAM's.
 
     Args:

@@ -109,7 +109,7 @@ def _images(record: int, meta: dict[str, Any], names: list[str]) -> list[Labelle
         found = tuple(n for n, name in enumerate(names) if name in meta["present"])
         return [LabelledImage(record, None, found)] if found else []
     held: dict[int, list[int]] = {}
-    for number, name in enumerate(names):
+    for target, name in enumerate(names):
         for depth in meta["slices"].get(name, ()):
-            held.setdefault(depth, []).append(number)
+            held.setdefault(depth, []).append(target)
     return [LabelledImage(record, depth, tuple(held[depth])) for depth in sorted(held)]

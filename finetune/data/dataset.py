@@ -72,8 +72,8 @@ class SegmentationDataset(Dataset):
     chosen with weights inverse to how many images hold each.
 
     Args:
-        size: side S of the frame, in pixels; a multiple of 16.
-        seed: of the order, the choice of few cases and all augmentation.
+        size: Side S of the frame, in pixels; a multiple of 16.
+        seed: Seed of the order, the choice of few cases and all augmentation.
     """
 
     def __init__(self, config: SegmentationDataConfig, size: int, seed: int = 0) -> None:
@@ -96,8 +96,8 @@ class SegmentationDataset(Dataset):
         epoch is a permutation, and where a target is rare its images come several times.
         """
         generator = np.random.default_rng([self.seed, epoch])
-        place = generator.permutation(len(self))  # decides between images drawn equally often
-        queues = [[(0, place[n], n) for n in images] for images in self._holding if len(images)]
+        rank = generator.permutation(len(self))  # decides between images drawn equally often
+        queues = [[(0, rank[n], n) for n in images] for images in self._holding if len(images)]
         for queue in queues:
             heapify(queue)
         drawn = np.zeros(len(self), np.int64)
@@ -117,7 +117,7 @@ class SegmentationDataset(Dataset):
         """A sample, which is a pure function of (seed, index, draw).
 
         Args:
-            item: an index, or (index, draw), draw being the position in the stream of samples.
+            item: An index, or (index, draw), draw being the position in the stream of samples.
         """
         index, draw = item if isinstance(item, tuple) else (item, item)
         generator = np.random.default_rng([self.seed, draw])
@@ -175,8 +175,8 @@ def _framed_masks(resize: Resize, masks: NDArray[np.bool_]) -> Tensor:
     framed = resize.mask(masks)
     for mask, small in zip(masks, framed, strict=True):
         if mask.any() and not small.any():
-            places = np.argwhere(mask)[:, ::-1]  # (n, 2) as (x, y)
-            moved = resize.points(places[len(places) // 2]).round().astype(int)
+            points = np.argwhere(mask)[:, ::-1]  # (n, 2) as (x, y)
+            moved = resize.points(points[len(points) // 2]).round().astype(int)
             column, row = moved.clip(0, np.array(resize.resized)[::-1] - 1)
             small[row, column] = True
     return torch.from_numpy(framed)

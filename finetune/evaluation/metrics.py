@@ -79,10 +79,10 @@ def _surface_distances(
     crop = _bounding_box(prediction | target)  # nothing outside it can be surface
     sizes = [_surface_elements(mask[crop], spacing) for mask in (prediction, target)]
     directed = []
-    for own, other in (sizes, sizes[::-1]):
-        on_surface = ~np.isnan(own)
-        distance = distance_transform_edt(np.isnan(other), sampling=spacing)
-        directed.append((distance[on_surface], own[on_surface]))
+    for near, far in (sizes, sizes[::-1]):
+        on_surface = ~np.isnan(near)
+        distance = distance_transform_edt(np.isnan(far), sampling=spacing)
+        directed.append((distance[on_surface], near[on_surface]))
     return directed[0], directed[1]
 
 

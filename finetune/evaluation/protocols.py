@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from data_prep.common.errors import UserError
 from finetune.inference.prompted import Answer, PromptedImage
-from finetune.prompts.boxes import box_of, jitter_box
+from finetune.prompts.boxes import boxes_of, jitter_box
 
 
 class Protocol(ABC):
@@ -84,7 +84,7 @@ class Box(Protocol):
         rng: np.random.Generator,
     ) -> dict[str, list[Answer]]:
         """One row."""
-        return {"box": _from_boxes(prompted, _boxes_of(truths))}
+        return {"box": _from_boxes(prompted, boxes_of(truths))}
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class JitteredBox(Protocol):
     ) -> dict[str, list[Answer]]:
         """One row."""
         size = truths.shape[1:]
-        boxes = [jitter_box(box, rng, size, self.ratio) for box in _boxes_of(truths)]
+        boxes = [jitter_box(box, rng, size, self.ratio) for box in boxes_of(truths)]
         return {"jittered box": _from_boxes(prompted, np.stack(boxes))}
 
 
@@ -131,10 +131,6 @@ class TargetOnly(Protocol):
 
 def _clicks(number: int) -> str:
     return "1 click" if number == 1 else f"{number} clicks"
-
-
-def _boxes_of(truths: NDArray[np.bool_]) -> NDArray[np.float64]:
-    return np.stack([box_of(truth) for truth in truths])
 
 
 def _from_boxes(prompted: PromptedImage, boxes: NDArray[np.float64]) -> list[Answer]:

@@ -1,4 +1,4 @@
-"""The figures of an evaluation: one row a case, target and protocol, their means, and tables."""
+"""The figures of an evaluation: one row per case, target and protocol, their means, and tables."""
 
 import csv
 import io
@@ -72,7 +72,7 @@ def summarise(rows: Sequence[Row], seed: int = 0) -> list[Summary]:
     where several cases are of one patient, they are narrower than they should be.
 
     Args:
-        seed: of the resampling.
+        seed: Seed of the resampling.
     """
     targets = list(dict.fromkeys(row.target for row in rows))
     named = [(target, [row for row in rows if row.target == target]) for target in targets]
@@ -95,7 +95,7 @@ def summary_csv(summaries: Iterable[Summary]) -> str:
     """All summaries as CSV; a mean takes three columns, as dice, dice_low and dice_high."""
     lines = []
     for summary in summaries:
-        line = {}
+        line: dict[str, object] = {}
         for name, value in asdict(summary).items():
             if isinstance(value, dict):
                 line |= {name: value["mean"], f"{name}_low": value["low"]}
@@ -110,7 +110,7 @@ def summary_markdown(summaries: Sequence[Summary], tolerance: float) -> str:
     """The summaries as a Markdown table with a note on how to read it.
 
     Args:
-        tolerance: of the NSD, in the summaries' unit.
+        tolerance: Tolerance of the NSD, in the summaries' unit.
     """
     units = sorted({summary.unit for summary in summaries})
     unit = units[0] if len(units) == 1 else ""

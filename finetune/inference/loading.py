@@ -47,9 +47,9 @@ def trained_window(run: Path) -> Window:
     Raises:
         UserError: Not a run, or no checkpoint.
     """
-    # checkpoints of earlier versions do not tell
+    # checkpoints of earlier versions do not say
     window = (_newest(run).document(DATA) or {}).get("window", "auto")
-    return window if isinstance(window, str) else (window[0], window[1])
+    return (window[0], window[1]) if isinstance(window, list) else window
 
 
 def _newest(run: Path) -> Checkpoint:

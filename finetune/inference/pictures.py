@@ -46,14 +46,14 @@ def show(
     Args:
         points: (n, 2) pixels (x, y).
         labels: (n,) 1 for green, 0 for red.
-        box: x0, y0, x1, y1 in pixels, both ends inside.
+        box: X0, y0, x1, y1 in pixels, both ends inside.
     """
     axes.imshow(image, cmap="gray", vmin=0, vmax=np.iinfo(image.dtype).max)
     if mask is not None:
         axes.imshow(mask[..., None] * np.array(PREDICTION_COLOUR))
-    places = np.asarray(points, dtype=float).reshape(-1, 2)
+    dots = np.asarray(points, dtype=float).reshape(-1, 2)
     colours = [POSITIVE_COLOUR if label else NEGATIVE_COLOUR for label in np.asarray(labels)]
-    axes.scatter(places[:, 0], places[:, 1], c=colours, s=22, edgecolors="black", linewidths=0.6)
+    axes.scatter(dots[:, 0], dots[:, 1], c=colours, s=22, edgecolors="black", linewidths=0.6)
     if box is not None:
         x0, y0, x1, y1 = np.asarray(box, dtype=float) + np.array([-0.5, -0.5, 0.5, 0.5])
         axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=POSITIVE_COLOUR, linewidth=1)

@@ -131,7 +131,7 @@ def check_inside(prompt: Prompt, size: tuple[int, int]) -> None:
     """Refuse a click or a corner outside an image of `size` (height, width).
 
     Raises:
-        UserError: names the point.
+        UserError: Names the point.
     """
     height, width = size
     named = [("clicks", point) for point in prompt.points]
@@ -164,12 +164,13 @@ def _kind(config: PredictConfig) -> str:
     path, name = config.input, config.input.name.lower()
     if not path.is_file():
         raise UserError(f"input: {path} does not exist")
+    wanted: tuple[str, ...] = (".png",)
     if name.endswith(NIFTI_SUFFIXES):
         kind, wanted = "nifti", NIFTI_SUFFIXES
     elif name.endswith(SUFFIXES):
-        kind, wanted = "picture", (".png",)
+        kind = "picture"
     elif is_dicom(path):
-        kind, wanted = "dicom", (".png",)
+        kind = "dicom"
     else:
         raise UserError(
             f"input: {path} is not a DICOM file and its suffix is none of"

@@ -1,4 +1,4 @@
-"""One image, encoded once, segmented by prompts given in its own pixels."""
+"""One image, encoded once, segmented by prompts given in its pixels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -61,7 +61,7 @@ class PromptedImage:
         previous: Tensor | None = None,
         targets: Sequence[str] | None = None,
     ) -> tuple[NDArray[np.bool_], Tensor]:
-        """The masks of M objects, each from its own prompt, in one pass of the decoder.
+        """The masks of M objects, each from one prompt, in one pass of the decoder.
 
         Args:
             points: (M, n, 2) clicks (x, y) in pixels of the image.
@@ -134,11 +134,11 @@ class PromptedImage:
             if not wrong:
                 break
             active = [active[position] for position in wrong]
-            known = self.segmenter.previous_mask and low_res is not None
+            known = low_res[wrong] if self.segmenter.previous_mask and low_res is not None else None
             masks, low_res = self.predict(
                 np.array([points[index] for index in active]),
                 np.array([labels[index] for index in active]),
-                previous=low_res[wrong] if known else None,
+                previous=known,
             )
             for index, mask in zip(active, masks, strict=True):
                 predictions[index] = mask

@@ -15,7 +15,10 @@ DECODER_DEPTH = 2
 DECODER_HEADS = 8
 DECODER_MLP = 2048
 CLICK_GAIN = 1.5
-"""Scale of a new decoder's query and key projections: a click's own place has logit 4.5."""
+"""Scale of a new decoder's query and key projections.
+
+With it a click attends to its own position with logit 4.5.
+"""
 
 
 class DecoderBlockAdapter(nn.Module):

@@ -1,6 +1,6 @@
 """Prompts as tensors, and SAM's prompt encoder over prompts that belong to several images."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from segment_anything.modeling import PromptEncoder
@@ -39,11 +39,12 @@ class Prompts:
     """(M,) int64, which of the model's targets is meant, for decoders that take no prompts."""
 
     def __post_init__(self) -> None:
-        if (self.points is None) != (self.labels is None):
+        points, labels = self.points, self.labels
+        if (points is None) != (labels is None):
             raise ValueError("points and labels go together")
-        if self.points is not None and self.points.shape != (*self.labels.shape, 2):
+        if points is not None and labels is not None and points.shape != (*labels.shape, 2):
             raise ValueError(
-                f"points {tuple(self.points.shape)} do not fit labels {tuple(self.labels.shape)}"
+                f"points {tuple(points.shape)} do not fit labels {tuple(labels.shape)}"
             )
         for field in fields(self):
             value = getattr(self, field.name)
@@ -55,8 +56,8 @@ class Prompts:
 
     def to(self, device: torch.device | str) -> "Prompts":
         """The same prompts on another device."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Prompts(**{k: None if v is None else v.to(device) for k, v in values.items()})
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(self, **{name: value.to(device) for name, value in given.items()})
 
 
 def build_prompt_encoder(image_size: int) -> PromptEncoder:
@@ -86,9 +87,9 @@ def encode_prompts(encoder: PromptEncoder, prompts: Prompts) -> tuple[Tensor, Te
     """
     device = prompts.image.device
     with torch.autocast(device.type, enabled=False):
-        has_points = prompts.points is not None and prompts.points.shape[1] > 0
+        points, labels = prompts.points, prompts.labels
         sparse, dense = encoder(
-            points=(prompts.points.float(), prompts.labels) if has_points else None,
+            points=None if points is None or points.shape[1] == 0 else (points.float(), labels),
             boxes=None if prompts.boxes is None else prompts.boxes.float(),
             masks=None if prompts.masks is None else prompts.masks.float(),
         )

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,7 +36,7 @@ PARTS = (
     "mask_decoder",
 )
 """What `Segmenter.describe` tells apart; a parameter belongs to the first part that it starts with,
-and adapters to parts of their own."""
+and adapters to parts named after them."""
 
 
 class Part(NamedTuple):
@@ -97,7 +97,8 @@ class Segmenter(nn.Module):
         Returns:
             (B, 256, S / 16, S / 16).
         """
-        return self.image_encoder(images)
+        embeddings: Tensor = self.image_encoder(images)
+        return embeddings
 
     def decode(self, embeddings: Tensor, prompts: Prompts, multimask: bool = False) -> Decoded:
         """Masks for prompts.
@@ -127,7 +128,7 @@ class Segmenter(nn.Module):
     @contextmanager
     def without_adapters(self) -> Iterator[None]:
         """Switch the adapters off; weights that were trained in place stay as they are."""
-        blocks = [module for module in self.modules() if hasattr(module, "adapter")]
+        blocks: list[Any] = [module for module in self.modules() if hasattr(module, "adapter")]
         adapters = [block.adapter for block in blocks]
         try:
             for block in blocks:

@@ -1,0 +1,1 @@
+"""Clicks and boxes as a user would place them, and how a model is trained on them."""

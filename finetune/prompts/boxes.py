@@ -21,6 +21,18 @@ def box_of(mask: NDArray[np.bool_]) -> NDArray[np.float64] | None:
     return np.array([columns[0], rows[0], columns[-1], rows[-1]], dtype=np.float64)
 
 
+def boxes_of(masks: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The boxes (M, 4) of masks (M, H, W).
+
+    Raises:
+        ValueError: A mask is empty.
+    """
+    boxes = [box for mask in masks if (box := box_of(mask)) is not None]
+    if len(boxes) < len(masks):
+        raise ValueError(f"{len(masks) - len(boxes)} of {len(masks)} masks are empty: no box")
+    return np.array(boxes).reshape(-1, 4)
+
+
 def jitter_box(
     box: ArrayLike,
     rng: np.random.Generator,
@@ -32,11 +44,11 @@ def jitter_box(
 
     Args:
         box: (x0, y0, x1, y1).
-        rng: source of the noise.
+        rng: Source of the noise.
         size: (height, width) of the image.
-        ratio: standard deviation of the noise as a share of the box's width (for x0, x1) or
+        ratio: Standard deviation of the noise as a share of the box's width (for x0, x1) or
             height (for y0, y1), counted in pixels covered.
-        max_pixels: bound on the noise in an image whose longest side is `REFERENCE_SIDE`; scaled
+        max_pixels: Bound on the noise in an image whose longest side is `REFERENCE_SIDE`; scaled
             in proportion in others.
 
     Returns:

@@ -15,7 +15,7 @@ from data_prep.common.errors import UserError
 Points = NDArray[np.int64]
 Labels = NDArray[np.int64]
 Click = tuple[Points, int]
-Window = tuple[slice, slice]
+Crop = tuple[slice, slice]
 
 EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
@@ -33,7 +33,7 @@ class ClickSampling:
     positive_margins: tuple[float, ...] = (5.0, 10.0, 15.0, 20.0)
     """Clicks on the object keep farther than one of these from its boundary."""
     max_negative: int = 10
-    """Largest number of clicks beside the object; the number is uniform in 0..max_negative."""
+    """Largest number of clicks on the background; the number is uniform in 0..max_negative."""
     negative_steps: tuple[float, ...] = (10.0, 15.0, 25.0)
     """Least distance between two clicks on the background."""
     negative_margins: tuple[float, ...] = (15.0, 40.0, 60.0)
@@ -75,8 +75,8 @@ def random_clicks(
 
     Args:
         mask: (H, W) bool, the object.
-        rng: source of all choices; the same state gives the same clicks.
-        sampling: numbers and distances; by default those of the paper.
+        rng: Source of all choices; the same state gives the same clicks.
+        sampling: Numbers and distances; by default those of the paper.
         valid: (H, W) bool, the pixels that negative clicks may fall on, by default all; the object
             lies inside them.
 
@@ -97,15 +97,15 @@ def random_clicks(
     negative_margin = rng.choice(sampling.negative_margins) * scale
     outer = max(1.0, sampling.negative_outer * scale)
 
-    window = _bounding_box(mask)
-    if window is None:
+    crop = _bounding_box(mask)
+    if crop is None:
         positive = np.empty((0, 2), np.int64)
         negative = _spread(~mask & valid, max(1, negative_number), negative_step, rng)
     else:
-        depth = _depth(mask[window])
+        depth = _depth(mask[crop])
         allowed = depth > _relaxed(positive_margin, depth.max())
-        positive = _spread(allowed, positive_number, positive_step, rng) + _corner(window)
-        ring = _grow(window, int(np.ceil(outer)), mask.shape)
+        positive = _spread(allowed, positive_number, positive_step, rng) + _corner(crop)
+        ring = _grow(crop, int(np.ceil(outer)), mask.shape)
         distance = ndimage.distance_transform_edt(~mask[ring])
         distance[(distance > outer) | ~valid[ring]] = 0
         allowed = distance > _relaxed(negative_margin, distance.max())
@@ -132,7 +132,7 @@ def next_click(
         prediction: (H, W) bool.
         target: (H, W) bool.
         clicked: (n, 2) integer (x, y), the clicks placed before; n may be 0.
-        rng: chooses among equally deep pixels; without one, the first in row-major order.
+        rng: Chooses among equally deep pixels; without one, the first in row-major order.
 
     Returns:
         ((2,) int64 (x, y), label), the label being the truth at that pixel, or None if no wrong
@@ -146,15 +146,15 @@ def next_click(
     components, missed = ndimage.label(truth & ~guess, EIGHT_NEIGHBOURS)
     excess, _ = ndimage.label(guess & ~truth, EIGHT_NEIGHBOURS)
     components[excess > 0] = excess[excess > 0] + missed  # 1..missed, then the false positives
-    windows = ndimage.find_objects(components)
+    crops = ndimage.find_objects(components)
     largest_first = np.argsort(-np.bincount(components.ravel())[1:], kind="stable")
     for index in largest_first:
-        window = windows[index]
-        component = components[window] == index + 1
-        if not (component & free[window]).any():
+        crop = crops[index]
+        component = components[crop] == index + 1
+        if not (component & free[crop]).any():
             continue
-        depth = _depth(component) * free[window]
-        deepest = _points(depth == depth.max()) + _corner(window) + _corner(area)
+        depth = _depth(component) * free[crop]
+        deepest = _points(depth == depth.max()) + _corner(crop) + _corner(area)
         choice = 0 if rng is None else int(rng.integers(len(deepest)))
         return deepest[choice], int(index < missed)
     return None
@@ -176,13 +176,13 @@ def evaluation_click(
     best: Click | None = None
     best_depth = 0.0
     for error, label in ((prediction & ~target, 0), (target & ~prediction, 1)):
-        window = _bounding_box(error)
-        if window is None:
+        crop = _bounding_box(error)
+        if crop is None:
             continue
-        depth = _depth(error[window]) * ~clicked_mask[window]
+        depth = _depth(error[crop]) * ~clicked_mask[crop]
         if depth.max() > best_depth:
             best_depth = depth.max()
-            best = _points(depth == best_depth)[0] + _corner(window), label
+            best = _points(depth == best_depth)[0] + _corner(crop), label
     return best
 
 
@@ -192,7 +192,7 @@ def _spread(
     """Up to `number` points (n, 2) of the allowed pixels, each at least `step` from the others."""
     left = allowed.copy()
     candidates = np.flatnonzero(left)
-    chosen = []
+    chosen: list[tuple[int, int]] = []
     while len(chosen) < number and candidates.size:
         row, column = divmod(int(rng.choice(candidates)), left.shape[1])
         chosen.append((column, row))
@@ -222,7 +222,7 @@ def _depth(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     return ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
 
 
-def _bounding_box(mask: NDArray[np.bool_]) -> Window | None:
+def _bounding_box(mask: NDArray[np.bool_]) -> Crop | None:
     rows = np.flatnonzero(mask.any(axis=1))
     if rows.size == 0:
         return None
@@ -230,18 +230,18 @@ def _bounding_box(mask: NDArray[np.bool_]) -> Window | None:
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
-def _grow(window: Window, pixels: int, shape: tuple[int, ...]) -> Window:
-    """The window, `pixels` larger on each side as far as the image of `shape` goes."""
+def _grow(crop: Crop, pixels: int, shape: tuple[int, ...]) -> Crop:
+    """The crop, `pixels` larger on each side as far as the image of `shape` goes."""
     rows, columns = (
         slice(max(0, side.start - pixels), min(length, side.stop + pixels))
-        for side, length in zip(window, shape, strict=True)
+        for side, length in zip(crop, shape, strict=True)
     )
     return rows, columns
 
 
-def _corner(window: Window) -> Points:
-    """(2,) int64 (x, y) of a window's first pixel."""
-    return np.array([window[1].start, window[0].start], dtype=np.int64)
+def _corner(crop: Crop) -> Points:
+    """(2,) int64 (x, y) of a crop's first pixel."""
+    return np.array([crop[1].start, crop[0].start], dtype=np.int64)
 
 
 def _points(mask: NDArray[np.bool_]) -> Points:

@@ -12,7 +12,7 @@ from data_prep.common.errors import UserError
 from finetune.data.dataset import SegmentationBatch
 from finetune.model.prompt_encoder import Prompts
 from finetune.model.segmenter import Segmenter
-from finetune.prompts.boxes import box_of, jitter_box
+from finetune.prompts.boxes import boxes_of, jitter_box
 from finetune.prompts.clicks import ClickSampling, next_click, random_clicks
 from finetune.prompts.prompting import Prompting, Round
 
@@ -25,7 +25,7 @@ class ClicksAndBoxes(Prompting):
     """Predictions after the first prompts and after each round of correcting clicks.
 
     The image is encoded once; only the decoder runs again. Clicks are placed on the prediction of
-    the round before, in the model's own frame (Mahadevan et al. 2018). After first clicks, a number
+    the round before, in the model's frame (Mahadevan et al. 2018). After first clicks, a number
     of first rounds, uniform in 0..skipped_rounds, has no gradient (Sofiiuk et al. 2021, arXiv
     2102.06583).
     """
@@ -68,7 +68,7 @@ class ClicksAndBoxes(Prompting):
         clicks: list[Clicks]
         if rng.random() < self.box_share:
             size = truths.shape[1:]
-            jittered = [jitter_box(box_of(truth), rng, size, self.box_jitter) for truth in truths]
+            jittered = [jitter_box(box, rng, size, self.box_jitter) for box in boxes_of(truths)]
             boxes = torch.from_numpy(np.stack(jittered)).float()
             clicks = [(np.empty((0, 2), np.int64), np.empty(0, np.int64)) for _ in truths]
         else:

@@ -75,7 +75,7 @@ def quickstart(config: QuickstartConfig, resolved: str) -> None:
     steps.run("pretraining", [*launch, *recipe, *options])
 
     steps.headline(3, "Adaptation to clicks and boxes, from the pretrained and from a new encoder")
-    # On a CPU both at once: small matrices gain more from a run for each core than from threads.
+    # On a CPU both at once: small matrices gain more from one run per core than from threads.
     together = not torch.cuda.is_available() and count_cores() > 1
     cores = config.threads or count_cores()
     each = ["--threads", str(max(1, cores // len(RUNS)))] if together else threads
@@ -115,7 +115,7 @@ def prepare_output(config: QuickstartConfig, resolved: str) -> Path:
     """Make the output folder, or take up the one that is there.
 
     Raises:
-        UserError: it holds other files, or what was made with other options or recipes.
+        UserError: It holds other files, or what was made with other options or recipes.
     """
     output = config.output
     recipes = {str(p): sha256(p) for p in (config.pretrain_recipe, config.finetune_recipe)}
@@ -147,10 +147,10 @@ class Steps:
         self.state: dict[str, Any] = read_json(self.path)
         self.start = time.perf_counter()
 
-    def headline(self, number: int, text: str) -> None:
-        """Print the name of a part and the time since the start."""
+    def headline(self, part: int, text: str) -> None:
+        """Print a part of the quickstart and the time since the start."""
         elapsed = format_time(time.perf_counter() - self.start)
-        print(f"\n[{number}/{LAST_HEADLINE}] {text} ({elapsed} so far)", flush=True)
+        print(f"\n[{part}/{LAST_HEADLINE}] {text} ({elapsed} so far)", flush=True)
 
     def is_done(self, name: str) -> bool:
         """Whether this step was finished, now or by an earlier call."""
@@ -164,12 +164,12 @@ class Steps:
         """Print a command and run it, unless it is done.
 
         Args:
-            name: of the step.
-            command: as a user types it; its first word is one of PROGRAMS.
-            fresh: folder of the command that cannot be continued, and is removed first.
+            name: Name of the step.
+            command: The command as a user types it; its first word is one of PROGRAMS.
+            fresh: Folder of the command that cannot be continued, and is removed first.
 
         Raises:
-            UserError: the command failed.
+            UserError: The command failed.
         """
         if fresh is not None and fresh.exists() and not self.is_done(name):
             shutil.rmtree(fresh)
@@ -181,7 +181,7 @@ class Steps:
         Of several, each line of output begins with the step's name.
 
         Raises:
-            UserError: a command failed; all have ended.
+            UserError: A command failed; all have ended.
         """
         for name in commands:
             if self.is_done(name):
@@ -190,12 +190,13 @@ class Steps:
         if not left:
             return
         begun = time.perf_counter()
-        processes, readers = {}, []
+        processes: dict[str, subprocess.Popen[str]] = {}
+        readers = []
         for name, command in left.items():
             print(f"$ {shlex.join(command)}", flush=True)
             arguments = [*PROGRAMS[command[0]], *command[1:]]
             if len(left) == 1:
-                processes[name] = subprocess.Popen(arguments)
+                processes[name] = subprocess.Popen(arguments, text=True)
                 continue
             processes[name] = subprocess.Popen(
                 arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

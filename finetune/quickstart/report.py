@@ -1,6 +1,6 @@
 """One self-contained HTML page about a quickstart: what was done, what came out, what it shows.
 
-Every sentence about a result is computed from the run's own files, whichever side wins.
+Every sentence about a result is computed from the run's files, whichever side wins.
 """
 
 import json
@@ -58,7 +58,7 @@ def write_report(folder: Path) -> Path:
     """Write `report.html` from the files of a quickstart's output folder.
 
     Args:
-        folder: with images/, labelled/, pretrain/, finetune/, evaluate/, predict/, state.json.
+        folder: With images/, labelled/, pretrain/, finetune/, evaluate/, predict/, state.json.
 
     Returns:
         Path of the page.
@@ -127,17 +127,17 @@ def _result_in_words(comparison: Comparison) -> str:
 def _pretraining(folder: Path) -> list[str]:
     rows = read_metrics(folder / "pretrain")
     names = [name for name in rows[0] if name not in ("step", "lr", "images_per_second")]
-    told = []
+    changes = []
     for name in names:
         values = [row[name] for row in rows]
         share = max(1, len(values) // 10)
         first, last = float(np.mean(values[:share])), float(np.mean(values[-share:]))
         change = "fell" if last < first else "did not fall"
-        told.append(f"{name} {change} ({first:.3f} to {last:.3f})")
+        changes.append(f"{name} {change} ({first:.3f} to {last:.3f})")
     figures = folder / "pretrain" / "figures"
     result = [
         "<h2>Pretraining</h2>",
-        page.paragraph(f"Losses at the beginning and at the end: {'; '.join(told)}."),
+        page.paragraph(f"Losses at the beginning and at the end: {'; '.join(changes)}."),
         page.figure(
             figures / "losses.png", "Loss of each objective by step (grey), and running mean."
         ),
@@ -181,7 +181,7 @@ def draw_training(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
     """Loss and Dice over the steps of each run.
 
     Args:
-        runs: rows of metrics.jsonl, by the name shown in the legend.
+        runs: Rows of metrics.jsonl, by the name shown in the legend.
     """
     titles = {
         "loss": "loss",
@@ -225,7 +225,7 @@ def _evaluation(
         for one, two in zip(*summaries.values(), strict=True)
         if one.target != ALL_TARGETS
     ]
-    own = folder / "evaluate" / "pretrained" / "figures"
+    drawn = folder / "evaluate" / "pretrained" / "figures"
     return [
         "<h2>Held-out results</h2>",
         page.paragraph(
@@ -245,14 +245,14 @@ def _evaluation(
             " prediction; yellow line: the truth; green dots: clicks on it; red dots: clicks beside"
             " it."
         ),
-        *(page.figure(own / f"{name}.png", "") for name in ("best", "median", "worst")),
+        *(page.figure(drawn / f"{name}.png", "") for name in ("best", "median", "worst")),
     ]
 
 
 def _prediction(folder: Path) -> list[str]:
-    own = folder / "predict"
-    prompt = read_json(own / "prompt.json")
-    mask, truth = (_read_mask(own / f"{name}.png") for name in ("mask", "truth"))
+    files = folder / "predict"
+    prompt = read_json(files / "prompt.json")
+    mask, truth = (_read_mask(files / f"{name}.png") for name in ("mask", "truth"))
     count = len(prompt["clicks"].split())
     caption = (
         f"“{prompt['target']}” from {count} click{'s' if count > 1 else ''}, by"
@@ -261,7 +261,7 @@ def _prediction(folder: Path) -> list[str]:
     )
     return [
         "<h2>Prediction on a new image</h2>",
-        page.figure(own / "mask_overlay.png", caption, width=420),
+        page.figure(files / "mask_overlay.png", caption, width=420),
     ]
 
 

@@ -20,6 +20,7 @@ The stock code materialises the (N, N) logits several times. Here the same numbe
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ class Positions:
     Attributes:
         rows, columns: (B or 1, n) int64 coordinates of each token.
         grid: (height, width) of the grid that the coordinates refer to.
-        dense: the tokens are all of the grid's, in row-major order.
+        dense: The tokens are all of the grid's, in row-major order.
     """
 
     rows: Tensor
@@ -58,7 +59,7 @@ def resize_table(table: Tensor, size: int) -> Tensor:
 
     Args:
         table: (2 * S - 1, d) for a grid of S tokens.
-        size: number of tokens along the axis.
+        size: Number of tokens along the axis.
 
     Returns:
         (2 * size - 1, d), linearly interpolated where the sizes differ. Differentiable.
@@ -76,7 +77,7 @@ def relative_biases(
 
     Args:
         q: (B, heads, n, d) unscaled queries.
-        table_h, table_w: (2 * H - 1, d), (2 * W - 1, d) tables of the grid's own size.
+        table_h, table_w: (2 * H - 1, d), (2 * W - 1, d) tables of the grid's size.
 
     Returns:
         (B, heads, n, H) and (B, heads, n, W).
@@ -156,7 +157,7 @@ class _Blockwise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx,
+        ctx: Any,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -175,9 +176,7 @@ class _Blockwise(torch.autograd.Function):
         return out.view(shape)
 
     @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, grad: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, row, column, out = ctx.saved_tensors
         grad = grad.reshape(q.shape)
         grad_q, grad_row, grad_column = (torch.empty_like(t) for t in (q, row, column))
@@ -246,7 +245,7 @@ def attend(
     Args:
         qkv: (B, n, 3 * C) queries, keys and values, in segment_anything's order.
         table_h, table_w: (any odd length, C / heads) relative-position tables; resized as needed.
-        backend: one of `BACKENDS`; None: that of `choose_backend`.
+        backend: One of `BACKENDS`; None: that of `choose_backend`.
 
     Returns:
         (B, n, C), before the output projection.

@@ -14,8 +14,8 @@ from pretrain.sizes import NATIVE_GRID, EncoderSize
 class BlockAdapter(nn.Module):
     """What an adapter may change in an encoder block; this base changes nothing.
 
-    Set as `block.adapter`. Tokens are (B, n, C), after the block's own norm; `groups` tells how
-    they fall into attention windows.
+    Set as `block.adapter`. Tokens are (B, n, C), after the block's norm; `groups` says how they
+    fall into attention windows.
     """
 
     def qkv(self, block: "EncoderBlock", tokens: Tensor, groups: TokenGroups) -> Tensor:

@@ -47,7 +47,7 @@ def as_pixels(image: NDArray[np.generic]) -> Tensor:
     pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)  # (C, H, W)
     if image.dtype == np.uint8:
         return pixels
-    return pixels.float() * (255.0 / np.iinfo(image.dtype).max)
+    return pixels.float() * (255.0 / np.iinfo(np.uint16).max)
 
 
 def stack_pixels(images: Sequence[Tensor]) -> Tensor:

@@ -41,10 +41,10 @@ class SamEncoder(ImageEncoderViT):
     """SAM's image encoder for any image size that is a multiple of 16.
 
     Args:
-        size: one of `SIZES`.
+        size: One of `SIZES`.
 
     Attributes:
-        recompute_blocks: recompute each block in the backward pass instead of storing it
+        recompute_blocks: Recompute each block in the backward pass instead of storing it
             (activation checkpointing).
     """
 
@@ -91,8 +91,9 @@ class SamEncoder(ImageEncoderViT):
             (B, 256, H / 16, W / 16).
         """
         embeddings, grid = self.embed(images)
-        tokens = self.encode(embeddings, grid)
-        return self.neck(tokens.unflatten(1, grid).permute(0, 3, 1, 2))
+        tokens = self.encode(embeddings, grid).view(len(images), *grid, -1)
+        neck: Tensor = self.neck(tokens.permute(0, 3, 1, 2))
+        return neck
 
     def forward_tokens(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Token features before the neck, of all tokens or of the kept ones only.
@@ -106,7 +107,8 @@ class SamEncoder(ImageEncoderViT):
             (B, n, C), in the order of `keep`.
 
         Raises:
-            ValueError: sizes no multiple of 16, padded windows or unequal windows with `keep`.
+            ValueError: Sizes that are not multiples of 16, or padded or unequal windows with
+                `keep`.
         """
         embeddings, grid = self.embed(images)
         if keep is not None:
@@ -117,7 +119,7 @@ class SamEncoder(ImageEncoderViT):
         """Patch embeddings (B, N, C) before position is added, and the token grid (H, W)."""
         height, width = images.shape[-2:]
         if height % PATCH or width % PATCH:
-            raise ValueError(f"image size {height} x {width} is no multiple of {PATCH} pixels")
+            raise ValueError(f"image size {height} x {width} is not a multiple of {PATCH} pixels")
         grid = (height // PATCH, width // PATCH)
         if min(grid) < NATIVE_GRID and (grid[0] % ATTENTION_WINDOW or grid[1] % ATTENTION_WINDOW):
             warnings.warn(
@@ -135,7 +137,8 @@ class SamEncoder(ImageEncoderViT):
         Args:
             embeddings: (B, n, C) before position, of the kept tokens in the order of `keep`, or of
                 all tokens of the grid.
-            keep: as in `forward_tokens`; on the CPU it costs a GPU no synchronisation.
+            keep: Token indices as in `forward_tokens`; if they are on the CPU, a GPU need not wait
+                for them.
 
         Returns:
             (B, n, C) in the order of `keep`.
@@ -147,6 +150,7 @@ class SamEncoder(ImageEncoderViT):
                 embeddings + position, dense_groups(*grid, ATTENTION_WINDOW, device)
             )
         groups = sparse_groups(*grid, ATTENTION_WINDOW, keep)
+        assert groups.order is not None
         tokens = embeddings + take(
             position.expand(len(keep), -1, -1), keep.to(device, non_blocking=True)
         )
@@ -176,7 +180,7 @@ def build_encoder(name: str | None, checkpoint: str | Path | None = None) -> Sam
     """An image encoder, from nothing or from a checkpoint.
 
     Args:
-        name: vit_t, vit_s, vit_b, vit_l or vit_h. None: the size of the checkpoint's weights, or
+        name: Vit_t, vit_s, vit_b, vit_l or vit_h. None: the size of the checkpoint's weights, or
             vit_b without a checkpoint.
         checkpoint: A SAM checkpoint (`.pth`), an encoder file (`.safetensors`), a run folder, or
             `org/name` of an encoder on the Hugging Face Hub. None initialises from the global torch

@@ -26,7 +26,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors of a `.safetensors` file, or of a PyTorch file of plain tensors.
 
     Raises:
-        UserError: the file cannot be read, or holds anything but named tensors.
+        UserError: The file cannot be read, or holds anything but named tensors.
     """
     try:
         if path.suffix == ".safetensors":
@@ -43,7 +43,7 @@ def find_weights(source: str | Path) -> Path:
     """The weights file that `source` means: a file, a run folder, or `org/name` on the Hub.
 
     Raises:
-        UserError: there is none.
+        UserError: There is none.
     """
     path = Path(source)
     if path.is_file():
@@ -86,7 +86,7 @@ def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], source: str 
     """Load `weights` into `module`; every key must be there with its shape.
 
     Raises:
-        UserError: names the first missing, unexpected or mis-shaped keys.
+        UserError: Names the first missing, unexpected or mis-shaped keys.
     """
     expected = module.state_dict()
     missing = [key for key in expected if key not in weights]

@@ -1,7 +1,7 @@
 """How the tokens of an image fall into SAM's attention windows, whole or with tokens dropped.
 
 Tokens travel through the encoder as a flat (B, n, C) sequence. A window block needs them grouped by
-window, a global block needs their place in the grid; `TokenGroups` holds both.
+window, a global block needs their position in the grid; `TokenGroups` holds both.
 
 - Whole grid: row-major order. Each window is gathered from the sequence. Where the grid is not a
   multiple of the window, SAM pads the windows with zeros after the norm, and the padded slots take
@@ -26,10 +26,10 @@ class TokenGroups:
     Attributes:
         grid: (height, width) of the whole image in tokens.
         order: (B, n) row-major indices of the tokens in the sequence, or None for all in order.
-        windows: number of windows.
-        positions: of the sequence in the grid, for global blocks.
-        window_positions: of the tokens inside their windows, (B * windows or 1, slots).
-        to_windows: (windows * slots,) place in the sequence of each window slot; n is the padded
+        windows: Number of windows.
+        positions: Positions of the sequence in the grid, for global blocks.
+        window_positions: Positions of the tokens inside their windows, (B * windows or 1, slots).
+        to_windows: (windows * slots,) index in the sequence of each window slot; n is the padded
             slot. None: the sequence is already grouped.
         from_windows: (n,) window slot of each token; None as above.
     """
@@ -46,7 +46,7 @@ class TokenGroups:
         """The same groups of kept tokens on another device."""
         return replace(
             self,
-            order=self.order.to(device, non_blocking=True),
+            order=None if self.order is None else self.order.to(device, non_blocking=True),
             positions=self.positions.to(device),
             window_positions=self.window_positions.to(device),
         )
@@ -74,13 +74,13 @@ def sparse_groups(height: int, width: int, window: int, keep: Tensor) -> TokenGr
     """Groups of the kept tokens `keep`, (B, n) row-major indices, sorted by window.
 
     Raises:
-        ValueError: the grid is no multiple of the window, or the windows of an image keep different
-            numbers of tokens: dropping tokens would then not be exact.
+        ValueError: The grid is not a multiple of the window, or the windows of an image keep
+            different numbers of tokens: dropping tokens would then not be exact.
     """
     if height % window or width % window:
         raise ValueError(
             "tokens can be dropped only where no window is padded: "
-            f"{16 * height} x {16 * width} pixels is no multiple of {16 * window}"
+            f"{16 * height} x {16 * width} pixels is not a multiple of {16 * window}"
         )
     across = width // window
     windows = across * (height // window)
@@ -116,7 +116,7 @@ def kept_of_window(keep_ratio: float, window: int) -> int:
     """Number of tokens that each attention window keeps.
 
     Raises:
-        ValueError: none would be kept, or all of them by another ratio than 1.
+        ValueError: None would be kept, or all of them by another ratio than 1.
     """
     slots = round(keep_ratio * window**2)
     if keep_ratio != 1 and not 0 < slots < window**2:
@@ -133,14 +133,14 @@ def balanced_keep(
     """Random tokens to keep, the same number in each attention window.
 
     Args:
-        keep_ratio: share of tokens kept, in (0, 1].
-        generator: on the device where the indices are wanted.
+        keep_ratio: Share of tokens kept, in (0, 1].
+        generator: Source of chance, on the device where the indices are wanted.
 
     Returns:
         (batch, n) int64 row-major token indices, sorted by window.
 
     Raises:
-        ValueError: padded windows, or a ratio that keeps no token or, but for 1, every token.
+        ValueError: Padded windows, or a ratio that keeps no token or, but for 1, every token.
     """
     height, width = grid
     if height % window or width % window:

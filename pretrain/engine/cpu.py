@@ -19,11 +19,11 @@ def count_cores() -> int:
 def use_cores(processes: int, threads: int | None = None) -> int:
     """Set this process's threads, and return how many.
 
-    `accelerate launch` sets one thread a process where it is told nothing.
+    `accelerate launch` sets one thread per process unless it is given a number.
 
     Args:
-        processes: of the run; all are taken to be on this machine.
-        threads: None divides this machine's cores among the processes.
+        processes: Processes of the run; all are taken to be on this machine.
+        threads: Threads of this process; None divides the machine's cores among the processes.
     """
     threads = threads or max(1, count_cores() // processes)
     torch.set_num_threads(threads)

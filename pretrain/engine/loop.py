@@ -1,6 +1,6 @@
 """Training of a stage: set up, step, check, log, judge, save, and stop when asked to."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ def train(stage_class: type[Stage], options: RunOptions, resolved: str) -> None:
 
     Args:
         stage_class: What is trained; made from the options and the device of this process.
-        options: Options of the run, of the stage's own class.
+        options: Options of the run, as the stage takes them.
         resolved: The same as YAML, kept in the run folder.
 
     Raises:
@@ -106,7 +106,7 @@ def train_steps(
     stage: Stage,
     model: nn.Module,
     optimizer: AcceleratedOptimizer,
-    loader: Iterator[Any],
+    batches: Iterable[Any],
     evaluators: dict[str, Evaluator],
     state: State,
 ) -> None:
@@ -114,13 +114,13 @@ def train_steps(
 
     Args:
         model: `stage.model` as prepared by `accelerator`.
-        loader: This process's endless batches, from `state.samples_seen` on.
+        batches: This process's endless batches, from `state.samples_seen` on.
     """
     optim, accumulate = options.optim, options.optim.accumulate
     rank, main = accelerator.process_index, accelerator.is_main_process
     stop = StopRequest()
     with term_blocked():
-        batches = iter(loader)  # forks its workers before the metrics start a thread
+        stream = iter(batches)  # forks its workers before the metrics start a thread
     metrics = Metrics(options.output, state.step) if main else None
     progress = Progress(optim.steps, state.step, optim.batch_size)
     model.train()
@@ -131,7 +131,7 @@ def train_steps(
         logged: dict[str, Tensor] = {}
         keys: list[str] = []
         for micro in range(accumulate):
-            batch = next(batches)
+            batch = next(stream)
             keys += stage.keys(batch)
             with accelerator.accumulate(model):
                 with accelerator.autocast():

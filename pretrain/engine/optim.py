@@ -27,10 +27,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
     Each group carries `scale`, its factor of the learning rate.
     """
-    depth = 1 + max(
-        (_block_of(name) for name, _ in model.named_parameters() if _block_of(name) is not None),
-        default=-1,
-    )
+    blocks = [_block_of(name) for name, _ in model.named_parameters()]
+    depth = 1 + max((block for block in blocks if block is not None), default=-1)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -69,9 +67,9 @@ def layer_scale(name: str, depth: int, layer_decay: float | None) -> float:
     """Factor of the learning rate of a parameter (BEiT's layer-wise decay).
 
     Args:
-        name: as in `model.named_parameters()`.
-        depth: number of encoder blocks.
-        layer_decay: factor from each block to the one below; None for 1.
+        name: Name in `model.named_parameters()`.
+        depth: Number of encoder blocks.
+        layer_decay: Factor from each block to the one below; None for 1.
 
     Returns:
         1 for heads, decay for the top block, decay ** (depth + 1) for embeddings.

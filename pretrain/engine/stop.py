@@ -17,10 +17,10 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = False
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-            signal.signal(number, self._remember)
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(signum, self._remember)
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
+    def _remember(self, signum: int, frame: FrameType | None) -> None:
         self.asked = True
-        if number == signal.SIGINT:
+        if signum == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)

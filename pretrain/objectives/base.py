@@ -47,7 +47,7 @@ class Inputs:
         images: (B, 3, H, W) normalised images.
         embeddings: (B, N, C) their patch embeddings, before position.
         grid: (height, width) in tokens.
-        generator: on the CPU; the only source of randomness.
+        generator: The only source of randomness, on the CPU.
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class Objective(nn.Module, ABC):
     """A self-supervised loss with its heads.
 
     Args:
-        weight: factor of this loss in the sum.
-        keep_ratio: share of tokens that the encoder sees, in (0, 1].
+        weight: Factor of this loss in the sum.
+        keep_ratio: Share of tokens that the encoder sees, in (0, 1].
 
     Raises:
-        ValueError: a share outside, or one that keeps no token or, but for 1, every token.
+        ValueError: A share outside, or one that keeps no token or, but for 1, every token.
     """
 
     def __init__(self, weight: float, keep_ratio: float) -> None:

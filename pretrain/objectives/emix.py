@@ -19,17 +19,17 @@ class EMix(Objective):
         mix_i = lambda_i e_i + (1 - lambda_i) stopgrad(e_pi(i))
         loss = mean_i[lambda_i CE(logits_i, i) + (1 - lambda_i) CE(logits_i, pi(i))]
 
-    where logits = z_mix z^T / temperature of projected, L2-normalised mean tokens, and lambda stays
-    with its own sample.
+    where logits = z_mix z^T / temperature of projected, L2-normalised mean tokens, and each sample
+    has its own lambda.
 
     Args:
-        width: of the encoder's tokens.
-        weight: factor of this loss in the sum.
-        keep_ratio: share of tokens that the encoder sees; 1 is the paper's form.
-        alpha: of the Beta distribution.
-        temperature: of the logits.
-        projection: width of the projected vectors.
-        gather_negatives: contrast with the clean images of all processes, not only of this one.
+        width: Token width of the encoder.
+        weight: Factor of this loss in the sum.
+        keep_ratio: Share of tokens that the encoder sees; 1 is the paper's form.
+        alpha: Parameter of the Beta distribution.
+        temperature: Temperature of the logits.
+        projection: Width of the projected vectors.
+        gather_negatives: Contrast with the clean images of all processes, not only of this one.
     """
 
     def __init__(
@@ -61,8 +61,8 @@ class EMix(Objective):
         partner = torch.randperm(batch, generator=inputs.generator)
         partner = partner.to(device, non_blocking=True)  # (B,)
         # In fp32 also under autocast: bf16 would round lambda to 8 bits.
-        own = clean.embeddings.float()
-        mixed = torch.lerp(own[partner].detach(), own, share[:, None, None])
+        embeddings = clean.embeddings.float()
+        mixed = torch.lerp(embeddings[partner].detach(), embeddings, share[:, None, None])
 
         def loss(encoded: Sequence[Tensor]) -> Tensor:
             z, z_mix = (F.normalize(self.project(e.mean(dim=1)).float(), dim=-1) for e in encoded)
@@ -73,7 +73,7 @@ class EMix(Objective):
             logits = z_mix @ z.T / self.temperature  # (B, B * processes)
             diagonal = first + torch.arange(batch, device=device)
             cross_entropy = nn.CrossEntropyLoss(reduction="none")
-            by_sample = share * cross_entropy(logits, diagonal)
+            by_sample: Tensor = share * cross_entropy(logits, diagonal)
             by_sample = by_sample + (1 - share) * cross_entropy(logits, first + partner)
             return by_sample.mean()
 

@@ -28,13 +28,13 @@ class MaskedAutoencoding(Objective):
     """Mean squared error on dropped patches, decoded by a light transformer.
 
     Args:
-        width: of the encoder's tokens.
-        weight: factor of this loss in the sum.
-        keep_ratio: share of tokens that the encoder sees; the rest are reconstructed.
-        decoder_width: token width of the decoder.
-        decoder_depth: transformer blocks in the decoder.
-        decoder_heads: attention heads in the decoder.
-        normalise_patches: predict each patch scaled to zero mean and unit variance (section 3 of
+        width: Token width of the encoder.
+        weight: Factor of this loss in the sum.
+        keep_ratio: Share of tokens that the encoder sees; the rest are reconstructed.
+        decoder_width: Token width of the decoder.
+        decoder_depth: Transformer blocks in the decoder.
+        decoder_heads: Attention heads in the decoder.
+        normalise_patches: Predict each patch scaled to zero mean and unit variance (section 3 of
             the paper: better features), not the pixels themselves.
     """
 
@@ -63,7 +63,7 @@ class MaskedAutoencoding(Objective):
                     decoder_width,
                     decoder_heads,
                     qkv_bias=True,
-                    norm_layer=partial(nn.LayerNorm, eps=1e-6),
+                    norm_layer=partial(nn.LayerNorm, eps=1e-6),  # type: ignore[arg-type]
                 )
                 for _ in range(decoder_depth)
             )
@@ -79,6 +79,7 @@ class MaskedAutoencoding(Objective):
     def plan(self, inputs: Inputs) -> Plan:
         """One clean view of the kept tokens; the loss is on all the others."""
         view = inputs.clean(self.keep_ratio)
+        assert view.keep is not None  # keep_ratio is below 1
         keep = view.keep.to(inputs.images.device, non_blocking=True)
         dropped = self.dropped(keep, inputs.grid)
 
@@ -93,7 +94,7 @@ class MaskedAutoencoding(Objective):
 
     def targets(self, images: Tensor) -> Tensor:
         """Patches to predict, (B, N, 768), of images (B, 3, H, W)."""
-        patches = patchify(images, PATCH)
+        patches: Tensor = patchify(images, PATCH)
         return normalize_mean_var(patches) if self.normalise_patches else patches
 
     def decode(self, encoded: Tensor, keep: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -101,7 +102,9 @@ class MaskedAutoencoding(Objective):
         tokens = self.embed(self.norm(encoded))
         every = self.mask_token.to(tokens.dtype).expand(len(keep), grid[0] * grid[1], -1)
         tokens = set_at_index(every, keep, tokens)
-        return self.decoder_norm(self.blocks(tokens + self._position(grid, tokens.device)))
+        decoded: Tensor = self.blocks(tokens + self._position(grid, tokens.device))
+        normed: Tensor = self.decoder_norm(decoded)
+        return normed
 
     def _position(self, grid: tuple[int, int], device: torch.device) -> Tensor:
         """Sine-cosine position (N, decoder_width) of each patch, made once."""

@@ -36,6 +36,7 @@ def reconstruct(
     view = Inputs(images, embeddings, grid, torch.Generator().manual_seed(seed)).clean(
         objective.keep_ratio
     )
+    assert view.keep is not None  # keep_ratio is below 1
     keep = view.keep.to(images.device)
     tokens = encoder.encode(view.embeddings, grid, view.keep)
     patches = patchify(images, PATCH)  # (B, N, 768)

@@ -1,4 +1,4 @@
-"""Shuffled embedding detection (ShED; DABS, arXiv 2111.12062): which tokens are out of place?"""
+"""Shuffled embedding detection (ShED; DABS, arXiv 2111.12062): which tokens were moved?"""
 
 import math
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from pretrain.objectives.base import Inputs, Objective, Plan, View
 
 
 class ShED(Objective):
-    """Some patch embeddings of an image change places; each token is asked whether it was moved.
+    """Some patch embeddings of an image are exchanged; each token is asked whether it was moved.
 
     Args:
-        width: of the encoder's tokens.
-        weight: factor of this loss in the sum.
-        keep_ratio: share of tokens that the encoder sees; 1 is the paper's form.
-        moved: share of the tokens that change places.
+        width: Token width of the encoder.
+        weight: Factor of this loss in the sum.
+        keep_ratio: Share of tokens that the encoder sees; 1 is the paper's form.
+        moved: Share of the tokens that are exchanged.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class ShED(Objective):
         device = clean.embeddings.device
         count = max(2, math.ceil(self.moved * n))
         noise = torch.rand(batch, n, generator=inputs.generator)
-        places = noise.argsort(dim=1)[:, :count]
-        places = places.to(device, non_blocking=True)  # (B, count)
-        index = places[..., None].expand(-1, -1, width)
+        chosen = noise.argsort(dim=1)[:, :count]
+        chosen = chosen.to(device, non_blocking=True)  # (B, count)
+        index = chosen[..., None].expand(-1, -1, width)
         # Rotated by one among themselves, so that each of them moves.
         contents = clean.embeddings.gather(1, index).roll(1, dims=1)
         shuffled = clean.embeddings.scatter(1, index, contents)
-        is_moved = torch.zeros(batch, n, dtype=torch.long, device=device).scatter_(1, places, 1)
+        is_moved = torch.zeros(batch, n, dtype=torch.long, device=device).scatter_(1, chosen, 1)
 
         def loss(encoded: Sequence[Tensor]) -> Tensor:
             logits = self.classify(encoded[0]).float()  # (B, n, 2)

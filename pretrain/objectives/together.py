@@ -1,5 +1,7 @@
 """The encoder and its objectives as one module, with as few encoder calls as possible."""
 
+import functools
+import operator
 from collections.abc import Mapping
 
 import torch
@@ -13,14 +15,15 @@ class PretrainModel(nn.Module):
     """Losses of one batch.
 
     Args:
-        encoder: the image encoder.
-        objectives: by name.
+        encoder: The image encoder.
+        objectives: The losses by name.
     """
 
     def __init__(self, encoder: SamEncoder, objectives: Mapping[str, Objective]) -> None:
         super().__init__()
         self.encoder = encoder
         self.objectives = nn.ModuleDict(objectives)
+        self._objectives = dict(objectives)
         # Stage one ends at the tokens: the neck gets no gradient, and stage two trains it.
         self.encoder.neck.requires_grad_(False)
 
@@ -29,11 +32,11 @@ class PretrainModel(nn.Module):
 
         Args:
             images: (B, 3, H, W) normalised images.
-            generator: on the CPU; all randomness of the step comes from it.
+            generator: Source of all randomness of the step, on the CPU.
         """
         embeddings, grid = self.encoder.embed(images)
         inputs = Inputs(images, embeddings, grid, generator)
-        plans = {name: objective.plan(inputs) for name, objective in self.objectives.items()}
+        plans = {name: objective.plan(inputs) for name, objective in self._objectives.items()}
         views = {
             view: None for plan in plans.values() for view in plan.views
         }  # each once, in order
@@ -44,7 +47,8 @@ class PretrainModel(nn.Module):
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Sum of weight x loss."""
-        return sum(self.objectives[name].weight * loss for name, loss in losses.items())
+        weighted = [self._objectives[name].weight * loss for name, loss in losses.items()]
+        return functools.reduce(operator.add, weighted)
 
     def _encode(self, views: list[View], grid: tuple[int, int]) -> dict[View, Tensor]:
         """Encode all views, one encoder call for each number of tokens, dense or kept."""
@@ -52,8 +56,10 @@ class PretrainModel(nn.Module):
         for view in views:
             groups.setdefault((view.embeddings.shape[1], view.keep is None), []).append(view)
         encoded: dict[View, Tensor] = {}
-        for (_, dense), group in groups.items():
-            keep = None if dense else torch.cat([view.keep for view in group])
+        for group in groups.values():
+            kept = [view.keep for view in group if view.keep is not None]
+            keep = torch.cat(kept) if kept else None
             tokens = self.encoder.encode(torch.cat([v.embeddings for v in group]), grid, keep)
-            encoded |= zip(group, tokens.split([len(v.embeddings) for v in group]), strict=True)
+            sizes = [len(view.embeddings) for view in group]
+            encoded |= zip(group, torch.split(tokens, sizes), strict=True)
         return encoded

@@ -66,7 +66,7 @@ def test_a_wrong_index_is_found(copy):
     document["records"][1]["members"]["png"][0] += 512
     path.write_text(json.dumps(document))
     key = document["records"][1]["key"]
-    assert find_problems(copy) == [f"{path}: wrong place of {key}.png"]
+    assert find_problems(copy) == [f"{path}: wrong location of {key}.png"]
 
 
 def test_commands_tell_and_fail(copy, capsys):

@@ -28,17 +28,17 @@ def as_list(samples):
 
 
 def test_order_is_a_permutation_that_depends_on_seed_and_epoch(shard_set):
-    dataset = ShardDataset(shard_set, seed=3, window=2)
+    dataset = ShardDataset(shard_set, seed=3, shuffle_shards=2)
     first = dataset.order(0)
     assert first.dtype == np.int64
     assert np.array_equal(np.sort(first), np.arange(24))
-    assert np.array_equal(ShardDataset(shard_set, seed=3, window=2).order(0), first)
+    assert np.array_equal(ShardDataset(shard_set, seed=3, shuffle_shards=2).order(0), first)
     assert not np.array_equal(dataset.order(1), first)
-    assert not np.array_equal(ShardDataset(shard_set, seed=4, window=2).order(0), first)
+    assert not np.array_equal(ShardDataset(shard_set, seed=4, shuffle_shards=2).order(0), first)
 
 
 def test_order_stays_within_windows_of_shards(shard_set):
-    dataset = ShardDataset(shard_set, window=2)  # shards of four records
+    dataset = ShardDataset(shard_set, shuffle_shards=2)  # shards of four records
     windows = dataset.order(0).reshape(3, 8) // 4
     assert all(len(set(window)) == 2 for window in windows)
     assert sorted(shard for window in windows for shard in set(window)) == list(range(6))
@@ -111,7 +111,7 @@ def _key(job):
 
 
 def test_few_files_stay_open(shard_set):
-    dataset = ShardDataset(shard_set, window=1)
+    dataset = ShardDataset(shard_set, shuffle_shards=1)
     dataset._open_limit = 2
     for index in (*range(24), *range(24)):
         dataset.record(index)

@@ -23,13 +23,13 @@ def second_set(tmp_path_factory, make_images, shard_folder):
 
 
 def test_without_weights_every_sample_comes_once_an_epoch(shard_set, second_set):
-    mixture = ShardMixture([shard_set, second_set], seed=3, window=2)
+    mixture = ShardMixture([shard_set, second_set], seed=3, shuffle_shards=2)
     assert len(mixture) == 34
     for epoch in range(3):
         order = mixture.order(epoch)
         assert order.dtype == np.int64 and np.array_equal(np.sort(order), np.arange(34))
         # each set keeps the order it has on its own, which keeps reading sequential
-        alone = [ShardDataset(root, seed=3, window=2) for root in (shard_set, second_set)]
+        alone = [ShardDataset(root, seed=3, shuffle_shards=2) for root in (shard_set, second_set)]
         assert np.array_equal(order[order < 24], alone[0].order(epoch))
         assert np.array_equal(order[order >= 24] - 24, alone[1].order(epoch))
     keys = [ShardDataset(root).record(0).key for root in (shard_set, second_set)]
@@ -116,11 +116,11 @@ def test_a_million_records_in_two_seconds(tmp_path):
     assert first[0] == (mixture.order(draw // len(mixture))[draw % len(mixture)], draw)
 
 
-def test_wrong_weights_are_told(shard_set, second_set):
+def test_wrong_weights_are_refused(shard_set, second_set):
     for weights in ([1], [1, 0], [1, -1], [1, float("nan")], [1, float("inf")]):
         with pytest.raises(UserError, match="are not 2 positive numbers"):
             ShardMixture([shard_set, second_set], weights)
-    with pytest.raises(UserError, match="give a set no sample among 34"):
+    with pytest.raises(UserError, match="give one of the sets none of the 34 samples"):
         ShardMixture([shard_set, second_set], [1, 1e-9])
     with pytest.raises(UserError, match="at least one"):
         ShardMixture([])

@@ -78,7 +78,7 @@ def test_the_cache_is_bounded(server, shard_set, tmp_path):
     sizes = {path.name: path.stat().st_size for path in shard_set.glob("*.tar")}
     limit = 3 * max(sizes.values())
     cache = tmp_path / "cache"
-    far = ShardDataset(server.url, window=1, cache=cache, cache_bytes=limit)
+    far = ShardDataset(server.url, shuffle_shards=1, cache=cache, cache_bytes=limit)
     far._open_limit = 1
     near = ShardDataset(shard_set)
     for index in (*range(24), *range(24)):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from finetune.prompts.boxes import box_of, jitter_box
+from finetune.prompts.boxes import box_of, boxes_of, jitter_box
 
 
 def test_box_is_first_and_last_pixel():
@@ -20,6 +20,9 @@ def test_box_is_first_and_last_pixel():
     single = np.zeros((5, 8), bool)
     single[2, 6] = True
     assert box_of(single).tolist() == [6, 2, 6, 2]
+    assert boxes_of(np.stack([single, single])).tolist() == [[6, 2, 6, 2]] * 2
+    with pytest.raises(ValueError, match="1 of 2 masks are empty"):
+        boxes_of(np.stack([single, np.zeros_like(single)]))
 
 
 def test_noise_is_a_share_of_each_side():
