@@ -159,6 +159,8 @@ class BenchmarkOptions:
     """Processes that shard the photographs, and that load."""
     repeats: int = 3
     """Timings of each kind, taken in turn; the shortest counts."""
+    results: Path | None = Path("docs/results.md")
+    """Markdown document that keeps the figures, in a section per machine; null keeps none."""
 
     def __post_init__(self) -> None:
         if min(self.images, self.photographs, self.workers, self.repeats) < 1:

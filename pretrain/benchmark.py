@@ -6,7 +6,8 @@ counts.
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -14,35 +15,49 @@ from segment_anything.modeling import ImageEncoderViT
 from timm.layers import resample_abs_pos_embed_nhwc
 from torch import Tensor, nn
 
+from data_prep.common.results import Results, command_line, processor
 from pretrain.config import BenchmarkOptions
 from pretrain.encoder.attention import BACKENDS, choose_backend, dense_positions, relative_biases
+from pretrain.encoder.flops import encoder_flops
 from pretrain.encoder.sam import SamEncoder, build_encoder, take
 from pretrain.engine.cpu import keep_freed_memory
 from pretrain.objectives import EMix, Inputs, MaskedAutoencoding, Plan, ShED, View
 from pretrain.objectives.together import PretrainModel
-from pretrain.sizes import ATTENTION_WINDOW, NATIVE_GRID, PATCH, EncoderSize
+from pretrain.sizes import ATTENTION_WINDOW, NATIVE_GRID, PATCH
+
+PACKAGES = ("torch", "segment-anything", "timm")
+"""Packages whose versions stand beside the figures."""
+
+DEFAULT_ALLOCATOR = "stock, default allocator"
+"""segment_anything's encoder where the C library gives freed memory back to the kernel."""
 
 
 def benchmark(config: BenchmarkOptions, resolved: str) -> None:
     """Speed of encoder and objectives, as ratios from one run."""
     name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name if config.device == "auto" else config.device)
+    machine = f"{processor()}, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        machine = torch.cuda.get_device_name(device)
+    command = command_line("python -m pretrain benchmark", config)
+    results = Results(config.results, f"Encoder and objectives: {machine}", command, PACKAGES)
     torch.manual_seed(0)
     clock = Clock(device, config.repeats)
-    untuned = {}
+    untuned: dict[int, dict[str, float]] = {}
     if device.type == "cpu":
         untuned = {size: stock_seconds(clock, config, size) for size in config.sizes}
         keep_freed_memory()
-    rates = matrix_rates(clock, device)
-    speeds = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {dtype}" for dtype, rate in rates.items())
-    print(f"{config.encoder_size} on {device.type}, {torch.get_num_threads()} threads")
-    print(f"matrix product 4096 x 768 x 3072: {speeds}\n")
+    bench = Bench(config, device, clock, results, matrix_rates(clock, device))
+    speeds = ", ".join(
+        f"{rate / 1e9:.0f} GFLOP/s in {dtype}" for dtype, rate in bench.rates.items()
+    )
+    results.add(f"Best of {config.repeats} calls. A product of large matrices reaches {speeds}.")
     with torch.random.fork_rng():
-        attention_table(clock, device)
+        attention_table(bench)
     for size in config.sizes:
-        batch = images_of(config, size, device)
-        dense_table(clock, config, device, size, batch, rates, untuned.get(size, {}))
-    objective_table(clock, config, device, rates)
+        dense_table(bench, size, untuned.get(size, {}))
+    objective_table(bench)
+    results.save()
 
 
 def images_of(config: BenchmarkOptions, pixels: int, device: torch.device) -> int:
@@ -79,22 +94,46 @@ class Clock:
             torch.cuda.synchronize()
 
 
+@dataclass(frozen=True)
+class Bench:
+    """What every table needs."""
+
+    config: BenchmarkOptions
+    device: torch.device
+    clock: Clock
+    results: Results
+    rates: dict[str, float]
+    """FLOP/s of a matrix product by precision."""
+
+
 def matrix_rates(clock: Clock, device: torch.device) -> dict[str, float]:
     """FLOP/s of a matrix product of an encoder's shape, the practical ceiling of what follows."""
-    calls = {}
+    rows, inner, columns, products = 4096, 768, 3072, 4
+    calls: dict[str, Callable[[], object]] = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        a = torch.randn(4096, 768, device=device, dtype=dtype)
-        b = torch.randn(768, 3072, device=device, dtype=dtype)
-        out = torch.empty(4096, 3072, device=device, dtype=dtype)
-        calls[name] = partial(
-            lambda a, b, out: [torch.mm(a, b, out=out) for _ in "1234"], a, b, out
-        )
-    return {name: 2 * 4096 * 768 * 3072 / s for name, s in clock(calls).items()}
+        a = torch.randn(rows, inner, device=device, dtype=dtype)
+        b = torch.randn(inner, columns, device=device, dtype=dtype)
+        out = torch.empty(rows, columns, device=device, dtype=dtype)
+        calls[name] = partial(_products, a, b, out, products)
+    flops = products * 2 * rows * inner * columns
+    return {name: flops / seconds for name, seconds in clock(calls).items()}
 
 
-def attention_table(clock: Clock, device: torch.device) -> None:
+def _products(a: Tensor, b: Tensor, out: Tensor, count: int) -> None:
+    for _ in range(count):
+        torch.mm(a, b, out=out)
+
+
+def attention_table(bench: Bench) -> None:
     """Milliseconds of each attention backend, from which `choose_backend` is set."""
-    print("attention of 12 heads x 64, ms forward / forward + backward (* is chosen)")
+    bench.results.add("Attention of 12 heads of 64 channels, ms forward / forward + backward.")
+    names = [name for name in BACKENDS if bench.device.type == "cpu" or name != "blockwise"]
+    rows = attention_rows(bench.clock, bench.device, names)
+    bench.results.table(["sequences", "grid", "precision", *names, "chosen"], rows)
+
+
+def attention_rows(clock: Clock, device: torch.device, names: list[str]) -> Iterator[list[str]]:
+    """One row per grid and precision."""
     cpu = device.type == "cpu"
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     for batch, side in ((25, ATTENTION_WINDOW), (1, 28), (1, NATIVE_GRID)):
@@ -114,16 +153,11 @@ def attention_table(clock: Clock, device: torch.device) -> None:
                 out = backend(*leaves, positions, 0.125)  # noqa: B023
                 torch.autograd.grad(out.sum(), leaves)
 
-            names = [n for n in BACKENDS if cpu or n != "blockwise"]
             chosen = choose_backend(positions, device, dtype)
             fwd = clock({name: partial(forward, BACKENDS[name]) for name in names})
             both = clock({name: partial(train, BACKENDS[name]) for name in names})
-            cells = "  ".join(
-                f"{n}{'*' if n == chosen else ''} {1e3 * fwd[n]:.1f} / {1e3 * both[n]:.1f}"
-                for n in names
-            )
-            print(f"  {shape[0]:>3} x {side} x {side} {dtype_name}: {cells}")
-    print()
+            cells = [f"{1e3 * fwd[name]:.1f} / {1e3 * both[name]:.1f}" for name in names]
+            yield [str(shape[0]), f"{side} x {side}", dtype_name, *cells, chosen]
 
 
 def stock_encoder(encoder: SamEncoder, pixels: int) -> ImageEncoderViT:
@@ -172,20 +206,13 @@ def stock_seconds(clock: Clock, config: BenchmarkOptions, pixels: int) -> dict[s
     }
 
 
-def dense_table(
-    clock: Clock,
-    config: BenchmarkOptions,
-    device: torch.device,
-    pixels: int,
-    batch: int,
-    rates: dict[str, float],
-    untuned: dict[str, float],
-) -> None:
+def dense_table(bench: Bench, pixels: int, untuned: dict[str, float]) -> None:
     """The dense encoder against segment_anything's.
 
     Args:
         untuned: Seconds of segment_anything's by kind, where freed memory is not kept.
     """
+    config, device = bench.config, bench.device
     ours = build_encoder(config.encoder_size).to(device)
     models: dict[str, nn.Module] = {"stock": stock_encoder(ours, pixels), "ours": ours}
     if config.compile and device.type == "cuda":
@@ -193,38 +220,42 @@ def dense_table(
         for block in compiled.blocks:
             block.compile()
         models["ours compiled"] = compiled
+    batch = images_of(config, pixels, device)
     images = torch.randn(batch, 3, pixels, pixels, device=device)
     flops = batch * encoder_flops(ours.size, pixels // PATCH)
 
-    print(
-        f"dense {config.encoder_size}, {batch} x {pixels} x {pixels}, "
-        f"{flops / 1e9:.0f} GFLOP forward"
-    )
-    for kind, call, factor in KINDS:
-        calls = {
-            f"{name} {precision}": partial(call, model, images, precision == "bf16")
-            for name, model in models.items()
-            for precision in ("fp32", "bf16")
-        }
-        seconds = clock(calls)
-        for name, value in seconds.items():
-            rate = factor * flops / value
-            print(
-                f"  {kind:<18} {name:<18} {value:8.3f} s  {seconds['stock fp32'] / value:5.2f} x "
-                f"stock fp32  {rate / rates[name[-4:]]:4.0%} of the matrix rate"
+    def rows() -> Iterator[list[str]]:
+        for kind, call, factor in KINDS:
+            seconds = bench.clock(
+                {
+                    f"{name} {precision}": partial(call, model, images, precision == "bf16")
+                    for name, model in models.items()
+                    for precision in ("fp32", "bf16")
+                }
             )
-        if kind in untuned:
-            print(
-                f"  {kind:<18} {'stock as it comes':<18} {untuned[kind]:8.3f} s   (freed memory "
-                f"goes back to the kernel; ours {untuned[kind] / seconds['ours fp32']:.2f} x)"
-            )
-    print()
+            if kind in untuned:
+                seconds[f"{DEFAULT_ALLOCATOR} fp32"] = untuned[kind]
+            for name, value in seconds.items():
+                model, precision = name.rsplit(" ", 1)
+                share = factor * flops / value / bench.rates[precision]
+                speed = f"{seconds['stock fp32'] / value:.2f} x"
+                shape = f"{batch} x {pixels} x {pixels}"
+                yield [shape, kind, model, precision, f"{value:.3f}", speed, f"{share:.0%}"]
+
+    kept = ""
+    if untuned:
+        kept = (
+            f" Freed memory is kept for the next tensor, as training does on a CPU, but not in "
+            f"the rows of {DEFAULT_ALLOCATOR}."
+        )
+    bench.results.add(f"Dense {config.encoder_size}, {flops / 1e9:.0f} GFLOP forward.{kept}")
+    header = ["images", "pass", "encoder", "precision", "seconds", "speed against stock fp32"]
+    bench.results.table([*header, "share of the matrix rate"], rows())
 
 
-def objective_table(
-    clock: Clock, config: BenchmarkOptions, device: torch.device, rates: dict[str, float]
-) -> None:
+def objective_table(bench: Bench) -> None:
     """Steps of the objectives against a dense pass, at 224 pixels."""
+    config, device = bench.config, bench.device
     encoder = build_encoder(config.encoder_size).to(device)
     width = encoder.size.width
     images = torch.randn(config.batch_size, 3, 224, 224, device=device)
@@ -261,16 +292,18 @@ def objective_table(
         "three objectives, shared 25 %": partial(step, build(0.25)),
         "three objectives, full tokens": partial(step, build(1.0)),
     }
-    seconds = clock(calls)
+    seconds = bench.clock(calls)
     dense_seconds = seconds["dense forward + backward"]
     flops = 3 * config.batch_size * encoder_flops(encoder.size, ATTENTION_WINDOW, neck=False)
-    share = flops / dense_seconds / rates[precision]
-    print(f"training steps, {config.batch_size} x 224 x 224, {precision}, without the optimiser")
-    for name, value in seconds.items():
-        print(f"  {name:<34} {value:8.3f} s  {value / dense_seconds:5.2f} x dense")
+    share = flops / dense_seconds / bench.rates[precision]
+    bench.results.add(
+        f"Training steps of {config.batch_size} images of 224 pixels in {precision}, without the "
+        f"optimiser. The dense pass runs at {share:.0%} of the matrix rate."
+    )
+    rows = [[name, f"{s:.3f}", f"{s / dense_seconds:.2f} x"] for name, s in seconds.items()]
+    bench.results.table(["step", "seconds", "cost against dense"], rows)
     faster = seconds["MAE, mask tokens in the encoder"] / seconds["MAE, 75 % dropped"]
-    print(f"  the dense pass runs at {share:.0%} of the matrix rate")
-    print(f"  dropping tokens makes the MAE step {faster:.2f} times faster")
+    bench.results.add(f"Dropping tokens makes the MAE step {faster:.2f} times faster.")
 
 
 class _MaskTokensInEncoder(MaskedAutoencoding):
@@ -288,18 +321,3 @@ class _MaskTokensInEncoder(MaskedAutoencoding):
         is_kept = torch.zeros(inputs.embeddings.shape[:2], device=keep.device).scatter_(1, keep, 1)
         mixed = torch.where(is_kept[..., None] > 0, inputs.embeddings, self.encoder_mask_token)
         return Plan([View(mixed, None)], lambda encoded: kept.loss([take(encoded[0], keep)]))
-
-
-def encoder_flops(size: EncoderSize, grid: int, neck: bool = True) -> float:
-    """Floating-point operations of one image's forward pass, padding not counted.
-
-    Args:
-        grid: Tokens along a side.
-    """
-    tokens, width = grid**2, size.width
-    window = min(grid, ATTENTION_WINDOW) ** 2
-    attended = sum(tokens if i in size.global_blocks else window for i in range(size.depth))
-    linear = size.depth * 24 * width**2 + 2 * 3 * PATCH**2 * width
-    attention = 4 * width * attended
-    neck_flops = 2 * (256 * width + 9 * 256**2) if neck else 0
-    return float(tokens * (linear + attention + neck_flops))

@@ -1,6 +1,7 @@
 """Options of stage one."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from data_prep.common.components import Component, component
@@ -83,6 +84,8 @@ class BenchmarkOptions:
     """On a GPU also measure blocks compiled by torch.compile."""
     threads: int | None = None
     """CPU threads; null: all cores."""
+    results: Path | None = Path("docs/results.md")
+    """Markdown document that keeps the figures, in a section per machine; null keeps none."""
 
     def __post_init__(self) -> None:
         check_size(self.encoder_size, "encoder_size")

@@ -9,7 +9,7 @@ import itertools
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from data_prep.common.results import Results, command_line, processor
 from data_prep.format.codec import decode, encode_jpeg, encode_png
 from data_prep.layouts.folder import Folder
 from data_prep.layouts.samples import template
@@ -36,27 +37,37 @@ DISTINCT = 8
 BATCH = 64
 READ_AHEAD = 4
 """Batches that each worker of the loader reads ahead."""
+PACKAGES = ("pillow", "imagecodecs", "webdataset", "torch")
+"""Packages whose versions stand beside the figures."""
 
 
 def benchmark(config: BenchmarkOptions, resolved: str) -> None:
     """Speed of sharding and loading, as ratios measured in one run."""
+    machine = f"{processor()}, {os.cpu_count()} cores"
+    command = command_line("python -m data_prep benchmark", config)
+    results = Results(config.results, f"Sharding and loading: {machine}", command, PACKAGES)
     with tempfile.TemporaryDirectory() as folder:
-        for line in measure(config, Path(folder)):
-            print(line, flush=True)
+        measure(config, Path(folder), results)
+    results.save()
 
 
-def measure(config: BenchmarkOptions, folder: Path) -> Iterator[str]:
-    """Lines of the report. `folder` is filled with images and shards."""
-    cores = len(os.sched_getaffinity(0))
-    yield f"{cores} cores, {config.workers} workers, shortest of {config.repeats} times"
+def measure(config: BenchmarkOptions, folder: Path, results: Results) -> None:
+    """Measure everything. `folder` is filled with images and shards."""
     make_slices(folder / "slices", config.images)
     make_photographs(folder / "photographs", config.photographs)
-    yield _compare_sharding("224-px PNG", folder / "slices", config, None, workers=1)
-    yield _compare_sharding(
-        "6-MP JPEG to 512", folder / "photographs", config, MAX_SIZE, config.workers
+    results.add(f"Shortest of {config.repeats} times; images per second.")
+    results.table(
+        ["sharding", "workers", "ours", "Pillow and ShardWriter", "ratio"],
+        (
+            _compare_sharding(name, folder / images, config, max_size, workers)
+            for name, images, max_size, workers in (
+                ("PNG, 224 pixels", "slices", None, 1),
+                ("JPEG, 6 megapixels to 512 pixels", "photographs", MAX_SIZE, config.workers),
+            )
+        ),
     )
     _sharding(folder / "slices", folder / "slices-set", None, workers=1)
-    yield from _compare_loading(folder / "slices", folder / "slices-set", config)
+    _compare_loading(folder / "slices", folder / "slices-set", config, results)
 
 
 def make_slices(folder: Path, count: int) -> None:
@@ -93,7 +104,7 @@ def make_photographs(folder: Path, count: int) -> None:
 
 def _compare_sharding(
     name: str, images: Path, config: BenchmarkOptions, max_size: int | None, workers: int
-) -> str:
+) -> list[str]:
     outputs = (images.with_name(f"{images.name}-{index}") for index in itertools.count())
     plain, ours = shortest(
         [
@@ -103,10 +114,8 @@ def _compare_sharding(
         config.repeats,
     )
     files = len(list(images.iterdir()))
-    return (
-        f"sharding {name}: {files / ours:.0f} images/s with {workers} workers,"
-        f" Pillow + ShardWriter {files / plain:.0f}: {plain / ours:.1f} times faster"
-    )
+    rates = [f"{files / seconds:.0f}" for seconds in (ours, plain)]
+    return [name, str(workers), *rates, f"{plain / ours:.1f} x"]
 
 
 def _sharding(images: Path, output: Path, max_size: int | None, workers: int) -> None:
@@ -131,7 +140,9 @@ def _plain_sharding(images: Path, output: Path, max_size: int | None) -> None:
                 writer.write({"__key__": path.stem, kind: image, "json": {"size": image.size}})
 
 
-def _compare_loading(images: Path, shards: Path, config: BenchmarkOptions) -> Iterator[str]:
+def _compare_loading(
+    images: Path, shards: Path, config: BenchmarkOptions, results: Results
+) -> None:
     # torch, which the workers of `shard` need not wait for
     from data_prep.loader.dataset import ShardDataset, build_loader
 
@@ -158,15 +169,20 @@ def _compare_loading(images: Path, shards: Path, config: BenchmarkOptions) -> It
             memory.append(_memory(process))
     images_read = batches * BATCH
     seconds = min(loading)
-    yield (
-        f"loading 224-px PNG: {images_read / seconds:.0f} images/s,"
-        f" {100 * min(pillow) / seconds:.0f} % of bare decoding by Pillow"
-        f" ({images_read / min(pillow):.0f}), {100 * min(ours) / seconds:.0f} % of bare decoding"
-        f" by libpng, which the loader uses ({images_read / min(ours):.0f})"
+    results.table(
+        ["PNG, 224 pixels", "workers", "images per second", "share of this that loading reaches"],
+        [
+            [name, config.workers, f"{images_read / value:.0f}", f"{value / seconds:.0%}"]
+            for name, value in (
+                ("loader", seconds),
+                ("decoding alone, libpng (which the loader uses)", min(ours)),
+                ("decoding alone, Pillow", min(pillow)),
+            )
+        ],
     )
-    yield (
-        f"memory of loader and workers: {memory[0]:.0f} MB after {images_read} images,"
-        f" {memory[-1]:.0f} MB after {images_read * config.repeats}"
+    results.add(
+        f"Memory of loader and workers: {memory[0]:.0f} MB after {images_read} images, "
+        f"{memory[-1]:.0f} MB after {images_read * config.repeats}."
     )
 
 

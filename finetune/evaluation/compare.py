@@ -9,6 +9,7 @@ import numpy as np
 
 from data_prep.common.errors import UserError
 from data_prep.common.files import write_text
+from data_prep.common.results import markdown_table
 from finetune.config import CompareConfig
 from finetune.evaluation.statistics import bootstrap_interval
 from finetune.evaluation.tables import Row
@@ -101,19 +102,17 @@ def compare(runs: Mapping[str, Sequence[Row]]) -> Comparison:
 def comparison_markdown(comparison: Comparison) -> str:
     """One row per protocol, one column per run, as Markdown."""
     runs = list(dict.fromkeys(row.run for row in comparison.differences))
-    by_place = {(row.protocol, row.run): row for row in comparison.differences}
-    lines = [
-        f"| prompt | {' | '.join([comparison.baseline, *runs])} |",
-        f"|---|{'---|' * (1 + len(runs))}",
-    ]
+    differences = {(row.protocol, row.run): row for row in comparison.differences}
+    rows: list[list[str]] = []
     for protocol, dice in comparison.dice.items():
         cells = [protocol, f"{dice:.3f}"]
         for run in runs:
-            row = by_place[protocol, run]
+            row = differences[protocol, run]
             interval = f"{row.mean:+.3f}, {row.low:+.3f} to {row.high:+.3f}"
             cells.append(f"{row.dice:.3f} ({interval}: {row.verdict})")
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += [
+        rows.append(cells)
+    lines = [
+        *markdown_table(["prompt", comparison.baseline, *runs], rows),
         "",
         f"Mean Dice over cases; in brackets the difference to {comparison.baseline} case by case,"
         " with its 95 % bootstrap interval.",

@@ -9,6 +9,7 @@ from itertools import groupby
 
 import numpy as np
 
+from data_prep.common.results import markdown_table
 from finetune.evaluation.statistics import bootstrap_interval
 
 ALL_TARGETS = "all targets"
@@ -114,16 +115,15 @@ def summary_markdown(summaries: Sequence[Summary], tolerance: float) -> str:
     """
     units = sorted({summary.unit for summary in summaries})
     unit = units[0] if len(units) == 1 else ""
-    lines = [
-        f"| target | prompt | cases | Dice | IoU | HD95 {unit} | NSD at {tolerance:g} {unit} |"
-        " missed |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    header = ["target", "prompt", "cases", "Dice", "IoU"]
+    header += [f"HD95 {unit}", f"NSD at {tolerance:g} {unit}", "missed"]
+    rows: list[list[object]] = []
     for row in summaries:
         hd95 = f"{row.hd95}" if unit else f"{row.hd95} {row.unit}"
         cells = [row.target, row.protocol, row.cases, row.dice, row.iou, hd95, row.nsd, row.missed]
-        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
-    lines += [
+        rows.append(cells)
+    lines = [
+        *markdown_table(header, rows),
         "",
         "Mean over cases, with 95 % bootstrap interval. HD95 leaves out targets of which nothing"
         " was predicted; `missed` counts them.",

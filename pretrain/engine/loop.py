@@ -17,6 +17,7 @@ from pretrain.engine.checkpoint import State, latest_checkpoint, save_checkpoint
 from pretrain.engine.cpu import keep_freed_memory, use_cores
 from pretrain.engine.evaluator import Evaluator
 from pretrain.engine.figures import draw_losses, save_figure
+from pretrain.engine.memory import peak_memory
 from pretrain.engine.metrics import Metrics
 from pretrain.engine.optim import build_optimizer, learning_rate, set_learning_rate, step_seed
 from pretrain.engine.progress import Progress
@@ -74,6 +75,7 @@ def train(stage_class: type[Stage], options: RunOptions, resolved: str) -> None:
         f"{world} process{'es' if world > 1 else ''} on {device.type}"
     )
     train_steps(accelerator, options, stage, model, optimizer, loader, evaluators, state)
+    accelerator.print(f"peak memory of a process: {peak_memory(device):.1f} GB")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         draw_losses(options.output, stage.curves)

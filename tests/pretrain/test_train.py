@@ -1,13 +1,17 @@
 """Stage one as a user runs it: losses fall, a killed run goes on, bad input is one line."""
 
 import json
+import re
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
 
@@ -61,6 +65,8 @@ def never_stopped(mixed, tmp_path_factory, launch) -> dict[int, Path]:
         assert f"steps of 4, {processes} process{'es' if processes > 1 else ''} on" in done.stdout
         for line in ("40 images, 34% of the samples", "10 images, 66% of the samples"):
             assert line in done.stdout
+        peak = float(re.search(r"peak memory of a process: (\d+\.\d) GB", done.stdout)[1])
+        assert 0.2 < peak < 20
     return runs
 
 
@@ -134,6 +140,54 @@ def test_a_run_is_not_continued_with_other_options(
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
+def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a saved config.yaml."""
+    values = yaml.safe_load(path.read_text())
+    change(values)
+    path.write_text(yaml.safe_dump(values))
+
+
+def as_an_earlier_version_wrote_it(values: dict[str, Any]) -> None:
+    """Without options that were added since, and with one under the name that it had then."""
+    for name in ("compile", "recompute_blocks", "evaluators"):
+        del values[name]
+    values["encoder"] = values.pop("encoder_size")
+    values["data"]["window"] = values["data"].pop("shuffle_shards")
+
+
+def test_a_run_started_before_an_option_existed_goes_on_with_its_default(
+    mixed, never_stopped, tmp_path, capfd, monkeypatch, read_losses
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(never_stopped[1], run)
+    rewrite(run / "config.yaml", as_an_earlier_version_wrote_it)
+    shutil.rmtree(run / "checkpoints" / f"step-{STEPS:08d}")
+    (run / "DONE").unlink()
+    options = [RECIPE[1], *TINY, *mixed, f"--output={run}", "--resume=auto"]
+    refused = "was started with recompute_blocks False, not True"
+    assert refused in failure([*options, "--recompute_blocks=true"], capfd, monkeypatch)
+
+    monkeypatch.setattr("sys.argv", ["pretrain/train.py", *options])
+    run_command("pretrain/train.py", COMMAND)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert f"resuming after step {STEPS - 1}" in capfd.readouterr().out
+    assert read_losses(run) == read_losses(never_stopped[1])
+    for name in ("encoder", "objectives"):
+        after, expected = weights(run, name), weights(never_stopped[1], name)
+        assert all(torch.equal(after[key], expected[key]) for key in expected)
+
+
+def test_a_saved_option_that_differs_is_refused_by_name(
+    mixed, never_stopped, tmp_path, capfd, monkeypatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(never_stopped[1], run)
+    rewrite(run / "config.yaml", lambda values: values["data"].update(min_scale=0.5))
+    options = [RECIPE[1], *TINY, *mixed, f"--output={run}", "--resume=auto"]
+    refused = "was started with data.min_scale 0.5, not 0.2"
+    assert refused in failure(options, capfd, monkeypatch)
+
+
 def test_passes_add_up_to_one_step(image_shards, tmp_path, capfd, monkeypatch, read_losses) -> None:
     """Two accumulated passes see the same images as one; only their masks and partners differ."""
     rows = []
@@ -182,6 +236,8 @@ def test_the_run_folder_holds_what_stage_two_and_a_reader_need(never_stopped) ->
     for name in ("losses.png", "reconstructions.png"):
         assert (run / "figures" / name).read_bytes().startswith(b"\x89PNG")
     assert list((run / "tensorboard").iterdir())
+    for path in (run / "checkpoints").rglob("*.safetensors"):
+        assert path.stat().st_mode == (run / "config.yaml").stat().st_mode, "not as the umask says"
     encoder = build_encoder("vit_t", run)
     saved = weights(run, "encoder")
     assert all(torch.equal(tensor, saved[key]) for key, tensor in encoder.state_dict().items())

@@ -8,25 +8,31 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.commands.benchmark import _plain_sharding, make_photographs, measure
+from data_prep.__main__ import main
+from data_prep.commands.benchmark import _plain_sharding, make_photographs
 from data_prep.common.errors import UserError
 from data_prep.options import BenchmarkOptions, ReadOptions
 from data_prep.readers.images import read_image
 
 
-def test_report_of_a_tiny_run(tmp_path):
-    config = BenchmarkOptions(images=6, photographs=2, workers=1, repeats=1)
-    lines = list(measure(config, tmp_path))
-    assert lines[0].endswith("1 workers, shortest of 1 times")
-    patterns = [
-        r"sharding 224-px PNG: \d+ images/s .*: \d+\.\d times faster",
-        r"sharding 6-MP JPEG to 512: \d+ images/s .*: \d+\.\d times faster",
-        r"loading 224-px PNG: \d+ images/s, \d+ % of bare decoding by Pillow \(\d+\), "
-        r"\d+ % of bare decoding by libpng, which the loader uses \(\d+\)",
-        r"memory of loader and workers: \d+ MB after 256 images, \d+ MB after 256",
-    ]
-    for pattern, line in zip(patterns, lines[1:], strict=True):
-        assert re.fullmatch(pattern, line), line
+def test_figures_of_a_tiny_run_are_kept_and_replaced(tmp_path, capsys):
+    path = tmp_path / "docs" / "results.md"
+    options = ["--images=6", "--photographs=2", "--workers=1", "--repeats=1"]
+    for _ in range(2):
+        main(["benchmark", *options, f"--results={path}"])
+        printed, kept = capsys.readouterr().out, path.read_text()
+        for line in kept.split("\n\n## ")[1].splitlines()[1:]:
+            assert line in printed
+        for pattern in (
+            r"\n\n## Sharding and loading: .+, \d+ cores\n",
+            r"`python -m data_prep benchmark --images 6 --photographs 2 --workers 1 .*, Python 3",
+            r"\| PNG, 224 pixels \| 1 \| \d+ \| \d+ \| \d+\.\d x \|",
+            r"\| JPEG, 6 megapixels to 512 pixels \| 1 \| \d+ \| \d+ \| \d+\.\d x \|",
+            r"\| loader \| 1 \| \d+ \| 100% \|",
+            r"\| decoding alone, Pillow \| 1 \| \d+ \| \d+% \|",
+            r"\d+ MB after 256 images, \d+ MB after 256\.\n$",
+        ):
+            assert len(re.findall(pattern, kept)) == 1, pattern
 
 
 def test_both_ways_of_scaling_give_the_same_picture(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -269,6 +270,24 @@ def test_a_run_comes_back_from_its_newest_checkpoint(run_folder):
     assert all(torch.equal(state[name], tensor) for name, tensor in newest.items())
     assert any(not torch.equal(state[name], tensor) for name, tensor in older.items())
     assert any(".adapter." in name for name in newest)
+
+
+def test_a_run_of_an_earlier_version_comes_back(run_folder):
+    """Its config.yaml lacks options that were added since, and names one as it was named then."""
+    expected = load_segmenter(run_folder, torch.device("cpu")).state_dict()
+    path = run_folder / "config.yaml"
+    values = yaml.safe_load(path.read_text())
+    for name in ("evaluators", "loss"):
+        del values[name]
+    del values["model"]["decoder"]
+    values["model"]["encoder"] = values["model"].pop("encoder_size")
+    path.write_text(yaml.safe_dump(values))
+    state = load_segmenter(run_folder, torch.device("cpu")).state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+    values["model"]["depth_adapter"] = "some.Adapter"
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=r"config\.yaml: .*model\.depth_adapter"):
+        load_segmenter(run_folder, torch.device("cpu"))
 
 
 def test_a_run_that_cannot_come_back_says_why(run_folder, tmp_path):

@@ -1,0 +1,95 @@
+"""Figures that a command measured, kept in a Markdown document: one section per machine."""
+
+import datetime
+import platform
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from data_prep.common.files import write_text
+
+OPENING = """# Measured
+
+Each section was written by the command that it names, and is replaced when that command runs again
+on a machine of the same name.
+"""
+
+
+class Results:
+    """Prints figures as they come, and keeps them in a document at the end.
+
+    Args:
+        path: The document; None keeps nothing.
+        heading: Name of the section: what was measured, and on what.
+        command: The command as it was started.
+        packages: Distributions whose versions matter.
+    """
+
+    def __init__(
+        self, path: Path | None, heading: str, command: str, packages: Sequence[str]
+    ) -> None:
+        self.path, self.heading = path, heading
+        versions = ", ".join(f"{name} {version(name)}" for name in packages)
+        date = datetime.datetime.now(datetime.UTC).date()
+        self.lines: list[str] = []
+        self.add(
+            f"`{command}`, {date}, {platform.system()}, Python {platform.python_version()}, "
+            f"{versions}."
+        )
+
+    def add(self, text: str) -> None:
+        """A paragraph."""
+        self._print(["", text])
+
+    def table(self, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """A table; each row is printed when `rows` yields it."""
+        self._print(["", *markdown_table(header, [])])
+        for row in rows:
+            self._print(markdown_table(header, [row])[2:])
+
+    def save(self) -> None:
+        """Replace this section of the document, or add it at the end."""
+        if self.path is None:
+            return
+        text = self.path.read_text(encoding="utf-8") if self.path.is_file() else OPENING
+        opening, *parts = text.split("\n## ")
+        sections = {part.partition("\n")[0]: part.strip("\n") for part in parts}
+        sections[self.heading] = "\n".join([self.heading, *self.lines])
+        parts = [opening.strip("\n"), *(f"## {section}" for section in sections.values())]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.path, "\n\n".join(parts) + "\n")
+        print(f"\nresults: {self.path}")
+
+    def _print(self, lines: list[str]) -> None:
+        self.lines += lines
+        print("\n".join(lines), flush=True)
+
+
+def command_line(program: str, config: Any) -> str:
+    """The command that gives a flat dataclass of options, without those that have their default."""
+    words: list[str] = []
+    for field in fields(config):
+        value, name = getattr(config, field.name), f"--{field.name}"
+        if field.default is MISSING or value != field.default:
+            listed = list(value) if isinstance(value, tuple) else value
+            words += [name, "null" if value is None else str(listed)]
+    return f"{program} {shlex.join(words)}".rstrip()
+
+
+def processor() -> str:
+    """Name of this machine's processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """The lines of a Markdown table."""
+    lines = [f"| {' | '.join(map(str, cells))} |" for cells in (header, *rows)]
+    return [lines[0], f"|{'---|' * len(header)}", *lines[1:]]
