@@ -6,7 +6,7 @@ counts.
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -128,15 +128,18 @@ def attention_table(bench: Bench) -> None:
     """Milliseconds of each attention backend, from which `choose_backend` is set."""
     bench.results.add("Attention of 12 heads of 64 channels, ms forward / forward + backward.")
     names = [name for name in BACKENDS if bench.device.type == "cpu" or name != "blockwise"]
-    rows = attention_rows(bench.clock, bench.device, names)
+    rows = attention_rows(bench.clock, bench.device, names, bench.config.sizes)
     bench.results.table(["sequences", "grid", "precision", *names, "chosen"], rows)
 
 
-def attention_rows(clock: Clock, device: torch.device, names: list[str]) -> Iterator[list[str]]:
-    """One row per grid and precision."""
+def attention_rows(
+    clock: Clock, device: torch.device, names: list[str], sizes: Sequence[int]
+) -> Iterator[list[str]]:
+    """One row per grid and precision: a window of tokens, and all tokens of images of `sizes`."""
     cpu = device.type == "cpu"
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    for batch, side in ((25, ATTENTION_WINDOW), (1, 28), (1, NATIVE_GRID)):
+    for side in sorted({ATTENTION_WINDOW, *(size // PATCH for size in sizes)}):
+        batch = 25 if side <= ATTENTION_WINDOW else 1
         positions = dense_positions(side, side, device)
         for dtype_name, dtype in dtypes.items():
             shape = (batch if cpu else 8 * batch, 12, side * side, 64)
