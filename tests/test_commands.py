@@ -1,5 +1,6 @@
 """Every command: help without heavy imports, and every wrong input answered by one line."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,9 @@ import pytest
 
 from data_prep.__main__ import COMMANDS as DATA_PREP
 from data_prep.common.cli import run_command, run_program
+from data_prep.common.given import options_of
 from finetune.__main__ import COMMANDS as FINETUNE
+from finetune.config import TrainConfig
 from finetune.train import COMMAND as FINETUNE_TRAIN
 from pretrain.__main__ import COMMANDS as PRETRAIN
 from pretrain.train import COMMAND as PRETRAIN_TRAIN
@@ -57,6 +60,32 @@ def test_help_imports_nothing_heavy(program: str, arguments: tuple[str, ...]) ->
     status, output, errors, imported = start(program, *arguments)
     assert (status, errors, imported) == (0, "", set())
     assert len(output.splitlines()) > 2
+    assert not re.search(r"<class|Literal|Union|Optional|Component|tuple\[|None", output)
+
+
+def test_every_option_is_in_the_help() -> None:
+    _, output, _, _ = start("finetune/train.py", "--help")
+    for line in (
+        "  --output              Run folder; made, or continued with --resume auto. (a",
+        "                        path; required)",
+        "  --data.cases          Use only this many groups (patients), the first of a",
+        "How strongly training images are changed; 0 leaves a property as it is:",
+        "                        (a number; default: 0.0)",
+        "Options of finetune.prompts.simulate.ClicksAndBoxes, the default of --prompts:",
+        "  --prompts.clicks.max_negative",
+    ):
+        assert line in output.splitlines()
+    for name in options_of(TrainConfig):
+        assert re.search(rf"^  --{re.escape(name)}( |$)", output, re.MULTILINE), name
+
+
+def test_a_reader_that_wants_no_more_is_no_error() -> None:
+    command = [sys.executable, "-m", "data_prep", "shard", "--help"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.wait(60)
 
 
 @pytest.mark.parametrize("program", [*PROGRAMS, *SCRIPTS])

@@ -53,10 +53,10 @@ def test_imports_go_down(module: str, path: Path) -> None:
     if module in PACKAGES:
         assert not [name for name in imports(path) if name.split(".")[0] in PACKAGES]
         return
-    own = room_of(module)
+    room = room_of(module)
     for imported in imports(path):
         if imported.split(".")[0] in PACKAGES:
-            assert room_of(imported) <= own, f"{module} imports {imported}, which is above it"
+            assert room_of(imported) <= room, f"{module} imports {imported}, which is above it"
 
 
 def test_every_room_is_there() -> None:

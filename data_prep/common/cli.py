@@ -5,6 +5,7 @@ A command is a function of one or more config dataclasses. It is named, not impo
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -116,6 +117,9 @@ def one_line_errors() -> Iterator[None]:
         text = str(error).rpartition(name)[2]
         print(f"error: {' '.join(text.split())}", file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:  # the reader of our output, such as `head`, wants no more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         raise SystemExit(KEYBOARD_INTERRUPT) from None

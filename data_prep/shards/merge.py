@@ -22,7 +22,7 @@ def claim_merge(options: WriteOptions) -> Iterator[bool]:
 
     The claim is a symbolic link that names its task: it is made at once and by one task alone, on
     network file systems without locks too. A task killed while it merges leaves its claim behind,
-    and goes on when it runs again.
+    and continues when it runs again.
     """
     claim = options.output / f".merge-{options.tasks}"
     with suppress(FileExistsError):

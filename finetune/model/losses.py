@@ -48,7 +48,7 @@ def focal_loss(
     """Focal loss (Lin et al. 2017, arXiv 1708.02002, eq. 5), averaged as `bce_loss`; a scalar.
 
     -alpha_t (1 - p_t)^gamma log(p_t), where p_t is the probability given to the truth, and alpha_t
-    is alpha on the object and 1 - alpha beside it.
+    is alpha on the object and 1 - alpha on the background.
     """
     truth = targets.float()
     entropy = binary_cross_entropy_with_logits(logits.float(), truth, reduction="none")

@@ -14,8 +14,8 @@ p, ul { max-width: 46rem; margin: .6rem 0; }
 li { margin: .3rem 0; }
 .limits { background: #fdf6e3; border-left: 4px solid #d9a520; padding: .2rem 1.2rem .4rem;
   max-width: 45rem; margin: 1.2rem 0; }
-table { border-collapse: collapse; margin: 1rem 0; font-size: .9rem;
-  font-variant-numeric: tabular-nums; }
+.table { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .28rem 1.3rem .28rem 0; border-bottom: 1px solid #e6e9ec;
   vertical-align: top; }
 th { border-bottom: 2px solid #9aa4ad; font-weight: 600; }
@@ -42,10 +42,13 @@ def paragraph(text: str) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of plain text; every row has as many cells as the header."""
+    """A table of plain text, which scrolls sideways on a narrow screen.
+
+    Every row has as many cells as the header.
+    """
     lines = ["<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in header) + "</tr>"]
     lines += ["<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in rows]
-    return "<table>\n" + "\n".join(lines) + "\n</table>"
+    return '<div class="table"><table>\n' + "\n".join(lines) + "\n</table></div>"
 
 
 def figure(path: Path, caption: str, width: int | None = None) -> str:

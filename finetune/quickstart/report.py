@@ -138,9 +138,7 @@ def _pretraining(folder: Path) -> list[str]:
     result = [
         "<h2>Pretraining</h2>",
         page.paragraph(f"Losses at the beginning and at the end: {'; '.join(changes)}."),
-        page.figure(
-            figures / "losses.png", "Loss of each objective by step (grey), and running mean."
-        ),
+        page.figure(figures / "losses.png", "Loss of each objective, by step."),
     ]
     if (figures / "reconstructions.png").is_file():
         caption = (
@@ -242,8 +240,8 @@ def _evaluation(
         "<h2>Click by click</h2>",
         page.paragraph(
             "The pretrained run's best, median and worst case under the most clicks. Blue: the"
-            " prediction; yellow line: the truth; green dots: clicks on it; red dots: clicks beside"
-            " it."
+            " prediction; yellow line: the truth; green dots: clicks on the object; red"
+            " dots: clicks on the background."
         ),
         *(page.figure(drawn / f"{name}.png", "") for name in ("best", "median", "worst")),
     ]

@@ -177,14 +177,14 @@ def take(tokens: Tensor, index: Tensor) -> Tensor:
 
 
 def build_encoder(name: str | None, checkpoint: str | Path | None = None) -> SamEncoder:
-    """An image encoder, from nothing or from a checkpoint.
+    """An image encoder with new weights or those of a checkpoint.
 
     Args:
-        name: Vit_t, vit_s, vit_b, vit_l or vit_h. None: the size of the checkpoint's weights, or
-            vit_b without a checkpoint.
+        name: One of vit_t, vit_s, vit_b, vit_l and vit_h. None: the size of the checkpoint's
+            weights, or vit_b without a checkpoint.
         checkpoint: A SAM checkpoint (`.pth`), an encoder file (`.safetensors`), a run folder, or
-            `org/name` of an encoder on the Hugging Face Hub. None initialises from the global torch
-            random state.
+            `org/name` of an encoder on the Hugging Face Hub. None: new weights, drawn from
+            PyTorch's global random state.
 
     Raises:
         UserError: An unknown name, or a checkpoint of another size or with a missing, unexpected or

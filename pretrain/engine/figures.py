@@ -17,15 +17,22 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def draw_losses(run: Path, names: Sequence[str]) -> None:
-    """Each loss over the steps of a run, with its running mean, as `figures/losses.png`."""
+    """Each loss over the steps of a run as `figures/losses.png`.
+
+    Where there are enough lines of metrics, a running mean over a tenth of them is drawn over each.
+    """
     rows = [row for row in read_metrics(run) if all(name in row for name in names)]
     steps = np.array([row["step"] for row in rows])
-    figure = Figure(figsize=(4 * len(names), 3))
+    smoothed = len(rows) // 10
+    figure = Figure(figsize=(4 * len(names), 3), layout="constrained")
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         values = np.array([row[name] for row in rows])
-        smoothed = max(1, len(values) // 10)
-        mean = np.convolve(values, np.ones(smoothed) / smoothed, mode="valid")
-        axis.plot(steps, values, color="0.75", linewidth=1, label="each line of metrics")
-        axis.plot(steps[smoothed - 1 :], mean, linewidth=2, label="running mean")
+        if smoothed > 1:
+            mean = np.convolve(values, np.ones(smoothed) / smoothed, mode="valid")
+            axis.plot(steps, values, color="0.75", linewidth=1, label="loss")
+            axis.plot(steps[smoothed - 1 :], mean, linewidth=2, label="running mean")
+            axis.legend()
+        else:
+            axis.plot(steps, values, linewidth=2)
         axis.set(title=name, xlabel="step", ylabel="loss")
     save_figure(figure, run / "figures" / "losses.png")

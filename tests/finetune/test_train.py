@@ -75,9 +75,9 @@ def test_a_killed_run_resumes_to_the_same_losses_and_weights(
     expected = never_stopped[processes]
     assert [row["step"] for row in read_losses(run)] == list(range(1, STEPS + 1))
     assert read_losses(run) == read_losses(expected)
-    own, other = trained_weights(run), trained_weights(expected)
-    assert own.keys() == other.keys()
-    assert all(torch.equal(own[key], other[key]) for key in other)
+    found, wanted = trained_weights(run), trained_weights(expected)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
 def test_the_trained_file_holds_the_neck_adapters_and_decoder_but_nothing_frozen(
@@ -116,8 +116,8 @@ def test_training_leaves_the_loaded_encoder_bit_for_bit_and_moves_what_is_new(
         if not key.startswith("neck."):
             assert torch.equal(after[f"image_encoder.{key}"].cpu(), value), key
     for part in ("image_encoder.neck", "image_encoder.blocks.0.adapter", "mask_decoder"):
-        own = [key for key in after if key.startswith(part)]
-        assert any(not torch.equal(after[key].cpu(), before[key]) for key in own), part
+        keys = [key for key in after if key.startswith(part)]
+        assert any(not torch.equal(after[key].cpu(), before[key]) for key in keys), part
 
 
 def test_without_an_encoder_all_is_trained(labelled_shards, tmp_path, launch) -> None:

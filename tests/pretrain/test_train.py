@@ -91,8 +91,8 @@ def test_a_killed_run_resumes_to_the_same_losses_and_weights(
     assert [row["step"] for row in read_losses(run)] == list(range(1, STEPS + 1))
     assert read_losses(run) == read_losses(expected)
     for name in ("encoder", "objectives"):
-        own, other = weights(run, name), weights(expected, name)
-        assert all(torch.equal(own[key], other[key]) for key in other)
+        found, wanted = weights(run, name), weights(expected, name)
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
 def test_two_processes_draw_other_masks_but_the_same_images_in_all(

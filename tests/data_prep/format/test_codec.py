@@ -43,7 +43,7 @@ def png(array, interlaced=False, chunks=()):
     "array", [noise((37, 53)), noise((37, 53), np.uint16), noise((37, 53, 3)), noise((1, 1))]
 )
 def test_png_that_others_wrote(array, interlaced):
-    """Colour management does not change values: a gamma chunk and white point are passed over."""
+    """Colour management does not change values: a gamma chunk and white point are ignored."""
     chunks = [
         (b"gAMA", struct.pack(">I", 100000)),
         (b"cHRM", struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)),

@@ -1,4 +1,4 @@
-"""Input as it should not be: told why, and nothing else lost."""
+"""Input as it should not be: refused with a reason, and nothing else lost."""
 
 import gzip
 import io
@@ -88,8 +88,8 @@ def test_refused_with_a_reason_and_nothing_else_lost(name, tmp_path, save_image,
     (tmp_path / "images" / name).write_bytes(data)
     document = shard_folder(tmp_path / "images", tmp_path / "set", max_bad=0.5)
     assert (document["records"], document["unreadable"]) == (2, 1)
-    ((path, told),) = reasons(tmp_path / "set").items()
-    assert path == name and reason in told
+    ((path, reason_given),) = reasons(tmp_path / "set").items()
+    assert path == name and reason in reason_given
     stored = images(tmp_path / "set")
     assert holds(stored, picture(10)) and holds(stored, picture(11))
     everything = b"".join(file.read_bytes() for file in (tmp_path / "set").iterdir())
@@ -165,10 +165,10 @@ def test_nifti_with_nan_is_read_and_one_that_lies_is_not(tmp_path, shard_folder)
     (tmp_path / "in" / "good.nii").write_bytes(whole)
     options = {"layout": "nifti", "planes": ("axial",), "max_bad": 0.6}
     document = shard_folder(tmp_path / "in", tmp_path / "set", **options)
-    told = reasons(tmp_path / "set")
-    assert set(told) == {"lying.nii", "lying.nii.gz", "text.nii"}
-    assert "fewer than the header says" in told["lying.nii"]
-    assert "fewer than the header says" in told["lying.nii.gz"]
+    quarantined = reasons(tmp_path / "set")
+    assert set(quarantined) == {"lying.nii", "lying.nii.gz", "text.nii"}
+    assert "fewer than the header says" in quarantined["lying.nii"]
+    assert "fewer than the header says" in quarantined["lying.nii.gz"]
     assert document["splits"]["train"]["groups"] == 2
     expected = (volume()[::-1, ::-1, 20].T > 0) * np.uint8(255)
     assert holds(images(tmp_path / "set"), expected)

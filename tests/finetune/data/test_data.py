@@ -38,7 +38,7 @@ def test_images_are_those_in_which_decoding_finds_a_target(make_shards, organs, 
     for index in range(3):
         mask = cases.shards.record(index).mask
         for depth, labels in [(None, mask)] if mask.ndim == 2 else enumerate(mask):
-            found = [n for n, own in enumerate(LABELS.values()) if np.isin(labels, own).any()]
+            found = [n for n, values in enumerate(LABELS.values()) if np.isin(labels, values).any()]
             if found:
                 expected.append((index, depth, tuple(found)))
     assert [(i.record, i.depth, i.targets) for i in cases.images] == expected
@@ -192,9 +192,9 @@ def test_collate_says_which_image_a_mask_belongs_to(make_shards, organs):
     assert sorted(counts) == [1, 2, 2]
     assert batch.image.tolist() == [n for n, count in enumerate(counts) for _ in range(count)]
     for place, image in enumerate(batch.image.tolist()):
-        own = place - batch.image.tolist().index(image)
-        assert torch.equal(batch.masks[place], items[image].masks[own])
-        assert batch.targets[place] == items[image].targets[own]
+        index = place - batch.image.tolist().index(image)
+        assert torch.equal(batch.masks[place], items[image].masks[index])
+        assert batch.targets[place] == items[image].targets[index]
     assert batch.keys == [item.key for item in items]
 
 

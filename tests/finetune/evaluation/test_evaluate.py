@@ -121,11 +121,11 @@ def test_an_object_without_error_takes_no_more_clicks():
     stripes = Stripes()
     image = PromptedImage(stripes, np.zeros((64, 64), np.uint8))
     steps = image.click_by_click(stripes.truth(), 10)
-    assert [len(own) for own in steps] == [2, 4, 1]
+    assert [len(answers) for answers in steps] == [2, 4, 1]
     assert stripes.asked == [[0, 1, 2], [0, 1], [1], [1]]
-    for own, truth in zip(steps, stripes.truth(), strict=True):
-        assert np.array_equal(own[-1].mask, truth)
-        assert all(not np.array_equal(step.mask, truth) for step in own[:-1])
+    for answers, truth in zip(steps, stripes.truth(), strict=True):
+        assert np.array_equal(answers[-1].mask, truth)
+        assert all(not np.array_equal(step.mask, truth) for step in answers[:-1])
 
 
 def expected_row(cases: LabelledCases, record: int, target: str, predict) -> tuple:

@@ -36,8 +36,8 @@ def literal_surface(mask, spacing):
 
 def literal_distances(prediction, target, spacing):
     first, second = literal_surface(prediction, spacing), literal_surface(target, spacing)
-    for own, other in ((first, second), (second, first)):
-        yield [(min(math.dist(p, q) for q in other), size) for p, size in own.items()]
+    for these, those in ((first, second), (second, first)):
+        yield [(min(math.dist(p, q) for q in those), size) for p, size in these.items()]
 
 
 def literal_hd95(prediction, target, spacing):

@@ -121,8 +121,8 @@ def test_random_clicks_keep_margins_and_steps():
     for seed in range(60):
         points, labels = random_clicks(mask, np.random.default_rng(seed), sampling)
         for label, step in ((1, 8 * scale), (0, 12 * scale)):
-            own = points[labels == label]
-            pairs = [math.dist(a, b) for i, a in enumerate(own) for b in own[:i]]
+            same_label = points[labels == label]
+            pairs = [math.dist(a, b) for i, a in enumerate(same_label) for b in same_label[:i]]
             assert all(distance >= step for distance in pairs)
             several += len(pairs)
         for x, y in points[labels == 1]:
@@ -180,8 +180,8 @@ def test_margin_just_reached_and_tiny_outer_distance_still_give_clicks():
     # In a 2 x 2 image the outer distance is a third of a pixel; there is still background to click.
     mask = np.array([[True, False], [False, False]])
     drawn = [random_clicks(mask, np.random.default_rng(seed)) for seed in range(40)]
-    beside = {tuple(p) for points, labels in drawn for p in points[labels == 0].tolist()}
-    assert beside == {(1, 0), (0, 1)}
+    background = {tuple(p) for points, labels in drawn for p in points[labels == 0].tolist()}
+    assert background == {(1, 0), (0, 1)}
 
 
 def test_empty_and_full_targets_get_one_label_only():

@@ -119,8 +119,8 @@ def test_the_report_is_complete_and_refers_to_nothing_outside(finished, options)
         assert outside not in text, outside
     for heading in ("Pretraining", "Adaptation", "Held-out results", "Click by click"):
         assert f"<h2>{heading}</h2>" in text
-    for told in ("left", "right", "10 clicks", "box", "split by case", "No conclusion", "torch"):
-        assert told in text, told
+    for words in ("left", "right", "10 clicks", "box", "split by case", "No conclusion", "torch"):
+        assert words in text, words
     assert "template" not in text  # said of the built-in images alone
 
 

@@ -102,11 +102,11 @@ def test_large_encoders_have_the_registrys_parameters(name: str) -> None:
     shallow_global = SamEncoder(EncoderSize(size.width, 1, size.heads, (0,))).state_dict()
     for key, tensor in stock.items():
         block = int(key.split(".")[1]) if key.startswith("blocks.") else 0
-        own = shallow_global if block in size.global_blocks else shallow
+        shallow_block = shallow_global if block in size.global_blocks else shallow
         own_key = (
             ".".join(["blocks", "0", *key.split(".")[2:]]) if key.startswith("blocks.") else key
         )
-        assert own[own_key].shape == tensor.shape, key
+        assert shallow_block[own_key].shape == tensor.shape, key
     assert 1 + max(int(k.split(".")[1]) for k in stock if k.startswith("blocks.")) == size.depth
 
 

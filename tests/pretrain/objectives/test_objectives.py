@@ -293,8 +293,8 @@ def test_gathered_negatives_equal_one_process_with_both_batches_as_candidates(
         share = torch.tensor(np.maximum(share, 1 - share), dtype=torch.float32)
         partner = torch.randperm(3, generator=generator)
         log_p = (project(encoded[rank][1]) @ candidates.T / 0.2).log_softmax(1)
-        own = log_p[torch.arange(3), 3 * rank + torch.arange(3)]
-        other = log_p[torch.arange(3), 3 * rank + partner]
-        expected = -(share * own + (1 - share) * other).mean()
+        own_image = log_p[torch.arange(3), 3 * rank + torch.arange(3)]
+        partner_image = log_p[torch.arange(3), 3 * rank + partner]
+        expected = -(share * own_image + (1 - share) * partner_image).mean()
         measured = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         torch.testing.assert_close(measured, expected)

@@ -1,0 +1,240 @@
+"""README, recipes and scripts: every command in them starts as it is printed, on tiny data.
+
+Options are only added at the end of a command, so that it takes seconds.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydicom.data import get_testdata_file
+from segment_anything import sam_model_registry
+
+from data_prep.__main__ import COMMANDS as DATA_PREP
+from data_prep.common.given import options_of
+from data_prep.common.signatures import read_parameters
+from data_prep.layouts import list_layouts
+from data_prep.options import ShardOptions, ShardSegOptions
+from finetune.__main__ import COMMANDS as FINETUNE
+from finetune.config import TrainConfig
+from pretrain.__main__ import COMMANDS as PRETRAIN
+from pretrain.config import PretrainConfig
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+RECIPES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for stage in ("pretrain", "finetune")
+    for path in (ROOT / "configs" / stage).glob("*.yaml")
+)
+
+STEPS = "--optim.steps 2 --optim.batch_size 2 --optim.warmup_steps 1 --data.workers 0"
+ADDED = {
+    " pretrain/train.py ": STEPS,
+    " finetune/train.py ": f"{STEPS} --model.image_size 64",
+    " finetune evaluate ": "--data.cases 1",
+    " data_prep benchmark": "--images 6 --photographs 2 --workers 1 --repeats 1",
+    " pretrain benchmark": "--encoder_size vit_t --sizes 224 --repeats 1 --batch_size 2",
+}
+"""What is added to a command that holds these words, so that it takes seconds."""
+
+SBATCH = """#!/usr/bin/env bash
+# Stands in for sbatch: runs the tasks of an array one after the other.
+set -euo pipefail
+while [[ $1 == --* ]]; do
+  [[ $1 == --array=0-* ]] && last=${1#--array=0-}
+  shift
+done
+export SLURM_ARRAY_TASK_MIN=0 SLURM_ARRAY_TASK_MAX=$last SLURM_ARRAY_TASK_COUNT=$((last + 1))
+for task in $(seq 0 "$last"); do SLURM_ARRAY_TASK_ID=$task bash "$@"; done
+"""
+
+
+def shell_commands(text: str) -> list[str]:
+    """Commands of shell code, continued lines joined, comments dropped."""
+    lines = (line.split(" # ")[0].strip() for line in text.replace("\\\n", " ").splitlines())
+    return [" ".join(line.split()) for line in lines if line and not line.startswith("#")]
+
+
+def commands_of(path: Path) -> list[str]:
+    """The commands that a document shows in sh blocks, or a script or recipe in its header."""
+    text = path.read_text()
+    if path.suffix == ".md":
+        return shell_commands("\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)))
+    shown = [line[4:] for line in text.splitlines() if line.startswith("#   ")]
+    return shell_commands("\n".join(shown))
+
+
+def write_pictures(folder: Path) -> None:
+    """Photographs, retinas with their masks in both forms, and an image to predict on."""
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        pixels = rng.integers(0, 256, (90, 80, 3), dtype=np.uint8)
+        label = np.zeros((90, 80), np.uint8)
+        label[20:70, 20:60] = 1
+        label[30:50, 30:50] = 2
+        name = f"p{number // 2}_{number % 2}.png"
+        pictures = {f"photographs/{name}": pixels, f"retina/images/{name}": pixels}
+        pictures |= {f"retina/labels/{name}": label}
+        pictures |= {f"retina/disc/{name}": (label > 0).astype(np.uint8) * 255}
+        if number:  # one image without a cup
+            pictures[f"retina/cup/{name}"] = (label == 2).astype(np.uint8) * 255
+        for path, array in pictures.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(folder / path)
+    Image.fromarray(rng.integers(0, 256, (120, 160, 3), dtype=np.uint8)).save(folder / "image.png")
+
+
+def write_volumes(folder: Path) -> None:
+    """Volumes without labels, and a data set of the Decathlon."""
+    rng = np.random.default_rng(0)
+    x, y, z = np.ogrid[:40, :44, :12]
+    for number in range(5):
+        label = np.zeros((40, 44, 12), np.uint8)
+        label[((x - 12) / 8) ** 2 + ((y - 14) / 9) ** 2 + ((z - 6) / 4) ** 2 < 1] = 1
+        label[((x - 28) / 6) ** 2 + ((y - 30) / 6) ** 2 + ((z - 6) / 3) ** 2 < 1] = 2
+        image = (60.0 * label + rng.normal(20, 8, label.shape)).astype(np.float32)
+        arrays = {"imagesTr": image, "labelsTr": label}
+        for path, array in arrays.items():
+            path = folder / "Task04_Hippocampus" / path / f"case{number}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), path)
+    document = {"labels": {"0": "background", "1": "Anterior", "2": "Posterior"}}
+    (folder / "Task04_Hippocampus" / "dataset.json").write_text(json.dumps(document))
+    (folder / "volumes").mkdir()
+    nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), folder / "volumes" / "scan.nii.gz")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository's folder as a user has it: with data and a SAM checkpoint beside the code."""
+    folder = tmp_path_factory.mktemp("workspace")
+    for name in ("configs", "pretrain", "finetune", "slurm", "Makefile"):
+        (folder / name).symlink_to(ROOT / name)
+    write_pictures(folder)
+    write_volumes(folder)
+    (folder / "scans").mkdir()
+    for name in ("CT_small.dcm", "MR_small.dcm", "examples_rgb_color.dcm", "SC_rgb_rle.dcm"):
+        shutil.copy(str(get_testdata_file(name)), folder / "scans")
+    torch.manual_seed(0)
+    torch.save(sam_model_registry["vit_b"]().state_dict(), folder / "sam_vit_b_01ec64.pth")
+    (folder / "bin").mkdir()
+    (folder / "bin" / "sbatch").write_text(SBATCH)
+    (folder / "bin" / "sbatch").chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(workspace: Path) -> Callable[[str], str]:
+    """Runs a command in the workspace and returns what it printed."""
+    places = [workspace / "bin", Path(sys.executable).parent, os.environ["PATH"]]
+    environment = os.environ | {"PATH": os.pathsep.join(map(str, places))}
+
+    def call(command: str) -> str:
+        added = [options for words, options in ADDED.items() if words in f" {command} "]
+        line = " ".join(["set -o pipefail;", command, *added])
+        done = subprocess.run(
+            ["bash", "-c", line], cwd=workspace, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    return call
+
+
+def test_the_readme_runs_as_printed(workspace, run):
+    """In order, in one folder, as a reader would: shards, two stages, cookbook, benchmarks."""
+    for command in commands_of(ROOT / "README.md"):
+        if command.startswith("make "):
+            run(command.replace("make", "make --dry-run", 1))
+            continue
+        if "results/untrained" in command:
+            shutil.copytree(workspace / "results/hippocampus", workspace / "results/untrained")
+        run(command)
+    for path in (
+        "shards/volumes/dataset.json",
+        "runs/pretrain/DONE",
+        "runs/hippocampus/DONE",
+        "results/hippocampus/summary.md",
+        "mask_overlay.png",
+        "comparison.md",
+        "docs/results.md",
+    ):
+        assert (workspace / path).is_file(), path
+    targets = {
+        name: set(json.loads((workspace / f"shards/{name}/dataset.json").read_text())["labels"])
+        for name in ("retina", "retina-values")
+    }
+    assert targets == {"retina": {"disc", "cup"}, "retina-values": {"disc", "cup"}}
+
+    script = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+    checks = "\nassert features.shape == (1, 256, 14, 14) and tokens.shape == (1, 196, 768)"
+    checks += "\nassert len(list(Path('masks').iterdir())) == 6"
+    command = [sys.executable, "-c", script + checks]
+    done = subprocess.run(command, cwd=workspace, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_starts_as_its_header_says(recipe, workspace, run):
+    (command,) = commands_of(ROOT / recipe)
+    assert f"--config {recipe} " in command
+    header = (ROOT / recipe).read_text().partition("\n\n")[0].partition("\nencoder")[0]
+    assert re.search(r"Memory: .*\d MB|Memory: .*\d GB", header), "no memory is stated"
+    assert re.search(r"Time: .*\d", header), "no time is stated"
+    # eight processes and a large encoder are for GPUs
+    command = command.replace("gpus.yaml", "gpus.yaml --num_processes 2")
+    for option, value in re.findall(r"--(\S*shards|encoder|sam) (\S+)", command):
+        assert (workspace / value).exists(), f"{option} {value} is not there"
+    done = run(command)
+    assert "2 steps of 2" in done
+    output = re.search(r"--output (\S+)", command)
+    assert output is not None and (workspace / output[1] / "DONE").is_file()
+
+
+@pytest.mark.parametrize("script", ["slurm/shard.sbatch"])
+def test_a_batch_script_starts_as_its_header_says(script, workspace, run):
+    for command in commands_of(ROOT / script):
+        run(command)
+
+
+def options_named_in(text: str) -> Iterator[str]:
+    """Options in inline code, not in code blocks."""
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    for code in re.findall(r"`([^`]+)`", prose):
+        for word in shlex.split(code.replace("'", "")) if "--" in code else ():
+            if word.startswith("--"):
+                yield word[2:].partition("=")[0].replace("-", "_")
+
+
+def test_options_that_the_readme_names_exist():
+    configs = [TrainConfig, PretrainConfig, ShardOptions, ShardSegOptions]
+    for command in (*DATA_PREP.values(), *FINETUNE.values(), *PRETRAIN.values()):
+        configs += () if isinstance(command.configs, str) else command.configs
+    configs += (layout for layouts in list_layouts().values() for layout in layouts)
+    known = {"help", "config", "version", "dependency"}
+    known |= {name for config in configs for name in options_of(config)}
+    known |= {f"objectives.emix.{name}" for name in read_parameters("pretrain.objectives.EMix")}
+    named = set(options_named_in(README))
+    assert len(named) > 10
+    assert named <= known, named - known
+
+
+def test_figures_in_the_readme_are_those_of_the_benchmarks():
+    measured = (ROOT / "docs" / "results.md").read_text().splitlines()
+    section = README.partition("\n## Speed\n")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")]
+    assert len(rows) > 10
+    for row in rows:
+        assert row in measured, row
