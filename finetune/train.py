@@ -9,11 +9,7 @@ What is trained is in `stage.py`, and the loop in `pretrain/engine/loop.py`.
 from data_prep.common.cli import Command, run_command
 from finetune.config import TrainConfig
 
-COMMAND = Command(
-    "Adapt a pretrained encoder to promptable segmentation with few labels.",
-    "finetune.stage:train",
-    (TrainConfig,),
-)
+COMMAND = Command(TrainConfig.__doc__ or "", "finetune.stage:train", (TrainConfig,))
 
 if __name__ == "__main__":
     run_command("finetune/train.py", COMMAND)

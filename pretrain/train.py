@@ -9,11 +9,7 @@ What is trained is in `stage.py`, and the loop in `engine/loop.py`.
 from data_prep.common.cli import Command, run_command
 from pretrain.config import PretrainConfig
 
-COMMAND = Command(
-    "Pretrain SAM's image encoder on unlabelled images.",
-    "pretrain.stage:pretrain",
-    (PretrainConfig,),
-)
+COMMAND = Command(PretrainConfig.__doc__ or "", "pretrain.stage:pretrain", (PretrainConfig,))
 
 if __name__ == "__main__":
     run_command("pretrain/train.py", COMMAND)

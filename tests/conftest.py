@@ -16,6 +16,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from data_prep.__main__ import main as data_prep
+from pretrain.engine.checkpoint import latest_checkpoint
 
 ROOT = Path(__file__).parent.parent
 
@@ -121,6 +122,24 @@ class Launch:
             process.kill()
         out, _ = process.communicate(timeout=120)
         return subprocess.CompletedProcess(command, process.returncode, out, "")
+
+    def killed_and_resumed(
+        self, script: str, *options: str, output: Path, lines: int, processes: int
+    ) -> None:
+        """Kill a run once metrics.jsonl has so many lines, and run it again to its end."""
+        killed = self.signalled(
+            script, *options, output=output, lines=lines, number=signal.SIGKILL, processes=processes
+        )
+        assert killed.returncode != 0
+        assert not (output / "DONE").exists()
+        saved = latest_checkpoint(output)
+        assert saved is not None
+        again = self(script, *options, processes=processes)
+        assert again.returncode == 0, again.stderr
+        step = int(saved.folder.name.removeprefix("step-"))
+        assert step >= 2
+        assert f"resuming after step {step}" in again.stdout
+        assert (output / "DONE").exists()
 
 
 @pytest.fixture(scope="session")

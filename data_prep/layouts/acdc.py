@@ -6,20 +6,19 @@ Two frames of each patient, end of diastole and end of systole, are labelled. We
 
 import re
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from data_prep.layouts.base import LabelledVolumes
 from data_prep.records import Reference
 
-LABELS = {"right ventricle": [1], "myocardium": [2], "left ventricle": [3]}
 LABEL_FILE = re.compile(r"(patient\d+)_frame\d+_gt\.nii(?:\.gz)?")
+LABELS = {"right ventricle": [1], "myocardium": [2], "left ventricle": [3]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Acdc(LabelledVolumes):
     """Cine MRI of the heart with three labels; the patient is the group."""
 
-    modality = "MR"
     summary = "ACDC: cine MRI of the heart, ventricles and myocardium"
     tree = """
 training/patient001/patient001_frame01.nii.gz
@@ -27,6 +26,7 @@ training/patient001/patient001_frame01_gt.nii.gz   labels of that frame
 training/patient001/Info.cfg                       `Group` is the class
 testing/...                                        is the split test
 """
+    modality = "MR"
 
     def targets(self) -> dict[str, list[int]]:
         """The three structures."""
@@ -34,20 +34,16 @@ testing/...                                        is the split test
 
     def references(self) -> list[Reference]:
         """One reference for each labelled frame."""
-        references = []
-        for name in self.files():
-            path = PurePosixPath(name)
-            if match := LABEL_FILE.fullmatch(path.name):
-                references.append(
-                    Reference(
-                        (path.parent / path.name.replace("_gt.", ".")).as_posix(),
-                        group=match[1],
-                        label=_group(self.input / path.parent / "Info.cfg"),
-                        masks=(name,),
-                        split="test" if "testing" in path.parts else "train",
-                    )
-                )
-        return references
+        return [
+            Reference(
+                (path.parent / path.name.replace("_gt.", ".")).as_posix(),
+                group=match[1],
+                label=_group(self.input / path.parent / "Info.cfg"),
+                masks=(path.as_posix(),),
+                split="test" if "testing" in path.parts else "train",
+            )
+            for path, match in self.matching(LABEL_FILE)
+        ]
 
 
 def _group(path: Path) -> str | None:

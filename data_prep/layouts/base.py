@@ -1,9 +1,10 @@
 """What a layout is: how one kind of collection is found and read, with its own options."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -92,6 +93,12 @@ class FolderLayout(Layout):
             UserError: It is not a folder, or cannot be listed.
         """
         return find_files(self.root())
+
+    def matching(self, pattern: re.Pattern[str]) -> Iterator[tuple[PurePosixPath, re.Match[str]]]:
+        """Each file whose whole name matches a pattern: its path below the input, and the match."""
+        for path in map(PurePosixPath, self.files()):
+            if match := pattern.fullmatch(path.name):
+                yield path, match
 
     def root(self) -> Path:
         """The input folder.

@@ -6,7 +6,6 @@ The enhancing tumour is 4 until 2021 and 3 since 2023; neither value means anyth
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from data_prep.common.errors import UserError
 from data_prep.layouts.base import LabelledVolumes
@@ -50,13 +49,12 @@ BraTS-GLI-00000-000/BraTS-GLI-00000-000-seg.nii.gz       labels
     def references(self) -> list[Reference]:
         """One reference for each labelled case."""
         references = []
-        for name in self.files():
-            path = PurePosixPath(name)
-            if match := LABEL_FILE.fullmatch(path.name):
-                case, hyphen, suffix = match.groups()
-                image = path.parent / f"{case}{hyphen}{SEQUENCES[hyphen][self.channel]}{suffix}"
-                patient = case.rpartition("-")[0] if hyphen == "-" else case
-                references.append(Reference(image.as_posix(), group=patient, masks=(name,)))
+        for path, match in self.matching(LABEL_FILE):
+            case, hyphen, suffix = match.groups()
+            image = path.parent / f"{case}{hyphen}{SEQUENCES[hyphen][self.channel]}{suffix}"
+            patient = case.rpartition("-")[0] if hyphen == "-" else case
+            masks = (path.as_posix(),)
+            references.append(Reference(image.as_posix(), group=patient, masks=masks))
         return references
 
     def read(self, reference: Reference) -> Iterator[Sample]:

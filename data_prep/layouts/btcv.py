@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from data_prep.layouts.base import LabelledVolumes
 from data_prep.records import Reference
@@ -29,12 +28,12 @@ LABEL_FILE = re.compile(r"label(\d+\.nii(?:\.gz)?)")
 class Btcv(LabelledVolumes):
     """Abdominal CT with 13 organs; the volume is the group."""
 
-    modality = "CT"
     summary = "BTCV: abdominal CT, 13 organs"
     tree = """
 Training/img/img0001.nii.gz
 Training/label/label0001.nii.gz   labels 1 to 13
 """
+    modality = "CT"
 
     def targets(self) -> dict[str, list[int]]:
         """The organs in the challenge's order."""
@@ -43,9 +42,8 @@ Training/label/label0001.nii.gz   labels 1 to 13
     def references(self) -> list[Reference]:
         """One reference for each labelled volume."""
         references = []
-        for name in self.files():
-            path = PurePosixPath(name)
-            if match := LABEL_FILE.fullmatch(path.name):
-                image = path.parent.parent / "img" / f"img{match[1]}"
-                references.append(Reference(image.as_posix(), group=match[1], masks=(name,)))
+        for path, match in self.matching(LABEL_FILE):
+            image = path.parent.parent / "img" / f"img{match[1]}"
+            masks = (path.as_posix(),)
+            references.append(Reference(image.as_posix(), group=match[1], masks=masks))
         return references

@@ -16,19 +16,20 @@ from data_prep.readers.masks import read_union
 from data_prep.records import Reference
 
 MASK = re.compile(r"(.+)_mask(?:_\d+)?\.png")
+"""Name of a mask file; its first group is the stem of the image's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Busi(MaskedImages, MaskOptions):
     """Breast ultrasound with lesions; the masks of one image are united."""
 
-    modality = "US"
     summary = "BUSI: breast ultrasound, lesions"
     tree = """
 benign/benign (1).png          the folder is the class
 benign/benign (1)_mask.png     and _mask_1, ... with several lesions
 normal/normal (1)_mask.png     is empty
 """
+    modality = "US"
 
     def targets(self) -> dict[str, list[int]]:
         """One target."""

@@ -18,13 +18,13 @@ SUFFIX = "_segmentation"
 class IsicTask1(MaskedImages, MaskOptions):
     """Dermoscopic photographs with lesion masks; superpixel maps are ignored."""
 
-    modality = "dermoscopy"
     summary = "ISIC 2016 to 2018, task 1: dermoscopy, lesion boundaries"
     tree = """
 ISIC-2017_Training_Data/ISIC_0000000.jpg
 ISIC-2017_Training_Part1_GroundTruth/ISIC_0000000_segmentation.png
 ISIC-2017_Validation_Data/...   `Validation` and `Test` in folder names make the split
 """
+    modality = "dermoscopy"
 
     def targets(self) -> dict[str, list[int]]:
         """One target."""

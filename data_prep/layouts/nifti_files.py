@@ -10,16 +10,19 @@ from data_prep.options import SliceOptions
 from data_prep.readers.slices import slice_volume
 from data_prep.records import Reference, Sample
 
+TYPICAL_SLICES = 128
+"""Slices expected of a volume when shards are filled; the true number is known on reading."""
 SUFFIXES = (".nii", ".nii.gz")
 IMAGES = ("imagesTr/", "imagesVa/", "imagesTs/")
 LABELS = ("labelsTr/", "labelsVa/", "labelsTs/")
-TYPICAL_SLICES = 128
-"""Slices expected of a volume when shards are filled; the true number is known on reading."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NiftiFiles(FolderLayout, SliceOptions):
-    """NIfTI volumes, sliced; the case is the group."""
+    """NIfTI volumes, sliced; the case is the group.
+
+    Label maps in the folders of the Medical Segmentation Decathlon or nnU-Net are left out.
+    """
 
     stage = "pretraining"
     summary = "NIfTI volumes below any folders, sliced in the chosen planes"

@@ -24,13 +24,13 @@ LEVELS = (255, 128, 0)
 class Refuge(MaskedImages):
     """Fundus photographs with optic disc and cup; each photograph is a group."""
 
-    modality = "fundus"
     summary = "REFUGE: fundus photographs, optic disc and cup"
     tree = """
 any/folders/g0001.jpg, n0001.jpg   training: glaucoma, none; V0001.jpg validation, T0001.jpg test
 Disc_Cup_Masks/g0001.bmp           or .png, or in a folder Masks or gts: 0 in the cup, 128 in the
                                    rest of the disc, 255 elsewhere
 """
+    modality = "fundus"
 
     def targets(self) -> dict[str, list[int]]:
         """The disc includes the cup."""

@@ -20,15 +20,15 @@ from data_prep.options import ReadOptions
 from data_prep.readers.images import read_image
 from data_prep.records import NotAnImage, Reference, Sample, Unreadable
 
-PRIME = re.compile(r"(.+)prime\.(?:tiff?|jpe?g|png)", re.IGNORECASE)
-RATER = re.compile(r"(.+)-(\d)\.(?:tiff?|jpe?g|png)", re.IGNORECASE)
-
 MIN_DIFFERENCE = 40
 """Grey values by which a drawn line differs from the photograph; compression stays below."""
 MIN_AREA = 0.01
 """Share of the disc that an enclosed region has at least; smaller ones are gaps in the drawing."""
 MARGIN = 3
 """Pixels around a drawing, so that closing its gaps does not reach its border."""
+
+PRIME = re.compile(r"(.+)prime\.(?:tiff?|jpe?g|png)", re.IGNORECASE)
+RATER = re.compile(r"(.+)-(\d)\.(?:tiff?|jpe?g|png)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,13 +20,13 @@ from data_prep.records import Reference
 class TnScui(MaskedImages, MaskOptions):
     """Thyroid ultrasound with nodules."""
 
-    modality = "US"
     summary = "TN-SCUI 2020: thyroid ultrasound, nodules"
     tree = """
 image/0000.PNG   folders image and mask beside each other, anywhere below the input
 mask/0000.PNG
 train.csv        columns ID (the file's name) and CATE, which is the class
 """
+    modality = "US"
 
     def targets(self) -> dict[str, list[int]]:
         """One target."""

@@ -76,17 +76,7 @@ def test_a_killed_run_resumes_to_the_same_losses_and_weights(
 ) -> None:
     run = tmp_path / "run"
     options = (*TINY, *mixed, f"--output={run}", "--resume=auto")
-    killed = launch.signalled(
-        *RECIPE, *options, output=run, lines=5, number=signal.SIGKILL, processes=processes
-    )
-    assert killed.returncode != 0
-    assert not (run / "DONE").exists()
-    saved = int(latest_checkpoint(run).folder.name.removeprefix("step-"))
-    assert 2 <= saved < STEPS
-
-    again = launch(*RECIPE, *options, processes=processes)
-    assert again.returncode == 0, again.stderr
-    assert f"resuming after step {saved}" in again.stdout
+    launch.killed_and_resumed(*RECIPE, *options, output=run, lines=5, processes=processes)
     expected = never_stopped[processes]
     assert [row["step"] for row in read_losses(run)] == list(range(1, STEPS + 1))
     assert read_losses(run) == read_losses(expected)
