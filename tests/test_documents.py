@@ -33,16 +33,17 @@ from pretrain.config import PretrainConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-RECIPES = sorted(
+RECIPES = [
     path.relative_to(ROOT).as_posix()
     for stage in ("pretrain", "finetune")
-    for path in (ROOT / "configs" / stage).glob("*.yaml")
-)
+    for path in sorted((ROOT / "configs" / stage).glob("*.yaml"))
+]
 
 STEPS = "--optim.steps 2 --optim.batch_size 2 --optim.warmup_steps 1 --data.workers 0"
 ADDED = {
     " pretrain/train.py ": STEPS,
     " finetune/train.py ": f"{STEPS} --model.image_size 64",
+    "/full_tokens.yaml ": "--optim.batch_size 8",
     " finetune evaluate ": "--data.cases 1",
     " data_prep benchmark": "--images 6 --photographs 2 --workers 1 --repeats 1",
     " pretrain benchmark": "--encoder_size vit_t --sizes 224 --repeats 1 --batch_size 2",
@@ -120,7 +121,8 @@ def write_volumes(folder: Path) -> None:
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository's folder as a user has it: with data and a SAM checkpoint beside the code."""
     folder = tmp_path_factory.mktemp("workspace")
-    for name in ("configs", "pretrain", "finetune", "slurm", "Makefile"):
+    linked = ("configs", "pretrain", "finetune", "slurm", "Makefile", "pyproject.toml")
+    for name in (*linked, "constraints.txt"):
         (folder / name).symlink_to(ROOT / name)
     write_pictures(folder)
     write_volumes(folder)
@@ -153,8 +155,9 @@ def run(workspace: Path) -> Callable[[str], str]:
     return call
 
 
-def test_the_readme_runs_as_printed(workspace, run):
-    """In order, in one folder, as a reader would: shards, two stages, cookbook, benchmarks."""
+@pytest.fixture(scope="module")
+def after_readme(workspace, run) -> Path:
+    """The workspace after all commands of the README, in order, as a reader would run them."""
     for command in commands_of(ROOT / "README.md"):
         if command.startswith("make "):
             run(command.replace("make", "make --dry-run", 1))
@@ -162,6 +165,10 @@ def test_the_readme_runs_as_printed(workspace, run):
         if "results/untrained" in command:
             shutil.copytree(workspace / "results/hippocampus", workspace / "results/untrained")
         run(command)
+    return workspace
+
+
+def test_the_readme_runs_as_printed(after_readme):
     for path in (
         "shards/volumes/dataset.json",
         "runs/pretrain/DONE",
@@ -171,9 +178,9 @@ def test_the_readme_runs_as_printed(workspace, run):
         "comparison.md",
         "docs/results.md",
     ):
-        assert (workspace / path).is_file(), path
+        assert (after_readme / path).is_file(), path
     targets = {
-        name: set(json.loads((workspace / f"shards/{name}/dataset.json").read_text())["labels"])
+        name: set(json.loads((after_readme / f"shards/{name}/dataset.json").read_text())["labels"])
         for name in ("retina", "retina-values")
     }
     assert targets == {"retina": {"disc", "cup"}, "retina-values": {"disc", "cup"}}
@@ -182,12 +189,12 @@ def test_the_readme_runs_as_printed(workspace, run):
     checks = "\nassert features.shape == (1, 256, 14, 14) and tokens.shape == (1, 196, 768)"
     checks += "\nassert len(list(Path('masks').iterdir())) == 6"
     command = [sys.executable, "-c", script + checks]
-    done = subprocess.run(command, cwd=workspace, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=after_readme, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_starts_as_its_header_says(recipe, workspace, run):
+def test_a_recipe_starts_as_its_header_says(recipe, after_readme, run):
     (command,) = commands_of(ROOT / recipe)
     assert f"--config {recipe} " in command
     header = (ROOT / recipe).read_text().partition("\n\n")[0].partition("\nencoder")[0]
@@ -195,18 +202,19 @@ def test_a_recipe_starts_as_its_header_says(recipe, workspace, run):
     assert re.search(r"Time: .*\d", header), "no time is stated"
     # eight processes and a large encoder are for GPUs
     command = command.replace("gpus.yaml", "gpus.yaml --num_processes 2")
-    for option, value in re.findall(r"--(\S*shards|encoder|sam) (\S+)", command):
-        assert (workspace / value).exists(), f"{option} {value} is not there"
+    if "--encoder runs/quickstart " in command and not (after_readme / "runs/quickstart").exists():
+        run(*commands_of(ROOT / "configs/pretrain/quickstart.yaml"))
     done = run(command)
-    assert "2 steps of 2" in done
+    assert re.search(r"2 steps of [28], ", done)
     output = re.search(r"--output (\S+)", command)
-    assert output is not None and (workspace / output[1] / "DONE").is_file()
+    assert output is not None and (after_readme / output[1] / "DONE").is_file()
 
 
 @pytest.mark.parametrize("script", ["slurm/shard.sbatch"])
 def test_a_batch_script_starts_as_its_header_says(script, workspace, run):
     for command in commands_of(ROOT / script):
-        run(command)
+        shutil.rmtree(workspace / command.rpartition("--output ")[2], ignore_errors=True)
+        assert "records" in run(command)
 
 
 def options_named_in(text: str) -> Iterator[str]:

@@ -21,6 +21,10 @@ th, td { text-align: left; padding: .28rem 1.3rem .28rem 0; border-bottom: 1px s
 th { border-bottom: 2px solid #9aa4ad; font-weight: 600; }
 figure { margin: 1.2rem 0; }
 figure img { max-width: 100%; height: auto; display: block; }
+@media (max-width: 40rem) {
+  figure { overflow-x: auto; }
+  figure img.wide { max-width: none; width: 44rem; }
+}
 figcaption { color: #57616b; font-size: .88rem; max-width: 46rem; margin-top: .4rem; }
 """
 
@@ -52,9 +56,13 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def figure(path: Path, caption: str, width: int | None = None) -> str:
-    """A PNG file as part of the page, `width` pixels wide at most, with its caption."""
+    """A PNG file as part of the page, with its caption.
+
+    Args:
+        width: Pixels at most. None: a wide picture, which scrolls sideways on a narrow screen.
+    """
     data = base64.b64encode(path.read_bytes()).decode("ascii")
-    size = f' style="width: {width}px"' if width is not None else ""
+    size = f' style="width: {width}px"' if width is not None else ' class="wide"'
     alt = escape(caption or path.stem)
     return (
         f'<figure><img alt="{alt}"{size} src="data:image/png;base64,{data}">'
