@@ -27,7 +27,7 @@ def test_it_is_sharded_with_its_own_options(contributed, workers):
 def test_its_help_lists_its_options_and_no_other(contributed, capsys):
     main(["shard", "--layout", "stripes.Stripes", "--help"])
     text = capsys.readouterr().out
-    assert "--count COUNT" in text and "Images to draw. (type: int, default: 4)" in text
+    assert "--count               Images to draw. (a whole number; default: 4)" in text
     assert "--window" not in text and "--min_size" not in text
 
 
