@@ -14,6 +14,16 @@ PILLOW_LIMIT = 178_956_970
 """Pillow itself refuses images of more pixels than this."""
 
 
+def check_window(window: Window | None) -> None:
+    """Refuse a window whose ends are in the wrong order.
+
+    Raises:
+        UserError: See above.
+    """
+    if isinstance(window, tuple) and not window[0] < window[1]:
+        raise UserError(f"window: {list(window)} is not a rising pair of numbers")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
     """How files become pixels."""
@@ -29,8 +39,7 @@ class ReadOptions:
     def __post_init__(self) -> None:
         if not 1 <= self.max_pixels <= PILLOW_LIMIT:
             raise UserError(f"max_pixels: {self.max_pixels} is not between 1 and {PILLOW_LIMIT}")
-        if isinstance(self.window, tuple) and self.window[0] >= self.window[1]:
-            raise UserError(f"window: {list(self.window)} is not a rising pair of numbers")
+        check_window(self.window)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +49,11 @@ class PictureOptions(ReadOptions):
     min_size: int = 32
     """Images with a side shorter than this (pixels) are skipped."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_size < 1:
+            raise UserError(f"min_size: {self.min_size} is not at least 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PhotographOptions(PictureOptions):
@@ -47,6 +61,11 @@ class PhotographOptions(PictureOptions):
 
     max_size: int | None = None
     """Photographs with a longer side are scaled down to this one, once (pixels)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_size is not None and self.max_size < 1:
+            raise UserError(f"max_size: {self.max_size} is not at least 1, or null")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +77,19 @@ class SliceOptions(PictureOptions):
     min_content: float = 0.05
     """A slice is kept if at least this fraction of it is brighter than its volume's mean."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.min_content <= 1:
+            raise UserError(f"min_content: {self.min_content} is not a fraction between 0 and 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaskOptions(ReadOptions):
     """How mask images of one target are read."""
 
     threshold: int | None = None
-    """Masks are made binary, target where the grey value is at least this; without it they must
-    have one value besides 0."""
+    """Makes masks binary: the target is where the grey value is at least this. Without it they
+    must have one value besides 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +99,8 @@ class WriteOptions:
     output: Path
     """Folder of the shard set."""
     shard_records: int = 512
-    """Approximate number of records per shard: a file with many slices or frames is not cut."""
+    """Approximate number of records per shard: a file with many slices or frames is never split
+    across shards."""
     seed: int = 0
     """Seed of the order of records and of the splits."""
     salt: str = "samaritan"
@@ -97,6 +122,8 @@ class WriteOptions:
             raise UserError("shard_records and workers must be at least 1")
         if not 0 <= self.task < self.tasks:
             raise UserError(f"task: {self.task} is not one of 0 to {self.tasks - 1} (--tasks)")
+        if not 0 <= self.max_bad <= 1:
+            raise UserError(f"max_bad: {self.max_bad} is not a fraction between 0 and 1")
         if len(self.salt.encode()) > 64:
             raise UserError("salt: at most 64 bytes")
 

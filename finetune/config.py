@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from data_prep.common.components import Component, component, components
 from data_prep.common.errors import UserError
-from data_prep.options import Plane, Window
+from data_prep.options import Plane, Window, check_window
 from pretrain.engine.run_options import RunOptions
 from pretrain.sizes import PATCH, check_size
 
@@ -84,13 +84,13 @@ class ModelConfig:
     vit_b for a new encoder."""
     image_size: int = 224
     """Side of the square input in pixels, a multiple of 16."""
-    encoder_adapter: Component | None = component("pretrain.encoder.block.BlockAdapter")
+    encoder_adapter: Component | None = component("finetune.adapters.BlockAdapter")
     """Adapter set in each encoder block."""
     decoder: Component = component(
         "finetune.model.decoder.Decoder", "finetune.model.mask_decoder.SamDecoder"
     )
     """How masks are made of an image's embedding: SAM's prompted decoder, or another."""
-    decoder_adapter: Component | None = component("finetune.model.mask_decoder.DecoderBlockAdapter")
+    decoder_adapter: Component | None = component("finetune.adapters.DecoderBlockAdapter")
     """Adapter set in the first block of SAM's decoder."""
     trained: list[str] = field(default_factory=list)
     """Parameters trained although they were loaded, as patterns of names: `mask_decoder.*`.
@@ -162,7 +162,7 @@ class EvaluateConfig:
     tolerance: float = 1.0
     """Distance within which surfaces agree for the NSD: mm, or pixels where spacing is unknown."""
     seed: int = 0
-    """Seed of the protocols' chance, the bootstrap and the choice of few cases."""
+    """Seed of the protocols' randomness, the bootstrap and the choice of few cases."""
     device: str = "auto"
     """`cpu`, `cuda`, `mps`, or `auto`: a GPU if there is one."""
     threads: int | None = None
@@ -170,7 +170,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         if not self.protocols:
-            raise UserError("protocols: none is left; give at least one, such as [Clicks]")
+            raise UserError("protocols: the list is empty; give at least one, such as [Clicks]")
         if self.tolerance < 0:
             raise UserError(f"tolerance is {self.tolerance}; it must not be negative")
 
@@ -210,10 +210,13 @@ class PredictConfig:
     threads: int | None = None
     """CPU threads; null: all cores."""
 
+    def __post_init__(self) -> None:
+        check_window(self.window)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """Compare evaluated runs on the cases that they share."""
+    """Compare runs that were evaluated on the same cases."""
 
     results: list[Path]
     """Output folders of `evaluate`, at least two; the first one is the baseline."""
@@ -226,7 +229,8 @@ class CompareConfig:
         if len(self.results) < 2:
             raise UserError("results: give at least two folders, such as [results/a, results/b]")
         if self.names is not None and len(self.names) != len(self.results):
-            raise UserError(f"names: {len(self.names)} for {len(self.results)} results")
+            counts = f"{len(self.names)} names for {len(self.results)} results"
+            raise UserError(f"names: {counts}; give one each")
 
 
 @dataclass(frozen=True, kw_only=True)

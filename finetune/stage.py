@@ -15,6 +15,7 @@ from finetune.data.dataset import (
     collate,
 )
 from finetune.inference.loading import DATA, SEGMENTER, SOURCES, restore
+from finetune.model.decoder import require_prompts
 from finetune.model.losses import MaskLoss, mask_dice
 from finetune.model.segmenter import Segmenter, build_model
 from finetune.prompts.prompting import Prompting
@@ -66,6 +67,7 @@ class SegmentationStage(Stage):
             options.model, self.dataset.targets, options.encoder, options.sam
         )
         prompting, loss = options.prompts.build(Prompting), options.loss.build(MaskLoss)
+        require_prompts(self.segmenter.decoder, "prompts", prompting)
         self.model = PromptedLoss(self.segmenter, prompting, loss)
 
     def collate(self, samples: list[SegmentationSample]) -> SegmentationBatch:

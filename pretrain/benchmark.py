@@ -15,7 +15,7 @@ from segment_anything.modeling import ImageEncoderViT
 from timm.layers import resample_abs_pos_embed_nhwc
 from torch import Tensor, nn
 
-from data_prep.common.results import Results, command_line, processor
+from data_prep.common.results import Results, processor
 from pretrain.config import BenchmarkOptions
 from pretrain.encoder.attention import BACKENDS, choose_backend, dense_positions, relative_biases
 from pretrain.encoder.flops import encoder_flops
@@ -39,8 +39,8 @@ def benchmark(config: BenchmarkOptions, resolved: str) -> None:
     machine = f"{processor()}, {torch.get_num_threads()} threads"
     if device.type == "cuda":
         machine = torch.cuda.get_device_name(device)
-    command = command_line("python -m pretrain benchmark", config)
-    results = Results(config.results, f"Encoder and objectives: {machine}", command, PACKAGES)
+    title = f"Encoder and objectives: {machine}"
+    results = Results(title, "python -m pretrain benchmark", config, PACKAGES)
     torch.manual_seed(0)
     clock = Clock(device, config.repeats)
     untuned: dict[int, dict[str, float]] = {}

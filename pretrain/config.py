@@ -59,7 +59,7 @@ class PretrainConfig(RunOptions):
         super().__post_init__()
         check_size(self.encoder_size, "encoder_size")
         if self.image_size < PATCH or self.image_size % PATCH:
-            raise UserError(f"image_size {self.image_size} is not a multiple of {PATCH} pixels")
+            raise UserError(f"image_size {self.image_size} is not a positive multiple of {PATCH}")
         if not 0 < self.data.min_scale <= 1:
             raise UserError(f"data.min_scale {self.data.min_scale} must lie in (0, 1]")
         if self.data.shuffle_shards < 1 or self.data.workers < 0:
@@ -89,5 +89,7 @@ class BenchmarkOptions:
 
     def __post_init__(self) -> None:
         check_size(self.encoder_size, "encoder_size")
-        if min(*self.sizes, self.batch_size, self.repeats) < 1:
-            raise UserError("sizes, batch_size and repeats must be at least 1")
+        if min(self.batch_size, self.repeats) < 1 or not self.sizes:
+            raise UserError("batch_size and repeats must be at least 1, and sizes not empty")
+        if bad := [size for size in self.sizes if size < PATCH or size % PATCH]:
+            raise UserError(f"sizes: {bad[0]} is not a positive multiple of {PATCH}")

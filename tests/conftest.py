@@ -124,9 +124,9 @@ class Launch:
         return subprocess.CompletedProcess(command, process.returncode, out, "")
 
     def killed_and_resumed(
-        self, script: str, *options: str, output: Path, lines: int, processes: int
+        self, script: str, *options: str, output: Path, lines: int, steps: int, processes: int
     ) -> None:
-        """Kill a run once metrics.jsonl has so many lines, and run it again to its end."""
+        """Kill a run of `steps` steps once metrics.jsonl has so many lines, and run it again."""
         killed = self.signalled(
             script, *options, output=output, lines=lines, number=signal.SIGKILL, processes=processes
         )
@@ -137,7 +137,7 @@ class Launch:
         again = self(script, *options, processes=processes)
         assert again.returncode == 0, again.stderr
         step = int(saved.folder.name.removeprefix("step-"))
-        assert step >= 2
+        assert 2 <= step < steps
         assert f"resuming after step {step}" in again.stdout
         assert (output / "DONE").exists()
 

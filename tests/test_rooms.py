@@ -65,10 +65,19 @@ def test_every_room_is_there() -> None:
         assert path.is_dir() or path.with_suffix(".py").is_file(), room
 
 
-def test_a_wrong_import_would_be_found() -> None:
-    assert room_of("data_prep.common.cli") < room_of("data_prep.readers.dicom")
-    assert room_of("pretrain.encoder.sam") < room_of("finetune.model.segmenter")
-    assert room_of("finetune.data.cases") < room_of("finetune.evaluation.evaluate")
+def test_a_wrong_import_would_be_found(tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    path.write_text(
+        "import numpy\n"
+        "import data_prep.readers.dicom\n"
+        "from pretrain.encoder import sam\n"
+        "def late():\n"
+        "    from finetune.evaluation.evaluate import evaluate\n"
+    )
+    found = {name for name in imports(path) if name.split(".")[0] in PACKAGES}
+    expected = {"data_prep.readers.dicom", "pretrain.encoder.sam", "finetune.evaluation.evaluate"}
+    assert found == expected
+    assert all(room_of(name) > room_of("data_prep.common.cli") for name in found)
 
 
 def test_files_are_short_and_begin_with_what_they_are() -> None:

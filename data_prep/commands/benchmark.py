@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from data_prep.common.results import Results, command_line, processor
+from data_prep.common.results import Results, processor
 from data_prep.format.codec import decode, encode_jpeg, encode_png
 from data_prep.layouts.folder import Folder
 from data_prep.layouts.samples import template
@@ -44,8 +44,8 @@ PACKAGES = ("pillow", "imagecodecs", "webdataset", "torch")
 def benchmark(config: BenchmarkOptions, resolved: str) -> None:
     """Speed of sharding and loading, as ratios measured in one run."""
     machine = f"{processor()}, {os.cpu_count()} cores"
-    command = command_line("python -m data_prep benchmark", config)
-    results = Results(config.results, f"Sharding and loading: {machine}", command, PACKAGES)
+    title = f"Sharding and loading: {machine}"
+    results = Results(title, "python -m data_prep benchmark", config, PACKAGES)
     with tempfile.TemporaryDirectory() as folder:
         measure(config, Path(folder), results)
     results.save()

@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 from data_prep.common.errors import UserError
-from data_prep.common.given import Configs, pairs, read_yaml
+from data_prep.common.given import Configs, pairs
+from data_prep.common.yaml_text import read_yaml
 from data_prep.format.index import index_path, read_json
 from data_prep.layouts import Layout, Stage, find_layout, list_layouts
 from data_prep.options import ShardOptions, ShardSegOptions, WriteOptions
@@ -65,7 +66,7 @@ def _with_layout(options: type[Any], stage: Stage, arguments: Sequence[str]) -> 
     for option in _named_options(arguments) - known:
         owners = [
             other
-            for other, classes in list_layouts(stage).items()
+            for other, classes in list_layouts().items()
             if any(option == field.name for cls in classes for field in fields(cls))
         ]
         if owners:

@@ -96,6 +96,8 @@ def _run(program: str, command: Command, words: list[str]) -> None:
     configs, resolved = parse_all(command.find_configs(words), program, words)
     for config in configs:
         if hasattr(config, "threads"):
+            if config.threads is not None and config.threads < 1:
+                raise UserError(f"--threads: {config.threads} is not 1 or more")
             share_cores(config.threads)  # before anything imports PyTorch
     load(command.function)(*configs, resolved)
 
@@ -108,7 +110,10 @@ def load(name: str) -> Callable[..., Any]:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """A `UserError` inside becomes one line on stderr and exit status 2."""
+    """A `UserError` inside becomes one line on stderr and exit status 2.
+
+    So does a file or folder that cannot be read or written.
+    """
     try:
         yield
     except UserError as error:
@@ -120,6 +125,11 @@ def one_line_errors() -> Iterator[None]:
     except BrokenPipeError:  # the reader of our output, such as `head`, wants no more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         raise SystemExit(KEYBOARD_INTERRUPT) from None

@@ -13,21 +13,35 @@ source code while a command line is parsed, and it is imported when it is built.
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import field
-from typing import Any, TypeVar
+from types import GenericAlias
+from typing import Any, TypeVar, get_origin
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import register_type
 
 from data_prep.common.errors import UserError
 from data_prep.common.messages import describe, is_of, nearest, one_line, rejected_value
-from data_prep.common.signatures import Parameter, find_class, read_parameters, subclasses_in
+from data_prep.common.signatures import (
+    Parameter,
+    is_package,
+    names_in,
+    public_path,
+    read_parameters,
+    subclasses_in,
+)
+from data_prep.common.yaml_text import as_list
 
 Built = TypeVar("Built")
 
 SIMPLE: dict[str, Any] = {
     name: kind
     for plain in (int, float, bool, str)
-    for name, kind in ((plain.__name__, plain), (f"{plain.__name__} | None", plain | None))
+    for name, kind in (
+        (plain.__name__, plain),
+        (f"{plain.__name__} | None", plain | None),
+        (f"list[{plain.__name__}]", GenericAlias(list, (plain,))),
+        (f"tuple[{plain.__name__}, ...]", GenericAlias(tuple, (plain, ...))),
+    )
 }
 """Types by their source text, of values that are checked before the class is imported."""
 
@@ -98,7 +112,11 @@ class Component:
             class_path = known[class_path]
         parameters = read_parameters(class_path)
         if parameters is None:
+            module, _, name = class_path.rpartition(".")
+            if hint := nearest(name, names_in(module)):
+                raise UserError(f"{option}: there is no class {name!r} in {module}{hint}")
             return Component(class_path, self.init_args, option)
+        class_path = public_path(class_path)
         values = _checked_values(self.init_args, parameters, option)
         return Component(class_path, values, option)
 
@@ -181,13 +199,8 @@ def components(base: str, defaults: Iterable[str] = ()) -> Any:
 def known_classes(base: str) -> dict[str, str]:
     """Class path by bare name of every class in the base's package that derives from it."""
     module, _, name = base.rpartition(".")
-    package = module.rpartition(".")[0] or module
-    found = subclasses_in(package, name)
-    # the shorter path, where the package re-exports the class
-    return {
-        name: f"{package}.{name}" if find_class(f"{package}.{name}") else path
-        for name, path in found.items()
-    }
+    package = module if is_package(module) else module.rpartition(".")[0] or module
+    return {name: public_path(path) for name, path in subclasses_in(package, name).items()}
 
 
 def _checked_values(
@@ -211,9 +224,14 @@ def _checked_values(
             values[name] = _checked_values(value or {}, parameter.nested, where)
         elif name in given:
             kind = SIMPLE.get(parameter.annotation)
+            if get_origin(kind) in (list, tuple):
+                value = as_list(value, where)
             if kind is not None and not is_of(value, kind):
                 raise UserError(f"{where}: {value!r} is not {describe(kind)}")
+            if parameter.nested:
+                raise UserError(f"{where}: {value!r} is not a mapping of options")
             values[name] = value
         elif parameter.is_plain:
-            values[name] = parameter.default
+            default = parameter.default
+            values[name] = list(default) if isinstance(default, tuple) else default  # as in YAML
     return values

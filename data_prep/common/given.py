@@ -8,17 +8,15 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonargparse import get_loader
-
 from data_prep.common.components import Component
 from data_prep.common.errors import UserError
-from data_prep.common.messages import nearest, one_line
+from data_prep.common.messages import choices, nearest
+from data_prep.common.yaml_text import load_yaml, read_yaml
 
 Configs = tuple[type[Any], ...]
 """Dataclasses whose fields together are the options of a command."""
@@ -119,13 +117,12 @@ class Given:
             return
         holder = self._holder(name)
         if holder is None:
-            hint = nearest(name, self.options, "--")
+            hint = nearest(name, [*self.options, *_groups(self.options)], "--")
             raise UserError(f"{place}: there is no such option{hint}")
         option = self.options[holder]
         value = _value_of(text, option, place) if name == holder else load_yaml(text, place)
         if appended:
-            before = self.values.get(name)
-            value = [*(before if isinstance(before, list) else []), value]
+            value = [*_items(self.values.get(name, option.default)), value]
         if name == holder:
             self._set(name, value, place)
         else:
@@ -144,10 +141,11 @@ class Given:
             if name in self.options:
                 self._set(name, value, f"{place}{name}")
             elif not any(other.startswith(f"{name}.") for other in self.options):
-                hint = nearest(name, self.options, "--" if place == "--" else "")
+                known = [*self.options, *_groups(self.options)]
+                hint = nearest(name, known, "--" if place == "--" else "")
                 raise UserError(f"{place}{name}: there is no such option{hint}")
-            elif isinstance(value, Mapping):
-                self._add_nested(value, f"{name}.", place)
+            elif isinstance(value, Mapping | None):
+                self._add_nested(value or {}, f"{name}.", place)
             else:
                 raise UserError(f"{place}{name}: {value!r} is not a mapping of options")
 
@@ -163,12 +161,22 @@ class Given:
         return name
 
     def _set(self, name: str, value: Any, place: str) -> None:
+        """Take over a value; what it leaves out of a class or of a mapping stays as it was."""
+        option, before = self.options[name], self.values.get(name)
+        if option.is_mapping and isinstance(before, Mapping) and isinstance(value, Mapping):
+            if option.base:
+                value = {k: _merged(before.get(k), v, place) for k, v in value.items()}
+            value = {**before, **value}
+        elif option.base and not option.is_list and not option.is_mapping:
+            value = _merged(before or option.default, value, place)
         self.values[name], self.places[name] = value, place
 
     def _set_inside(self, name: str, inner: str, value: Any, place: str) -> None:
         """Change one value of a mapping, or one option of a component or of a dict of them."""
         option = self.options[name]
         before = self.values.get(name, option.default)
+        if option.base and not (option.is_list or option.is_mapping) and before is None:
+            raise UserError(f"{place}: name the class first: --{name} CLASS")
         if option.base and option.is_list:
             raise UserError(
                 f"{place}: {name} is a list; give it whole, as"
@@ -180,10 +188,13 @@ class Given:
         elif option.is_mapping:
             changed = dict(before) if isinstance(before, Mapping) else {}
             key, _, inner = inner.partition(".")
-            changed[key] = _with_option(changed.get(key), inner, value)
+            if key not in changed and inner not in ("", "class_path"):
+                hint = nearest(key, changed) or f"; name its class first: --{name}.{key} CLASS"
+                raise UserError(f"{place}: there is no {key!r} in {name}{hint}")
+            changed[key] = _with_option(changed.get(key), inner, value, place)
         else:
-            changed = _with_option(before, inner, value)
-        self._set(name, changed, place)
+            changed = _with_option(before, inner, value, place)
+        self.values[name], self.places[name] = changed, place
 
 
 def pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
@@ -207,70 +218,86 @@ def pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
     return result
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping.
+def component_mapping(value: Any, place: str) -> dict[str, Any]:
+    """`class_path` and `init_args` of a component's value, which may name options directly.
 
     Raises:
-        UserError: It cannot be read, is not YAML, or not a mapping.
+        UserError: It is neither a class path nor a mapping.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not a text file"
-        raise UserError(f"--config: {path} cannot be read ({reason})") from None
-    values = load_yaml(text, str(path))
-    if values is None:
-        return {}
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise UserError(f"{path}: is not a YAML mapping of options")
-    return values
-
-
-def load_yaml(text: str, place: str) -> Any:
-    """Parse YAML as jsonargparse does, so that 1e-4 is a number.
-
-    Raises:
-        UserError: It is not YAML.
-    """
-    try:
-        return get_loader("yaml")(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark is not None and "\n" in text else ""
-        problem = getattr(error, "problem", None) or one_line(error)
-        raise UserError(f"{place}{line}: is not YAML ({problem})") from None
-
-
-def component_mapping(value: Any) -> dict[str, Any]:
-    """`class_path` and `init_args` of a component's value, which may name options directly."""
     if isinstance(value, Component):
         return value.to_dict()
     if isinstance(value, str):
         return {"class_path": value, "init_args": {}}
+    if not isinstance(value, Mapping | None):
+        raise UserError(f"{place}: {value!r} is neither a class nor a mapping with class_path")
     value = value or {}
     direct = {k: v for k, v in value.items() if k not in ("class_path", "init_args")}
-    init_args = {**(value.get("init_args") or {}), **direct}
-    return {"class_path": value.get("class_path"), "init_args": init_args}
+    init_args = value.get("init_args") or {}
+    if not isinstance(init_args, Mapping):
+        raise UserError(f"{place}: init_args {init_args!r} is not a mapping of options")
+    return {"class_path": value.get("class_path"), "init_args": {**init_args, **direct}}
 
 
-def _with_option(value: Any, name: str, new: Any) -> dict[str, Any]:
+def _merged(before: Any, value: Any, place: str) -> Any:
+    """A component's value over an earlier one: without another class, options add to its own."""
+    if value is None or before is None:
+        return value
+    new, old = component_mapping(value, place), component_mapping(before, place)
+    if new["class_path"] not in (None, old["class_path"]) or isinstance(value, str):
+        return value
+    init_args = _deeply_merged(old["init_args"], new["init_args"])
+    return {"class_path": old["class_path"], "init_args": init_args}
+
+
+def _deeply_merged(before: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(before)
+    for name, value in new.items():
+        old = merged.get(name)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[name] = _deeply_merged(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _with_option(value: Any, name: str, new: Any, place: str) -> dict[str, Any]:
     """A component's value with one option changed; another class starts without options."""
     if name in ("", "class_path"):
         return {"class_path": new, "init_args": {}}
-    mapping = component_mapping(value)
+    mapping = component_mapping(value, place)
     *parents, last = name.removeprefix("init_args.").split(".")
     mapping["init_args"] = target = dict(mapping["init_args"])
     for parent in parents:
-        target[parent] = target = dict(target.get(parent) or {})
+        inside = target.get(parent)
+        if not isinstance(inside, Mapping | None):
+            raise UserError(f"{place}: there is no such option; {parent} holds {inside!r}")
+        target[parent] = target = dict(inside or {})
     target[last] = new
     return mapping
+
+
+def _groups(options: Iterable[str]) -> set[str]:
+    """Names that stand for several options: `optim`, `data.augmentation`."""
+    return {
+        ".".join(parts[:count])
+        for parts in (name.split(".") for name in options)
+        for count in range(1, len(parts))
+    }
+
+
+def _items(value: Any) -> list[Any]:
+    """An earlier value to which another is appended."""
+    if value is None or value is dataclasses.MISSING:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _value_of(text: str, option: Option, place: str) -> Any:
     """What a command-line text stands for, before its type is checked."""
     kinds = option.alternatives
-    if type(None) in kinds and text.strip() == "null":
+    if text.strip() == "null":
         return None
+    words = choices(option.kind)
+    if text in words or (words and typing.get_origin(option.kind) is typing.Literal):
+        return int(text) if text.isdecimal() else text  # as YAML, `no` would be False
     is_structured = text.lstrip().startswith(("[", "{"))
     if (str in kinds or Path in kinds) and not (is_structured and (option.is_list)):
         return text

@@ -3,7 +3,6 @@
 import textwrap
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from types import GenericAlias
 from typing import Any, get_type_hints
 
 from data_prep.common.components import SIMPLE, Component, known_classes
@@ -13,16 +12,6 @@ from data_prep.common.signatures import Parameter, read_parameters
 
 WIDTH = 79
 INDENT = " " * 24
-SOURCES = {
-    source: describe(kind)
-    for name, plain in SIMPLE.items()
-    for source, kind in (
-        (name, plain),
-        (f"list[{name}]", GenericAlias(list, (plain,))),
-        (f"tuple[{name}, ...]", GenericAlias(tuple, (plain, ...))),
-    )
-}
-"""Types of a class's options in words, by their source text."""
 
 
 def print_help(configs: Configs, program: str, summary: str, epilog: str = "") -> None:
@@ -49,17 +38,14 @@ def print_help(configs: Configs, program: str, summary: str, epilog: str = "") -
     for config in configs:
         lines += _field_lines(config, options, "")
     for name, option in options.items():
-        if isinstance(option.default, Component):
-            path = option.default.class_path
-            lines += _class_lines(
-                path, f"Options of {path}, the default of --{name}:", f"--{name}."
-            )
-        elif option.base:
-            # an item of a list has no name of its own
-            prefix = f"--{name}.NAME." if option.is_mapping else f"--{name}."
-            prefix = "" if option.is_list else prefix
-            for path in known_classes(option.base).values():
-                lines += _class_lines(path, f"Options of {path}, a class for --{name}:", prefix)
+        # an item of a list has no name of its own
+        prefix = f"--{name}.NAME." if option.is_mapping else f"--{name}."
+        prefix = "" if option.is_list else prefix
+        default = option.default.class_path if isinstance(option.default, Component) else None
+        known = known_classes(option.base).values() if option.base else ()
+        for path in sorted(known, key=lambda path: path != default):
+            which = "the default of" if path == default else "a class for"
+            lines += _class_lines(path, f"Options of {path}, {which} --{name}:", prefix)
     print("\n".join([*lines, epilog]).rstrip())
 
 
@@ -96,8 +82,9 @@ def _parameter_lines(parameters: Mapping[str, Parameter], prefix: str) -> list[s
         if parameter.nested:
             lines += _parameter_lines(parameter.nested, f"{prefix}{name}.")
         elif not parameter.required:
-            kind = SOURCES.get(parameter.annotation, parameter.annotation)
-            text = f"{parameter.help} ({kind}; default: {_shown(parameter.default)})"
+            kind = SIMPLE.get(parameter.annotation)
+            words = parameter.annotation if kind is None else describe(kind)
+            text = f"{parameter.help} ({words}; default: {_shown(parameter.default)})"
             lines += _entry(f"{prefix}{name}", text)
     return lines
 

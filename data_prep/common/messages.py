@@ -16,7 +16,7 @@ PLAIN = {
     Path: "a path",
     type(None): "null",
 }
-NUMBERS = {int: "whole numbers", float: "numbers", str: "texts", Path: "paths"}
+NUMBERS = {int: "whole numbers", float: "numbers", str: "strings", Path: "paths"}
 
 
 def one_line(error: object) -> str:
@@ -67,7 +67,13 @@ def _several(kind: Any) -> str:
 
 
 def is_of(value: Any, kind: Any) -> bool:
-    """Whether a value is of a plain type or a union of them; a whole number is a number too."""
+    """Whether a value is of a plain type, a union of them or a list of them.
+
+    A whole number is a number too.
+    """
+    if typing.get_origin(kind) in (list, tuple):
+        part = typing.get_args(kind)[0]
+        return isinstance(value, list | tuple) and all(is_of(item, part) for item in value)
     allowed = typing.get_args(kind) or (kind,)
     if isinstance(value, bool):
         return bool in allowed

@@ -10,8 +10,9 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from data_prep.common.components import Component
 from data_prep.common.errors import UserError
-from data_prep.common.given import Configs, Given, Option, component_mapping, load_yaml
+from data_prep.common.given import Configs, Given, Option, component_mapping
 from data_prep.common.messages import choices, describe, nearest, one_line
+from data_prep.common.yaml_text import as_list, load_yaml
 
 Config = TypeVar("Config")
 
@@ -124,16 +125,19 @@ def _completed(value: Any, option: Option, name: str) -> Any:
         ValueError: A component that is not one.
     """
     if value is None:
+        if type(None) not in option.alternatives:
+            raise ValueError(f"null is not {'a class' if option.base else describe(option.kind)}")
         return None
     if not option.base:
-        return _as_list(value, name) if _is_lone_item(value, option) else value
+        if isinstance(value, bool) and bool not in option.alternatives:
+            value = _spelt(value, choices(option.kind))
+        return as_list(value, name) if _is_lone_item(value, option) else value
     if option.is_mapping:
         if not isinstance(value, Mapping):
             raise ValueError(f"expected a mapping from names to classes, not {value!r}")
         return {key: _component(item, option, f"{name}.{key}") for key, item in value.items()}
     if option.is_list:
-        items = _as_list(value, name) if not isinstance(value, list) else value
-        return [_component(item, option, name) for item in items]
+        return [_component(item, option, name) for item in as_list(value, name)]
     return _component(value, option, name)
 
 
@@ -145,16 +149,19 @@ def _is_lone_item(value: Any, option: Option) -> bool:
     return not any(str(value) in choices(kind) for kind in literals)
 
 
-def _as_list(value: Any, name: str) -> list[Any]:
-    if not isinstance(value, str):
-        return [value]
-    return [load_yaml(part, name) for part in value.split(",")]
+def _spelt(value: bool, words: list[str]) -> bool | str:
+    """The word that YAML read as a truth value: of `no` and `bf16`, False is `no`."""
+    meant = [word for word in words if load_yaml(word, "") is value]
+    return meant[0] if len(meant) == 1 else value
 
 
 def _component(value: Any, option: Option, name: str) -> Component:
-    mapping = component_mapping(value)
+    mapping = component_mapping(value, name)
     if mapping["class_path"] is None and isinstance(option.default, Component):
         mapping["class_path"] = option.default.class_path
+    if mapping["class_path"] is None:
+        given = ", ".join(mapping["init_args"]) or "nothing"
+        raise ValueError(f"names no class (class_path); it has {given}")
     return Component.from_value(mapping).checked(option.base, name)
 
 

@@ -4,7 +4,7 @@ import datetime
 import platform
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,21 @@ on a machine of the same name.
 class Results:
     """Prints figures as they come, and keeps them in a document at the end.
 
+    Each choice of options has a section of its own, so that a trial does not replace the figures
+    of the defaults.
+
     Args:
-        path: The document; None keeps nothing.
-        heading: Name of the section: what was measured, and on what.
-        command: The command as it was started.
+        title: What was measured, and on what.
+        program: The command, as it is typed.
+        config: Its options, a flat dataclass; its `results` is the document, or None.
         packages: Distributions whose versions matter.
     """
 
-    def __init__(
-        self, path: Path | None, heading: str, command: str, packages: Sequence[str]
-    ) -> None:
-        self.path, self.heading = path, heading
+    def __init__(self, title: str, program: str, config: Any, packages: Sequence[str]) -> None:
+        options = given_options(config)
+        command = f"{program} {options}".rstrip()
+        self.path: Path | None = config.results
+        self.heading = f"{title}, with {options}" if options else title
         versions = ", ".join(f"{name} {version(name)}" for name in packages)
         date = datetime.datetime.now(datetime.UTC).date()
         self.lines: list[str] = []
@@ -68,15 +72,18 @@ class Results:
         print("\n".join(lines), flush=True)
 
 
-def command_line(program: str, config: Any) -> str:
-    """The command that gives a flat dataclass of options, without those that have their default."""
+def given_options(config: Any) -> str:
+    """The words that give a flat dataclass of options, without those that have their default.
+
+    Nor is `results` among them, which decides no figure.
+    """
     words: list[str] = []
     for field in fields(config):
         value, name = getattr(config, field.name), f"--{field.name}"
-        if field.default is MISSING or value != field.default:
+        if field.name != "results" and value != field.default:
             listed = list(value) if isinstance(value, tuple) else value
             words += [name, "null" if value is None else str(listed)]
-    return f"{program} {shlex.join(words)}".rstrip()
+    return shlex.join(words)
 
 
 def processor() -> str:

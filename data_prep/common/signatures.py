@@ -50,6 +50,34 @@ def find_class(class_path: str) -> tuple[str, ast.ClassDef] | None:
     return None
 
 
+def public_path(class_path: str) -> str:
+    """The one path of a class that has several: that of the package which re-exports it."""
+    found = find_class(class_path)
+    if found is None:
+        return class_path
+    module, definition = found
+    shorter = f"{module.rpartition('.')[0]}.{definition.name}"
+    return shorter if find_class(shorter) == found else f"{module}.{definition.name}"
+
+
+def names_in(module: str) -> list[str]:
+    """Names of the classes that a module defines or imports; none if its source is not found."""
+    tree = _module_tree(module) if module else None
+    names: list[str] = []
+    for node in tree.body if tree is not None else ():
+        if isinstance(node, ast.ClassDef):
+            names.append(node.name)
+        elif isinstance(node, ast.ImportFrom):
+            names += [alias.asname or alias.name for alias in node.names]
+    return names
+
+
+def is_package(module: str) -> bool:
+    """Whether a module is a package."""
+    path = _module_file(module)
+    return path is not None and path.name == "__init__.py"
+
+
 @lru_cache
 def read_parameters(class_path: str) -> dict[str, Parameter] | None:
     """Options of a class by name, inherited ones first; None if its source cannot be found."""

@@ -35,8 +35,8 @@ def find_layout(name: str, stage: Stage) -> type[Layout]:
         )
     found = [layout for layout in _classes(modules[name]) if layout.stage == stage]
     if not found:
-        others = ", ".join(list_layouts(stage))
-        raise UserError(f"layout: {name} has no {stage} data, which have {others}")
+        command = "shard-seg" if stage == "pretraining" else "shard"
+        raise UserError(f"layout: {name} is for `{command}`, not for {stage} data")
     return found[0]
 
 

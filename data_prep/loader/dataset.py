@@ -79,7 +79,7 @@ class ShardDataset(Dataset[Any]):
         if not (self.root / "dataset.json").is_file():
             raise UserError(
                 f"{self.root}: no shard set (dataset.json is missing); make one with"
-                " `python -m data_prep shard`"
+                " `python -m data_prep shard`, or `shard-seg` for images with masks"
             )
         self.info: dict[str, Any] = read_json(self.root / "dataset.json")
         if split not in self.info["splits"]:

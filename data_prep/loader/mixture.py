@@ -52,7 +52,7 @@ class ShardMixture(Dataset[Any]):
             len(weights) != len(sizes) or not all(0 < weight < np.inf for weight in weights)
         ):
             raise UserError(
-                f"weights: {list(weights)} are not {len(sizes)} positive numbers, one for each"
+                f"weights: {list(weights)} must be {len(sizes)} positive numbers, one for each"
                 " shard set"
             )
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])  # (sets + 1,)

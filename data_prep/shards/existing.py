@@ -99,7 +99,7 @@ def _other_inputs(shards: Sequence[Shard], options: WriteOptions) -> str:
         return "was made from other files, or with another --salt"
     added, gone = len(planned - stored), len(stored - planned)
     if added or gone:
-        return f"was made from other files ({added} are new, {gone} are gone)"
+        return f"was made from other files ({added} new, {gone} missing)"
     return "was made from the same files with other groups, classes, labels or splits"
 
 

@@ -28,7 +28,8 @@ def assign_splits(
     Raises:
         UserError: Fractions that do not sum to 1, or fewer groups than splits.
     """
-    if abs(sum(fractions.values()) - 1) > 1e-6 or min(fractions.values()) <= 0:
+    fractions = {str(name): fraction for name, fraction in fractions.items()}
+    if not fractions or abs(sum(fractions.values()) - 1) > 1e-6 or min(fractions.values()) <= 0:
         raise UserError(f"split: {fractions} are not positive fractions that sum to 1")
     if bad := [name for name in fractions if not name.isalnum()]:
         raise UserError(f"split: {bad[0]!r} is not a name of letters and digits")

@@ -2,5 +2,7 @@
 
 from finetune.adapters.msa import Adapter, MsaAdapter
 from finetune.adapters.msa_decoder import MsaDecoderAdapter
+from finetune.model.mask_decoder import DecoderBlockAdapter
+from pretrain.encoder.block import BlockAdapter
 
-__all__ = ["Adapter", "MsaAdapter", "MsaDecoderAdapter"]
+__all__ = ["Adapter", "BlockAdapter", "DecoderBlockAdapter", "MsaAdapter", "MsaDecoderAdapter"]

@@ -50,10 +50,13 @@ class LabelledCases:
         groups = sorted({metas[index]["group"] for index, found in images.items() if found})
         where = f"{selection.shards}, split {selection.split!r}"
         if not groups:
-            raise UserError(f"{where}: no image holds any of {', '.join(self.targets)}")
+            names = ", ".join(self.targets) or "the targets, of which data.targets names none"
+            raise UserError(f"{where}: no image holds any of {names}")
         if selection.cases is not None:
             if selection.cases > len(groups):
-                raise UserError(f"data.cases: {selection.cases} of {len(groups)} groups in {where}")
+                raise UserError(
+                    f"data.cases is {selection.cases}, and {where} has {len(groups)} groups"
+                )
             chosen = np.random.default_rng([seed]).permutation(len(groups))[: selection.cases]
             groups = [groups[index] for index in chosen]
         kept = set(groups)

@@ -52,11 +52,11 @@ def read_results(path: Path) -> list[Row]:
     """The rows of a `results.csv`, as `evaluate` wrote them.
 
     Raises:
-        UserError: The file is not there or not a results.csv.
+        UserError: The file is not there, is not a results.csv, or has no rows.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [
+            rows = [
                 Row(**{name: _value(name, text) for name, text in line.items()})
                 for line in csv.DictReader(file)
             ]
@@ -64,6 +64,9 @@ def read_results(path: Path) -> list[Row]:
         raise UserError(f"{path}: cannot be read ({error.strerror}); run evaluate first") from None
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: is not a results.csv of evaluate ({error})") from None
+    if not rows:
+        raise UserError(f"{path}: holds no results; run evaluate again")
+    return rows
 
 
 def _value(name: str, text: str) -> Any:
@@ -77,9 +80,19 @@ def compare(runs: Mapping[str, Sequence[Row]]) -> Comparison:
     difference of a case.
 
     Raises:
-        UserError: Runs were evaluated on different cases or protocols.
+        UserError: Runs were evaluated on different cases, targets or protocols.
     """
     baseline, *others = runs
+    for run in others:
+        for what in ("protocol", "target", "case"):
+            first, second = ({getattr(row, what) for row in runs[name]} for name in (baseline, run))
+            if first != second:
+                here, there = (baseline, run) if first - second else (run, baseline)
+                missing = sorted(first - second or second - first)[0]
+                raise UserError(
+                    f"{here} was evaluated on {what} {missing!r}, and {there} was not; compare runs"
+                    " evaluated with the same options"
+                )
     dice: dict[str, float] = {}
     differences = []
     for protocol in dict.fromkeys(row.protocol for row in runs[baseline]):
@@ -87,10 +100,6 @@ def compare(runs: Mapping[str, Sequence[Row]]) -> Comparison:
         dice[protocol] = float(np.mean(list(reference.values())))
         for run in others:
             found = _dice_by_case(runs[run], protocol)
-            if found.keys() != reference.keys():
-                raise UserError(
-                    f"{run} and {baseline} were not evaluated on the same cases by {protocol}"
-                )
             values = np.array([found[case] for case in reference])
             paired = values - np.array(list(reference.values()))
             interval = bootstrap_interval(paired, np.random.default_rng(0))

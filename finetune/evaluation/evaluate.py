@@ -23,6 +23,7 @@ from finetune.evaluation.protocols import Protocol
 from finetune.evaluation.tables import Row, results_csv, summarise, summary_csv, summary_markdown
 from finetune.inference.loading import find_device, load_segmenter
 from finetune.inference.prompted import Answer, PromptedImage
+from finetune.model.decoder import require_prompts
 from finetune.model.segmenter import Segmenter
 from pretrain.engine.cpu import use_cores
 
@@ -143,11 +144,13 @@ def evaluate_run(config: EvaluateConfig, resolved: str) -> None:
         use_cores(1, config.threads)
     segmenter = load_segmenter(config.run, device)
     protocols = [chosen.build(Protocol) for chosen in config.protocols]
+    for protocol in protocols:
+        require_prompts(segmenter.decoder, "protocols", protocol)
     cases = LabelledCases(config.data, config.seed)
+    (output / "figures").mkdir(parents=True, exist_ok=True)
     rows = evaluate(segmenter, cases, protocols, config.tolerance, config.seed)
     summaries = summarise(rows, config.seed)
 
-    (output / "figures").mkdir(parents=True, exist_ok=True)
     write_resolved_config(output, resolved)
     write_text(output / "results.csv", results_csv(rows))
     write_text(output / "summary.csv", summary_csv(summaries))

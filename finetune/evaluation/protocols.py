@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,9 @@ from finetune.prompts.boxes import boxes_of, jitter_box
 
 class Protocol(ABC):
     """A simulated user."""
+
+    gives_prompts: ClassVar[bool] = True
+    """Whether it gives clicks, boxes and the like: False for decoders that take none."""
 
     @property
     def clicks(self) -> dict[str, int]:
@@ -34,7 +38,7 @@ class Protocol(ABC):
             prompted: The image, encoded.
             truths: (M, H, W) objects, none empty.
             targets: What each object is.
-            rng: Source of all chance.
+            rng: Source of all randomness.
 
         Returns:
             M answers by the name of their row in tables.
@@ -111,6 +115,8 @@ class JitteredBox(Protocol):
 class TargetOnly(Protocol):
     """No prompt but the name of the target, for decoders that take no others."""
 
+    gives_prompts = False
+
     def answers(
         self,
         prompted: PromptedImage,
@@ -118,13 +124,7 @@ class TargetOnly(Protocol):
         targets: Sequence[str],
         rng: np.random.Generator,
     ) -> dict[str, list[Answer]]:
-        """One row.
-
-        Raises:
-            UserError: The decoder needs prompts.
-        """
-        if prompted.segmenter.decoder.takes_prompts:
-            raise UserError("protocols: TargetOnly gives no prompt, and the model needs one")
+        """One row."""
         masks, _ = prompted.predict(targets=targets)
         return {"no prompt": [Answer(mask) for mask in masks]}
 

@@ -47,8 +47,9 @@ class PromptedImage:
     def __init__(self, segmenter: Segmenter, image: NDArray[Any]) -> None:
         self.segmenter = segmenter
         self.device = next(segmenter.parameters()).device
+        stored = as_pixels(image)  # (C, H, W)
         self.resize = Resize((image.shape[0], image.shape[1]), segmenter.image_size)
-        pixels = self.resize.image(as_pixels(image))[None].to(self.device)
+        pixels = self.resize.image(stored)[None].to(self.device)
         valid = self.resize.valid()[None].to(self.device)
         self.embedding = segmenter.encode(normalise_pixels(pixels, valid))
 

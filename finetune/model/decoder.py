@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -60,3 +60,31 @@ class Decoder(ABC):
             UserError: This decoder takes none.
         """
         raise UserError(f"model.decoder_adapter: {type(self).__name__} takes no adapter")
+
+
+class PromptGiver(Protocol):
+    """What prompts a decoder: in training, or as a simulated user."""
+
+    gives_prompts: ClassVar[bool]
+    """Whether it gives clicks, boxes and the like."""
+
+
+def require_prompts(decoder: Decoder, option: str, giver: PromptGiver) -> None:
+    """Refuse prompts that a decoder does not take, and their absence where it needs some.
+
+    Args:
+        option: The option that chose `giver`.
+
+    Raises:
+        UserError: Names both.
+    """
+    if decoder.takes_prompts and not giver.gives_prompts:
+        raise UserError(
+            f"{option}: {type(giver).__name__} gives no prompts, and decoder"
+            f" {type(decoder).__name__} needs some"
+        )
+    if giver.gives_prompts and not decoder.takes_prompts:
+        raise UserError(
+            f"{option}: {type(giver).__name__} gives prompts, and decoder {type(decoder).__name__}"
+            " takes none; choose TargetsOnly for training and TargetOnly for evaluation"
+        )

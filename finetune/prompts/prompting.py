@@ -2,12 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from data_prep.common.errors import UserError
 from finetune.data.dataset import SegmentationBatch
 from finetune.model.decoder import Decoded
 from finetune.model.prompt_encoder import Prompts
@@ -32,6 +31,8 @@ class Prompting(ABC):
     """
 
     previous_mask: bool = False
+    gives_prompts: ClassVar[bool] = True
+    """Whether it gives clicks, boxes and the like: False for decoders that take none."""
 
     @abstractmethod
     def predictions(
@@ -46,12 +47,14 @@ class Prompting(ABC):
         Args:
             embeddings: (B, 256, h, w) of `Segmenter.encode`.
             batch: Images and masks, none empty; masks lie inside the valid pixels.
-            rng: Source of all chance.
+            rng: Source of all randomness.
         """
 
 
 class TargetsOnly(Prompting):
     """No prompt but the name of the target, for decoders that take no others."""
+
+    gives_prompts = False
 
     def predictions(
         self,
@@ -60,12 +63,6 @@ class TargetsOnly(Prompting):
         batch: SegmentationBatch,
         rng: np.random.Generator,
     ) -> Iterator[Round]:
-        """One round.
-
-        Raises:
-            UserError: The decoder needs prompts.
-        """
-        if segmenter.decoder.takes_prompts:
-            raise UserError("prompts: TargetsOnly gives none, and the model's decoder needs some")
+        """One round."""
         prompts = Prompts(batch.image, target=batch.targets)
         yield Round(segmenter.decode(embeddings, prompts), True)

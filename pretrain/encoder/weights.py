@@ -32,7 +32,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError:
+        raise UserError(f"{path} is not a weights file, or holds more than named tensors") from None
+    except (OSError, RuntimeError, EOFError, SafetensorError) as error:
         raise UserError(f"cannot read weights from {path}: {_reason(error)}") from None
     if not isinstance(weights, dict) or not all(isinstance(t, Tensor) for t in weights.values()):
         raise UserError(f"{path} is not a file of named tensors (a state dict is expected)")

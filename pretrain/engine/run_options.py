@@ -1,5 +1,6 @@
 """Options of every training run."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -30,6 +31,18 @@ class OptimConfig:
     """Largest gradient norm; null for none."""
     layer_decay: float | None = None
     """Factor of the learning rate from each encoder block to the one below it; null for none."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lr < math.inf:
+            raise UserError(f"optim.lr is {self.lr}; it must be positive")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optim.betas are {list(self.betas)}; they must lie in [0, 1)")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"optim.weight_decay is {self.weight_decay}; it must not be negative")
+        if self.clip is not None and not self.clip > 0:
+            raise UserError(f"optim.clip is {self.clip}; it must be positive, or null")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise UserError(f"optim.layer_decay is {self.layer_decay}; it must lie in (0, 1]")
 
     def check(self, processes: int) -> int:
         """Images of one forward pass in one process.

@@ -60,7 +60,9 @@ def test_a_killed_run_resumes_to_the_same_losses_and_weights(
 ) -> None:
     run = tmp_path / "run"
     options = (*tiny, f"--output={run}", "--resume=auto")
-    launch.killed_and_resumed(*RECIPE, *options, output=run, lines=4, processes=processes)
+    launch.killed_and_resumed(
+        *RECIPE, *options, output=run, lines=4, steps=STEPS, processes=processes
+    )
     expected = never_stopped[processes]
     assert [row["step"] for row in read_losses(run)] == list(range(1, STEPS + 1))
     assert read_losses(run) == read_losses(expected)

@@ -76,7 +76,9 @@ def test_a_killed_run_resumes_to_the_same_losses_and_weights(
 ) -> None:
     run = tmp_path / "run"
     options = (*TINY, *mixed, f"--output={run}", "--resume=auto")
-    launch.killed_and_resumed(*RECIPE, *options, output=run, lines=5, processes=processes)
+    launch.killed_and_resumed(
+        *RECIPE, *options, output=run, lines=5, steps=STEPS, processes=processes
+    )
     expected = never_stopped[processes]
     assert [row["step"] for row in read_losses(run)] == list(range(1, STEPS + 1))
     assert read_losses(run) == read_losses(expected)
@@ -244,8 +246,8 @@ def test_the_run_folder_holds_what_stage_two_and_a_reader_need(never_stopped) ->
         (["--optim.batch_size=5", "--optim.accumulate=2"], "optim.batch_size 5"),
         (["--objectives.mae.keep_ratio=0"], "keep_ratio is 0"),
         (["--data.split=val"], "'val'"),
-        (["--data.weights=[1, 1]"], "weights: [1.0, 1.0] are not 1 positive numbers"),
-        (["--data.weights=[0]"], "weights: [0.0] are not 1 positive numbers"),
+        (["--data.weights=[1, 1]"], "weights: [1.0, 1.0] must be 1 positive numbers"),
+        (["--data.weights=[0]"], "weights: [0.0] must be 1 positive numbers"),
         (["--data.shards+=absent"], "absent: no shard set"),
         (["--data.shards=[]"], "at least one shard set"),
     ],

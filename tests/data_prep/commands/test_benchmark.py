@@ -24,7 +24,7 @@ def test_figures_of_a_tiny_run_are_kept_and_replaced(tmp_path, capsys):
         for line in kept.split("\n\n## ")[1].splitlines()[1:]:
             assert line in printed
         for pattern in (
-            r"\n\n## Sharding and loading: .+, \d+ cores\n",
+            r"\n\n## Sharding and loading: .+, \d+ cores, with --images 6 .+\n",
             r"`python -m data_prep benchmark --images 6 --photographs 2 --workers 1 .*, Python 3",
             r"\| PNG, 224 pixels \| 1 \| \d+ \| \d+ \| \d+\.\d x \|",
             r"\| JPEG, 6 megapixels to 512 pixels \| 1 \| \d+ \| \d+ \| \d+\.\d x \|",

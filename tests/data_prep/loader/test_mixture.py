@@ -118,7 +118,7 @@ def test_a_million_records_in_two_seconds(tmp_path):
 
 def test_wrong_weights_are_refused(shard_set, second_set):
     for weights in ([1], [1, 0], [1, -1], [1, float("nan")], [1, float("inf")]):
-        with pytest.raises(UserError, match="are not 2 positive numbers"):
+        with pytest.raises(UserError, match="must be 2 positive numbers"):
             ShardMixture([shard_set, second_set], weights)
     with pytest.raises(UserError, match="give one of the sets none of the 34 samples"):
         ShardMixture([shard_set, second_set], [1, 1e-9])

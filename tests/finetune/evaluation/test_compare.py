@@ -7,7 +7,7 @@ import pytest
 from data_prep.common.cli import run_program
 from data_prep.common.errors import UserError
 from finetune.__main__ import COMMANDS
-from finetune.evaluation.compare import compare
+from finetune.evaluation.compare import compare, read_results
 from finetune.evaluation.tables import Row, results_csv
 
 CASES = [f"case{index}" for index in range(8)]
@@ -35,9 +35,23 @@ def test_differences_are_taken_case_by_case() -> None:
     assert verdicts == ["ahead", "no clear difference", "behind"]
 
 
-def test_runs_on_other_cases_are_refused() -> None:
-    with pytest.raises(UserError, match="b and a were not evaluated on the same cases by box"):
-        compare({"a": rows(0), "b": rows(0, CASES[1:])})
+def test_runs_on_other_cases_targets_or_protocols_are_refused() -> None:
+    one_target = [row for row in rows(0) if row.target == "a"]
+    for other, named in (
+        (rows(0, CASES[1:]), f"a was evaluated on case '{CASES[0]}', and b was not"),
+        (one_target, "a was evaluated on target 'b', and b was not"),
+        (rows(0, protocol="1 click"), "a was evaluated on protocol 'box', and b was not"),
+        ([*rows(0), *rows(0, protocol="1 click")], "b was evaluated on protocol '1 click', and a"),
+    ):
+        with pytest.raises(UserError, match=named):
+            compare({"a": rows(0), "b": other})
+
+
+def test_a_file_without_results_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    path.write_text(results_csv(rows(0)).splitlines()[0] + "\n")
+    with pytest.raises(UserError, match="holds no results"):
+        read_results(path)
 
 
 def evaluation(folder: Path, shift: float) -> Path:

@@ -310,7 +310,7 @@ def test_unusable_options_are_refused():
     options = {"run": Path("run"), "data": HeldOut(shards=Path("set")), "output": Path("out")}
     with pytest.raises(UserError, match=r"Clicks\.numbers \[0, 3\]"):
         Clicks((0, 3))
-    with pytest.raises(UserError, match="protocols: none is left"):
+    with pytest.raises(UserError, match="protocols: the list is empty"):
         EvaluateConfig(**options, protocols=[])
     with pytest.raises(UserError, match="tolerance is -1"):
         EvaluateConfig(**options, tolerance=-1)

@@ -27,7 +27,7 @@ def run(contributed, labelled_shards):
     return folder
 
 
-def test_a_head_is_trained_evaluated_and_used(run, contributed, labelled_shards):
+def test_a_head_is_trained_evaluated_and_used(run, contributed, labelled_shards, capsys):
     segmenter = load_segmenter(run, torch.device("cpu"))
     assert segmenter.targets == ("disc", "square")
     assert segmenter.head.weight.shape == (2, 256, 1, 1)
@@ -37,6 +37,12 @@ def test_a_head_is_trained_evaluated_and_used(run, contributed, labelled_shards)
     run_program("finetune", COMMANDS, ["evaluate", *arguments, "--protocols=TargetOnly"])
     rows = list(csv.DictReader((results / "results.csv").read_text().splitlines()))
     assert len(rows) == 4 * 2 and {row["protocol"] for row in rows} == {"no prompt"}
+    with pytest.raises(SystemExit):
+        run_program(
+            "finetune", COMMANDS, ["evaluate", *arguments[:2], f"--output={contributed}/no"]
+        )
+    assert "protocols: Clicks gives prompts, and decoder PixelHead" in capsys.readouterr().err
+    assert not (contributed / "no").exists()
     image = contributed / "photo.png"
     Image.fromarray(np.full((50, 70), 90, np.uint8)).save(image)
     masks = []
@@ -70,7 +76,11 @@ def test_other_prompts_are_refused(run, contributed, capsys, options, message):
     ("options", "message"),
     [
         (HEAD, "model.decoder_adapter: PixelHead takes no adapter"),
-        (HEAD[1:], "prompts: TargetsOnly gives none, and the model's decoder needs some"),
+        (HEAD[1:], "prompts: TargetsOnly gives no prompts, and decoder SamDecoder needs some"),
+        (
+            (HEAD[0], "--loss.iou=0", "--model.decoder_adapter=null"),
+            "prompts: ClicksAndBoxes gives prompts, and decoder PixelHead takes none; choose Targ",
+        ),
         (
             (*HEAD[:2], "--model.decoder_adapter=null"),
             "this decoder predicts no IoU; set loss.iou to 0",
