@@ -161,9 +161,9 @@ class InfoOptions:
     sheet: Path | None = None
     """PNG to write; default contact_sheet.png in the shard set."""
     images: int = 48
-    """Records on the contact sheet, the first in the split's random order."""
+    """Number of records on the contact sheet, the first in the split's random order."""
     measured: int = 200
-    """Records, of the same order, on which intensities, areas and spacing are measured."""
+    """Number of records, in the same order, on which intensities, areas and spacing are measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,13 +179,13 @@ class BenchmarkOptions:
     """Measure sharding and loading against Pillow and webdataset on this machine."""
 
     images: int = 1500
-    """Grey PNG files of 224 pixels."""
+    """Number of grey PNG files of 224 pixels."""
     photographs: int = 160
-    """JPEG files of 6 megapixels."""
+    """Number of JPEG files of 6 megapixels."""
     workers: int = 2
     """Processes that shard the photographs, and that load."""
     repeats: int = 3
-    """Timings of each kind, taken in turn; the shortest counts."""
+    """Number of timings of each kind, taken in turn; the shortest counts."""
     results: Path | None = Path("docs/results.md")
     """Markdown document that keeps the figures, in a section per machine; null keeps none."""
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from data_prep.__main__ import COMMANDS as DATA_PREP
 from data_prep.common.cli import run_command, run_program
@@ -291,6 +292,22 @@ def test_wrong_input_is_one_line(
     (line,) = captured.err.splitlines()
     assert line.startswith("error: ") and message in line
     assert captured.out == "" and sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("output", ["file", "file/set"])
+def test_an_output_that_cannot_be_made_is_one_line(
+    output: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "images").mkdir()
+    Image.new("L", (40, 40)).save(tmp_path / "images" / "a.png")
+    options = ["--layout=folder", f"--input={tmp_path / 'images'}", f"--output={tmp_path / output}"]
+    with pytest.raises(SystemExit) as stopped:
+        run_program("python -m data_prep", DATA_PREP, ["shard", *options])
+    assert stopped.value.code == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / output}: ")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def draw_results(
 
     Args:
         rows: All rows that `evaluate` gave for these cases.
-        seed: Seed of the intervals and of the protocols' chance.
+        seed: Seed of the intervals and of the protocols' randomness.
     """
     clicks = clicks_of(protocols)
     if clicks:

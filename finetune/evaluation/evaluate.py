@@ -40,7 +40,7 @@ def evaluate(
     Args:
         segmenter: The model, in evaluation mode.
         tolerance: Distance for the NSD, see `EvaluateConfig`.
-        seed: Decides, with the key of an image, all chance in the prompts for it.
+        seed: Decides, with the key of an image, all randomness in the prompts for it.
     """
     rows = []
     with tqdm(total=len(cases.images), desc="evaluate", unit="image", mininterval=1) as progress:

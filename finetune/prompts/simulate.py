@@ -37,9 +37,9 @@ class ClicksAndBoxes(Prompting):
     clicks: ClickSampling = field(default_factory=ClickSampling)
     """Random clicks of the first round."""
     skipped_rounds: int = 0
-    """In a step that starts from clicks, up to this many of the first predictions, as many as it
-    draws, are made without gradient and not trained on: many clicks are seen at little cost (as in
-    RITM). A step that starts from boxes skips none, since a box is mostly given alone."""
+    """In a step that starts from clicks, a random number of the first predictions, at most this
+    many, is made without gradient and not trained on: many clicks are seen at little cost (as in
+    RITM). A step that starts from boxes skips none, since users usually give just a box."""
     rounds: int = 3
     """Rounds of correcting clicks after the first prediction that is trained on."""
     previous_mask: bool = True

@@ -134,7 +134,7 @@ def balanced_keep(
 
     Args:
         keep_ratio: Share of tokens kept, in (0, 1].
-        generator: Source of chance, on the device where the indices are wanted.
+        generator: Source of randomness, on the device where the indices are wanted.
 
     Returns:
         (batch, n) int64 row-major token indices, sorted by window.
