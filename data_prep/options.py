@@ -163,7 +163,7 @@ class InfoOptions:
     images: int = 48
     """Number of records on the contact sheet, the first in the split's random order."""
     measured: int = 200
-    """Number of records, in the same order, on which intensities, areas and spacing are measured."""
+    """Number of records, in the same order, whose intensities, areas and spacing are measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
