@@ -46,5 +46,5 @@ def check_size(name: str | None, option: str) -> None:
         UserError: Names the sizes.
     """
     if name is not None and name not in SIZES:
-        hint = nearest(name, SIZES)
-        raise UserError(f"{option}: there is no size {name!r}{hint}; there are {', '.join(SIZES)}")
+        hint = nearest(name, SIZES) or f"; there are {', '.join(SIZES)}"
+        raise UserError(f"{option}: there is no size {name!r}{hint}")

@@ -15,9 +15,8 @@ def layouts(arguments: Sequence[str]) -> None:
     known = list_layouts()
     for name in arguments:
         if name not in known:
-            raise UserError(
-                f"there is no layout {name!r}{nearest(name, known)}; there are {', '.join(known)}"
-            )
+            hint = nearest(name, known) or f"; there are {', '.join(known)}"
+            raise UserError(f"there is no layout {name!r}{hint}")
     if not arguments:
         width = max(map(len, known))
         for name, classes in known.items():

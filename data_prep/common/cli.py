@@ -63,7 +63,7 @@ def run_program(
         elif not words or words[0] not in commands:
             wrong = f"{words[0]!r} is not a command" if words else "no command is given"
             hint = nearest(words[0], commands) if words else ""
-            raise UserError(f"{wrong}{hint}; there are {', '.join(commands)}")
+            raise UserError(wrong + (hint or f"; there are {', '.join(commands)}"))
         else:
             _run(f"{program} {words[0]}", commands[words[0]], words[1:])
 

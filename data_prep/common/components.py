@@ -105,10 +105,8 @@ class Component:
             known = known_classes(base)
             if class_path not in known:
                 hint = nearest(class_path, known) or f"; there are {', '.join(known)}"
-                raise UserError(
-                    f"{option}: there is no class {class_path!r}{hint if known else ''};"
-                    " a class from elsewhere needs its dotted path"
-                )
+                hint = hint if known else "; a class from elsewhere needs its dotted path"
+                raise UserError(f"{option}: there is no class {class_path!r}{hint}")
             class_path = known[class_path]
         parameters = read_parameters(class_path)
         if parameters is None:

@@ -28,11 +28,8 @@ def find_layout(name: str, stage: Stage) -> type[Layout]:
         return _from_elsewhere(name, stage)
     modules = _modules()
     if name not in modules:
-        others = ", ".join(list_layouts(stage))
-        raise UserError(
-            f"layout: there is no layout {name!r}{nearest(name, modules)}; for {stage} there are"
-            f" {others}"
-        )
+        others = f"; for {stage} there are {', '.join(list_layouts(stage))}"
+        raise UserError(f"layout: there is no layout {name!r}{nearest(name, modules) or others}")
     found = [layout for layout in _classes(modules[name]) if layout.stage == stage]
     if not found:
         command = "shard-seg" if stage == "pretraining" else "shard"

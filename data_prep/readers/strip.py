@@ -1,39 +1,126 @@
-"""Encoded images without what may identify a patient: texts, EXIF, comments, appended data."""
+"""Encoded images with what decoding needs and no more, since all else may identify a patient.
+
+Texts, EXIF, colour profiles, comments, thumbnails, and what lies behind the end of the file or of
+its compressed pixels are dropped. Text between the last coded block of a JPEG and the next marker
+is not found: only a decoder knows where that block ends.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator
 
 from data_prep.records import Unreadable
 
-PNG_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"pHYs"}
-"""Chunks that may stay in a copied PNG: none of them holds text."""
+CHUNK_SIZES = {
+    b"IHDR": (13,),
+    b"gAMA": (4,),
+    b"cHRM": (32,),
+    b"sRGB": (1,),
+    b"sBIT": (1, 2, 3, 4),
+    b"pHYs": (9,),
+    b"IEND": (0,),
+}
+"""Sizes of the chunks that stay in a PNG besides IDAT and PLTE; a longer one could hold text."""
+SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Samples per pixel by colour type of a PNG."""
+ADAM7 = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
+"""Passes of an interlaced PNG: first column and row, and steps along them."""
+
+DECODING = {*range(0xC0, 0xD0), 0xDA, 0xDB, 0xDC, 0xDD} - {0xC8}
+"""Markers of a JPEG whose segments decoding needs: frames, scans, tables, restart intervals."""
+JFIF = b"JFIF\0"
+ADOBE = b"Adobe"
 
 
 def strip_png(data: bytes) -> bytes:
-    """A PNG less text, EXIF, time and whatever follows its end.
+    """A PNG of 8-bit grey, RGB or palette with its pixels and no text.
 
     Raises:
-        Unreadable: Its chunks are damaged.
+        Unreadable: Its chunks or its compressed pixels are damaged.
     """
+    chunks = [(data[start + 4 : start + 8], start, end) for start, end in _chunks(data)]
+    bodies = {name: data[start + 8 : end - 4] for name, start, end in chunks if name == b"IHDR"}
+    header = bodies.get(b"IHDR", b"")
+    if len(header) != 13:
+        raise Unreadable("truncated PNG")
+    pixels = b"".join(data[start + 8 : end - 4] for name, start, end in chunks if name == b"IDAT")
+    size = _compressed_size(pixels, header)
     kept = [data[:8]]
+    for name, start, end in chunks:
+        palette = name == b"PLTE" and header[9] == 3
+        whole = name == b"IDAT" and size == len(pixels)
+        if palette or whole or end - start - 12 in CHUNK_SIZES.get(name, ()):
+            kept.append(data[start:end])
+        elif name == b"IDAT" and pixels:  # all pixels in one chunk, without what follows them
+            body = name + pixels[:size]
+            kept += [struct.pack(">I", size), body, struct.pack(">I", zlib.crc32(body))]
+            pixels = b""
+    return b"".join(kept)
+
+
+def _chunks(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where each chunk up to the end of the image starts and ends.
+
+    Raises:
+        Unreadable: The file ends before.
+    """
     position = 8
     while position + 12 <= len(data):
         end = position + 12 + int.from_bytes(data[position : position + 4], "big")
-        kind = data[position + 4 : position + 8]
         if end > len(data):
             break
-        if kind in PNG_CHUNKS:
-            kept.append(data[position:end])
-        if kind == b"IEND":
-            return b"".join(kept)
+        yield position, end
+        if data[position + 4 : position + 8] == b"IEND":
+            return
         position = end
     raise Unreadable("truncated PNG")
 
 
+def _compressed_size(pixels: bytes, header: bytes) -> int:
+    """Bytes of the zlib stream that `pixels` begins with.
+
+    Raises:
+        Unreadable: It is damaged, or inflates to more than the image that the header describes.
+    """
+    expected = _raw_size(header)
+    stream = zlib.decompressobj()
+    try:
+        inflated = stream.decompress(pixels, expected + 1)
+    except zlib.error as error:
+        raise Unreadable("truncated or damaged pixels (zlib)") from error
+    if len(inflated) != expected or not stream.eof:
+        raise Unreadable("truncated or damaged pixels (not as many as its header says)")
+    return len(pixels) - len(stream.unused_data)
+
+
+def _raw_size(header: bytes) -> int:
+    """Bytes of a PNG's rows with their filter bytes."""
+    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
+    passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
+    size = 0
+    for column, row, right, down in passes:
+        columns, rows = -((column - width) // right), -((row - height) // down)
+        if columns > 0 and rows > 0:
+            size += rows * (1 + (columns * depth * SAMPLES.get(colour, 1) + 7) // 8)
+    return size
+
+
 def strip_jpeg(data: bytes) -> bytes:
-    """A JPEG less EXIF, XMP, colour profiles, comments and whatever follows its end.
+    """A JPEG with its pixels and no text.
 
     Raises:
         Unreadable: Its segments are damaged.
     """
     kept = [data[:2]]
+    applications: set[bytes] = set()
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
@@ -45,13 +132,26 @@ def strip_jpeg(data: bytes) -> bytes:
         end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
         if marker == 0xDA:  # the scan runs on to the next marker that is neither RSTn nor stuffing
             end = _scan_end(data, end)
-        # APP0 is JFIF, APP14 names the colour transform; the others and COM hold text
-        if not (0xE1 <= marker <= 0xEF and marker != 0xEE) and marker != 0xFE:
+        if marker in DECODING:
             kept.append(data[position:end])
+        else:
+            application = _plain_application(data[position:end])
+            if application and application[4:9] not in applications:
+                applications.add(application[4:9])
+                kept.append(application)
         position = end
     if data[position : position + 2] == b"\xff\xd9":
         return b"".join([*kept, b"\xff\xd9"])
     raise Unreadable("truncated JPEG")
+
+
+def _plain_application(segment: bytes) -> bytes:
+    """The JFIF header without its thumbnail, or Adobe's colour transform; nothing of all others."""
+    if segment[1] == 0xE0 and segment[4:9] == JFIF and len(segment) >= 18:
+        return segment[:2] + struct.pack(">H", 16) + segment[4:16] + bytes(2)
+    if segment[1] == 0xEE and segment[4:9] == ADOBE and len(segment) >= 16:
+        return segment[:2] + struct.pack(">H", 14) + segment[4:16]
+    return b""
 
 
 def _scan_end(data: bytes, position: int) -> int:
