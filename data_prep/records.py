@@ -17,6 +17,11 @@ class Unreadable(Exception):
     """A file that cannot be read; the message is the reason, and names no path."""
 
 
+NOT_OF_A_DECODER = (KeyboardInterrupt, SystemExit, GeneratorExit)
+"""What ends a program or a generator. All else that is raised while a file is decoded is the fault
+of that file alone; decoders in Rust raise panics, which are no `Exception`s."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reference:
     """One file (or one part of it) in a manifest; it yields zero or more records."""

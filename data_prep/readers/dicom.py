@@ -27,7 +27,7 @@ from data_prep.readers.intensity import (
     to_integers,
     unit_to_integers,
 )
-from data_prep.records import NotAnImage, Sample, Unreadable
+from data_prep.records import NOT_OF_A_DECODER, NotAnImage, Sample, Unreadable
 
 NOT_PICTURES = {"SEG": "a segmentation", "RTDOSE": "a dose map"}
 """Modalities whose pixels are not a picture of a patient."""
@@ -141,9 +141,9 @@ def read_frames(
     try:
         for index, frame in enumerate(iter_pixels(dataset)):
             yield _show(frame, dataset, index, bits, window)
-    except Unreadable:
+    except (Unreadable, *NOT_OF_A_DECODER):
         raise
-    except Exception as error:  # each decoder plugin raises other errors
+    except BaseException as error:  # each decoder plugin raises other errors, or panics
         raise Unreadable(
             f"its pixels cannot be decoded (transfer syntax {_syntax(dataset)},"
             f" {type(error).__name__})"

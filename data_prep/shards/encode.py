@@ -6,7 +6,15 @@ from typing import Any
 import numpy as np
 
 from data_prep.format.codec import encode_npy, encode_png
-from data_prep.records import NotAnImage, Reference, Sample, Source, Unreadable, group_hash
+from data_prep.records import (
+    NOT_OF_A_DECODER,
+    NotAnImage,
+    Reference,
+    Sample,
+    Source,
+    Unreadable,
+    group_hash,
+)
 
 Encoded = tuple[Sample, dict[str, Any], dict[str, bytes]]
 """A sample, its JSON and its members."""
@@ -34,7 +42,9 @@ def read_reference(
         return [], [Unreadable(f"cannot be read{reason}")]
     # A damaged file makes its decoder raise nearly anything; the message may quote the path or a
     # header, so only its kind is kept.
-    except Exception as error:
+    except NOT_OF_A_DECODER:
+        raise
+    except BaseException as error:
         return [], [Unreadable(f"its decoder failed ({type(error).__name__})")]
     return records, errors
 

@@ -11,6 +11,7 @@ from data_prep.format.index import index_path, read_json
 from data_prep.options import WriteOptions
 from data_prep.readers.quiet import quiet
 from data_prep.records import Source, keyed_hash, record_key
+from data_prep.shards.alone import ENDED, read_alone
 from data_prep.shards.encode import read_reference
 from data_prep.shards.manifest import Shard
 from data_prep.shards.summary import FORMAT
@@ -117,9 +118,10 @@ def _is_fixed(shard: Shard, quarantined: list[Any], source: Source, salt: str) -
     for reference in shard.references if unreadable else ():
         key = record_key(reference, salt)
         if key in unreadable:
-            with quiet():
-                _, errors = read_reference(reference, source, salt)
             before = [reason for other, _, reason, _ in quarantined if other == key]
+            read = read_alone if before[0].startswith(ENDED) else read_reference
+            with quiet():
+                _, errors = read(reference, source, salt)
             if [str(error) for error in errors] != before:
                 return True
     return False

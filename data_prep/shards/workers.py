@@ -54,7 +54,8 @@ def write_in_parallel(
             except BrokenProcessPool as error:
                 raise UserError(
                     "a worker process died (out of memory, or a decoder crashed); finished shards"
-                    " are kept: run the command again, with --workers 1 to see where it stops"
+                    " are kept. Run the command again: the files that were being read are then read"
+                    " on their own, and one that ends its process again is quarantined"
                 ) from error
             finally:
                 for future in pending:

@@ -15,7 +15,7 @@ from data_prep.format.tar import TarWriter
 from data_prep.options import WriteOptions
 from data_prep.readers.quiet import quiet
 from data_prep.records import NotAnImage, Source, record_key
-from data_prep.shards.encode import read_reference
+from data_prep.shards.alone import reading
 from data_prep.shards.existing import find_unfinished, is_finished, recipe, stored_options
 from data_prep.shards.manifest import Shard, plan_shards
 from data_prep.shards.merge import claim_merge, merge
@@ -75,11 +75,17 @@ def write_shard(
     path = options.output / f"{shard.name}.tar"
     summary = Summary()
     quarantined = []
-    with quiet(), atomic_path(path) as temporary, temporary.open("wb") as file:
+    mark = options.output / f".reading-{shard.name}"
+    with (
+        quiet(),
+        atomic_path(path) as temporary,
+        temporary.open("wb") as file,
+        reading(mark, source, options.salt) as read,
+    ):
         writer = TarWriter(file)
         for reference in shard.references:
             key = record_key(reference, options.salt)
-            records, errors = read_reference(reference, source, options.salt)
+            records, errors = read(reference)
             for error in errors:
                 kind = "skipped" if isinstance(error, NotAnImage) else "unreadable"
                 quarantined.append([key, kind, str(error), 1 / (len(records) + len(errors))])

@@ -260,3 +260,23 @@ def test_no_header_value_reaches_the_set(tmp_path, shard_folder, capfd):
     everything += json.dumps([line["reason"] for line in lines]).encode()
     for value in [*PERSONAL.values(), "Roe", "Jane"]:
         assert value.encode() not in everything
+
+
+def test_a_decoder_that_panics_costs_one_file():
+    """pylibjpeg's decoder of RLE is Rust: its panics are not `Exception`s."""
+    dataset = pydicom.dcmread(FILES / "MR_small_RLE.dcm")
+    whole = bytes(dataset.PixelData)
+    start = whole.rfind(b"\xfe\xff\x00\xe0") + 8
+    refused = 0
+    for seed in range(60):
+        damaged = bytearray(whole)
+        generator = np.random.default_rng(seed)
+        for position in generator.integers(start + 64, len(whole) - 8, 20):
+            damaged[position] = generator.integers(256)
+        dataset.PixelData = bytes(damaged)
+        try:
+            assert len(list(read_frames(dataset))) == 1
+        except Unreadable as error:
+            assert "cannot be decoded" in str(error)
+            refused += 1
+    assert refused > 0

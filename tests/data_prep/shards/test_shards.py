@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,8 @@ from data_prep.format.tar import TarWriter
 from data_prep.layouts.folder import Folder
 from data_prep.loader.dataset import ShardDataset
 from data_prep.options import WriteOptions
-from data_prep.records import Reference
+from data_prep.records import Reference, record_key
+from data_prep.shards.manifest import plan_shards
 from data_prep.shards.summary import exact_sums
 from data_prep.shards.write import write_shards
 
@@ -45,7 +48,8 @@ from functools import partial
 from pathlib import Path
 from data_prep.layouts.folder import Folder
 from data_prep.options import WriteOptions
-from data_prep.records import Reference
+from data_prep.records import Reference, record_key
+from data_prep.shards.manifest import plan_shards
 from data_prep.shards import write_shards
 
 def slowly(reference, read):
@@ -142,6 +146,71 @@ def test_unreadable_files_are_left_out_with_a_reason(
     with pytest.raises(UserError, match=r"more than --max-bad 0\.2:"):  # a set that was good before
         shard_folder(tmp_path / "images", tmp_path / "set1", max_bad=0.2)
     assert not (tmp_path / "set1" / "dataset.json").exists()
+
+
+class Panic(BaseException):
+    """As a decoder in Rust raises it."""
+
+
+def panicking(reference, read):
+    if reference.path == "ill/image 003 é.png":
+        raise Panic
+    return read(reference)
+
+
+def test_a_decoder_that_panics_costs_one_record(tmp_path, make_images):
+    make_images(tmp_path / "images", count=10)
+    layout = Folder(input=tmp_path / "images")
+    source = layout.source("folder", layout.references())
+    options = WriteOptions(output=tmp_path / "set", shard_records=4, max_bad=0.2)
+    document = write_shards(replace(source, read=partial(panicking, read=source.read)), options)
+    assert (document["records"], document["unreadable"]) == (9, 1)
+    assert "its decoder failed (Panic)" in (tmp_path / "set" / "quarantine.jsonl").read_text()
+
+
+def ending(reference, read, victim):
+    if reference.path == victim:
+        os.abort()
+    return list(read(reference))
+
+
+def test_a_file_whose_decoder_ends_the_process_is_quarantined_on_the_rerun(
+    tmp_path, make_images, shard_folder, folder_bytes
+):
+    make_images(tmp_path / "images", count=10)
+    layout = Folder(input=tmp_path / "images")
+    source = layout.source("folder", layout.references())
+    victim = "ill/image 003 é.png"
+    source = replace(source, read=partial(ending, read=source.read, victim=victim))
+    options = WriteOptions(output=tmp_path / "set", shard_records=4, workers=2, max_bad=0.2)
+    with pytest.raises(UserError, match=r"a worker process died .* Run the command again"):
+        write_shards(source, options)
+    assert list((tmp_path / "set").glob(".reading-*"))
+    document = write_shards(source, options)
+    assert (document["records"], document["unreadable"]) == (9, 1)
+    quarantine = (tmp_path / "set" / "quarantine.jsonl").read_text()
+    assert "its decoder ended the process (signal 6)" in quarantine
+    assert not list((tmp_path / "set").glob(".reading-*"))
+    before = folder_bytes(tmp_path / "set")
+    write_shards(source, options)  # asks in another process whether the file has been fixed
+    assert folder_bytes(tmp_path / "set") == before
+
+    shard_folder(tmp_path / "images", tmp_path / "set", shard_records=4)
+    shard_folder(tmp_path / "images", tmp_path / "plain", shard_records=4)
+    assert folder_bytes(tmp_path / "set") == folder_bytes(tmp_path / "plain")
+
+
+def test_a_run_that_was_killed_blames_no_file(tmp_path, make_images, shard_folder, folder_bytes):
+    make_images(tmp_path / "images", count=10)
+    shard_folder(tmp_path / "images", tmp_path / "plain", shard_records=4)
+    references = Folder(input=tmp_path / "images").references()
+    shards = plan_shards(references, 4, 0)
+    (tmp_path / "set").mkdir()
+    for shard in shards:
+        key = record_key(shard.references[1], WriteOptions(output=tmp_path).salt)
+        (tmp_path / "set" / f".reading-{shard.name}").write_text(key)
+    shard_folder(tmp_path / "images", tmp_path / "set", shard_records=4)
+    assert folder_bytes(tmp_path / "set") == folder_bytes(tmp_path / "plain")
 
 
 def test_a_full_disk_is_told_and_leaves_no_file(image_folder, tmp_path, monkeypatch, shard_folder):
