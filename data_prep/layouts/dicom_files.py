@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from data_prep.layouts.base import FolderLayout
 from data_prep.options import PictureOptions
-from data_prep.readers.dicom import is_dicom, read_pictures
+from data_prep.readers.dicom import read_pictures
+from data_prep.readers.dicom_header import is_dicom
 from data_prep.records import Reference, Sample
 
 

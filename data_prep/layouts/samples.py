@@ -24,7 +24,8 @@ import pydicom
 from data_prep.layouts._find import find_files
 from data_prep.layouts.base import Layout
 from data_prep.options import ReadOptions, SliceOptions, Window
-from data_prep.readers.dicom import is_dicom, read_pictures
+from data_prep.readers.dicom import read_pictures
+from data_prep.readers.dicom_header import is_dicom
 from data_prep.readers.intensity import intensity_limits, to_integers
 from data_prep.readers.nifti import volume_from_nifti
 from data_prep.readers.slices import slice_volume

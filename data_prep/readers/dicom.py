@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pydicom
 from pydicom.dataset import Dataset
 from pydicom.pixels import (
     apply_color_lut,
@@ -19,8 +18,16 @@ from pydicom.pixels import (
     apply_voi,
     iter_pixels,
 )
+from pydicom.pixels.utils import get_expected_length
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from data_prep.options import PictureOptions, Window
+from data_prep.readers.dicom_header import patient, read_header, transfer_syntax
 from data_prep.readers.intensity import (
     intensity_limits,
     replace_not_finite,
@@ -29,8 +36,13 @@ from data_prep.readers.intensity import (
 )
 from data_prep.records import NOT_OF_A_DECODER, NotAnImage, Sample, Unreadable
 
-NOT_PICTURES = {"SEG": "a segmentation", "RTDOSE": "a dose map"}
-"""Modalities whose pixels are not a picture of a patient."""
+UNCOMPRESSED = (
+    ImplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    DeflatedExplicitVRLittleEndian,
+)
+"""Transfer syntaxes whose pixels are stored as they are."""
 
 # fmt: off
 BODY_PARTS = frozenset((
@@ -53,54 +65,6 @@ class DicomFrame:
     meta: dict[str, Any] = field(default_factory=dict)
     """modality, body_part, spacing ([row, column] in mm) and window; None where unknown. Nothing
     else of the header is kept."""
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether a file has DICOM's magic after its preamble, or else the suffix .dcm or .dicom.
-
-    A file that cannot be opened counts, so that reading it says why.
-    """
-    if path.suffix.lower() in (".dcm", ".dicom"):
-        return True
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return True
-
-
-def read_header(path: Path) -> Dataset:
-    """The data set of a file, its pixels not yet decoded.
-
-    Raises:
-        NotAnImage: A DICOM file without pixels, or whose pixels are not a picture.
-        Unreadable: Not a DICOM file.
-    """
-    try:
-        # Files without a preamble are still common; junk read by force has no Rows.
-        dataset = pydicom.dcmread(path, force=True)
-    except OSError:
-        raise
-    except Exception as error:  # damaged headers make pydicom raise nearly anything
-        raise Unreadable(f"not a readable DICOM file ({type(error).__name__})") from error
-    if not dataset:
-        raise Unreadable("not a DICOM file, or an empty one")
-    if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        if dataset.get("Rows"):
-            raise Unreadable("its header describes an image, but it has no pixel data")
-        meta = getattr(dataset, "file_meta", None) or {}
-        if "SOPClassUID" not in dataset and "MediaStorageSOPClassUID" not in meta:
-            raise Unreadable("not a DICOM file, or one whose header is damaged")
-        directory = "DirectoryRecordSequence" in dataset
-        raise NotAnImage("is a DICOMDIR" if directory else "has no pixel data")
-    if what := NOT_PICTURES.get(str(dataset.get("Modality", ""))):
-        raise NotAnImage(f"is {what}")
-    return dataset
-
-
-def patient(dataset: Dataset) -> str:
-    """What groups the images of one patient: patient, else study, else "" (to be hashed)."""
-    return str(dataset.get("PatientID") or dataset.get("StudyInstanceUID") or "")
 
 
 def read_pictures(path: Path, options: PictureOptions) -> Iterator[Sample]:
@@ -138,6 +102,7 @@ def read_frames(
         raise Unreadable("its header gives no size")
     if max_pixels is not None and size > max_pixels:
         raise Unreadable(f"{dataset.Rows} x {dataset.Columns} pixels exceed max_pixels")
+    _require_all_pixels(dataset)
     try:
         for index, frame in enumerate(iter_pixels(dataset)):
             yield _show(frame, dataset, index, bits, window)
@@ -145,9 +110,25 @@ def read_frames(
         raise
     except BaseException as error:  # each decoder plugin raises other errors, or panics
         raise Unreadable(
-            f"its pixels cannot be decoded (transfer syntax {_syntax(dataset)},"
+            f"its pixels cannot be decoded (transfer syntax {transfer_syntax(dataset)},"
             f" {type(error).__name__})"
         ) from error
+
+
+def _require_all_pixels(dataset: Dataset) -> None:
+    """Refuse a file that was cut within its uncompressed pixels.
+
+    Raises:
+        Unreadable: Some of them are missing.
+    """
+    if transfer_syntax(dataset) not in UNCOMPRESSED or "PixelData" not in dataset:
+        return
+    try:
+        expected = get_expected_length(dataset)
+    except Exception:  # a damaged header, of which decoding says more
+        return
+    if len(dataset.PixelData) < expected:
+        raise Unreadable("truncated: some of its pixels are missing")
 
 
 def _show(
@@ -273,11 +254,6 @@ def _modality(dataset: Dataset) -> str | None:
 def _body_part(dataset: Dataset) -> str | None:
     value = str(dataset.get("BodyPartExamined", "")).upper()
     return value if value in BODY_PARTS else None
-
-
-def _syntax(dataset: Dataset) -> str:
-    meta = getattr(dataset, "file_meta", None)
-    return str(meta.get("TransferSyntaxUID", "unknown")) if meta else "unknown"
 
 
 def _first(value: Any) -> Any:

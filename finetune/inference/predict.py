@@ -12,7 +12,8 @@ from data_prep.common.errors import UserError
 from data_prep.common.files import atomic_path
 from data_prep.format.codec import encode_png
 from data_prep.options import ReadOptions, Window
-from data_prep.readers.dicom import is_dicom, read_frames, read_header
+from data_prep.readers.dicom import read_frames
+from data_prep.readers.dicom_header import is_dicom, read_header
 from data_prep.readers.images import SUFFIXES, read_image
 from data_prep.readers.intensity import intensity_limits, to_integers
 from data_prep.readers.nifti import mask_to_nifti, volume_from_nifti

@@ -1,18 +1,21 @@
 """DICOM decoding against pydicom's own, on pydicom's test files and files made here."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.fileset import FileSet
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from data_prep.loader.dataset import ShardDataset
-from data_prep.readers.dicom import is_dicom, read_frames, read_header
+from data_prep.readers.dicom import read_frames
+from data_prep.readers.dicom_header import is_dicom, read_header
 from data_prep.records import NotAnImage, Unreadable
 
 FILES = Path(pydicom.__file__).parent / "data" / "test_files"
@@ -189,7 +192,7 @@ def test_what_is_no_picture_is_told_from_what_is_damaged(tmp_path):
         with pytest.raises(NotAnImage, match=reason):
             frames(FILES / name)
     for name, reason in {
-        "MR_truncated.dcm": "cannot be decoded",
+        "MR_truncated.dcm": "truncated: some of its pixels are missing",
         "JPEG2000-embedded-sequence-delimiter.dcm": "cannot be decoded",
         "no_meta.dcm": "not a DICOM file",
     }.items():
@@ -280,3 +283,50 @@ def test_a_decoder_that_panics_costs_one_file():
             assert "cannot be decoded" in str(error)
             refused += 1
     assert refused > 0
+
+
+def raw_elements(path):
+    dataset = pydicom.dcmread(path)
+    items = (dataset.get_item(tag) for tag in list(dataset.keys()))
+    return [item for item in items if isinstance(item, RawDataElement)]
+
+
+@pytest.mark.parametrize(
+    "name", ["CT_small.dcm", "MR_small_implicit.dcm", "MR_small_RLE.dcm", "ExplVR_BigEnd.dcm"]
+)
+def test_a_file_that_was_cut_is_unreadable_wherever_it_was_cut(name, tmp_path):
+    data = (FILES / name).read_bytes()
+    path = tmp_path / "cut.dcm"
+    dataset = pydicom.dcmread(FILES / name)
+    pixels = data.rfind(dataset.PixelData)
+    assert pixels > 0
+    reasons = set()
+    ends = {item.value_tell + item.length for item in raw_elements(FILES / name)}
+    sizes = np.linspace(1, pixels + len(dataset.PixelData) // 2, 40).astype(int)
+    for size in {*sizes.tolist()} - ends:  # at such an end it is a header without pixels
+        path.write_bytes(data[:size])
+        with pytest.raises(Unreadable) as error:
+            list(read_frames(read_header(path)))
+        reasons.add(str(error.value))
+    assert any(reason.startswith("truncated: ") for reason in reasons)
+
+
+def test_a_file_without_a_preamble_is_found_and_read(tmp_path):
+    whole = FILES / "CT_small.dcm"
+    bare = tmp_path / "IM0001"
+    bare.write_bytes(whole.read_bytes()[132:])
+    dataset = pydicom.dcmread(whole)
+    without_meta = tmp_path / "IM0002"
+    del dataset.file_meta
+    dataset.preamble = None
+    dataset.save_as(without_meta, implicit_vr=True, little_endian=True, enforce_file_format=False)
+    for path in (bare, without_meta):
+        assert is_dicom(path)
+        assert np.array_equal(frames(path)[0].image, frames(whole)[0].image)
+    (tmp_path / "notes").write_text("Jane Roe")
+    assert not is_dicom(tmp_path / "notes")
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.dcm")
+    assert not is_dicom(tmp_path / "pipe.dcm")

@@ -77,7 +77,7 @@ def test_few_cases_are_whole_patients_and_nested(make_shards, organs):
         LabelledCases(CaseSelection(shards=shards, cases=1), seed=seed).images for seed in range(9)
     ]
     assert any(images != others[0] for images in others)
-    with pytest.raises(UserError, match=r"data\.cases: 5 of 4 groups"):
+    with pytest.raises(UserError, match=r"data\.cases is 5, and .* has 4 groups"):
         LabelledCases(CaseSelection(shards=shards, cases=5))
 
 

@@ -1,0 +1,114 @@
+"""Which files are DICOM images, and their headers: found, read, and complete."""
+
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from data_prep.records import NotAnImage, Unreadable
+
+SPECIFIC_CHARACTER_SET = 0x00080005
+UNDEFINED_LENGTH = 0xFFFFFFFF
+FIRST_TAGS = tuple(
+    group + element + b"\0"
+    for group in (b"\x02\0", b"\x08\0")
+    for element in (b"\0", b"\1", b"\5", b"\x08", b"\x16", b"\x18")
+)
+"""Elements with which a file without a preamble begins, little endian."""
+NOT_PICTURES = {"SEG": "a segmentation", "RTDOSE": "a dose map"}
+"""Modalities whose pixels are not a picture of a patient."""
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file has DICOM's magic after its preamble, no preamble, or a suffix of DICOM.
+
+    Without a preamble a file begins with an element of group 2 or 8. A file that cannot be opened
+    counts, so that reading it says why; a pipe or a device does not.
+    """
+    if not path.is_file():
+        return False
+    if path.suffix.lower() in (".dcm", ".dicom"):
+        return True
+    try:
+        with path.open("rb") as file:
+            head = file.read(132)
+    except OSError:
+        return True
+    return head[128:] == b"DICM" or head[:4] in FIRST_TAGS
+
+
+def read_header(path: Path) -> Dataset:
+    """The data set of a file, its pixels not yet decoded.
+
+    Raises:
+        NotAnImage: A DICOM file without pixels, or whose pixels are not a picture.
+        Unreadable: Not a DICOM file.
+    """
+    try:
+        # Files without a preamble are still common; junk read by force has no Rows.
+        dataset = pydicom.dcmread(path, force=True)
+    except OSError as error:
+        if error.errno is None:  # pydicom's own
+            raise Unreadable("truncated: it ends within its header") from error
+        raise
+    except Exception as error:  # damaged headers make pydicom raise nearly anything
+        raise Unreadable(f"not a readable DICOM file ({type(error).__name__})") from error
+    if not dataset:
+        raise Unreadable("not a DICOM file, or an empty one")
+    cut = _ends_within_an_element(dataset, path)
+    _name_transfer_syntax(dataset)
+    if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        if dataset.get("Rows"):
+            raise Unreadable("truncated: its header describes an image, but it has no pixel data")
+        meta = getattr(dataset, "file_meta", None) or {}
+        if "SOPClassUID" not in dataset and "MediaStorageSOPClassUID" not in meta:
+            raise Unreadable("not a DICOM file, or one whose header is damaged")
+        if cut:
+            raise Unreadable("truncated: it ends within its header")
+        directory = "DirectoryRecordSequence" in dataset
+        raise NotAnImage("is a DICOMDIR" if directory else "has no pixel data")
+    if what := NOT_PICTURES.get(str(dataset.get("Modality", ""))):
+        raise NotAnImage(f"is {what}")
+    return dataset
+
+
+def _ends_within_an_element(dataset: Dataset, path: Path) -> bool:
+    """Whether a file is shorter than its last element says, or ends within the next one."""
+    last: Any = dataset.get_item(max(dataset.keys()))
+    if transfer_syntax(dataset) == DeflatedExplicitVRLittleEndian:
+        return False  # positions are not those in the file
+    if not isinstance(last, RawDataElement):  # a sequence, or what pydicom needs to read on
+        return bool(last.tag == SPECIFIC_CHARACTER_SET)
+    if last.length == UNDEFINED_LENGTH:
+        return False
+    return bool(last.value_tell + last.length != path.stat().st_size)
+
+
+def _name_transfer_syntax(dataset: Dataset) -> None:
+    """Give a file without File Meta the transfer syntax that it was read by."""
+    implicit, little = dataset.original_encoding
+    meta: Any = getattr(dataset, "file_meta", None)
+    if meta is None:
+        meta = dataset.file_meta = FileMetaDataset()
+    if "TransferSyntaxUID" not in meta and implicit is not None:
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+
+
+def patient(dataset: Dataset) -> str:
+    """What groups the images of one patient: patient, else study, else "" (to be hashed)."""
+    return str(dataset.get("PatientID") or dataset.get("StudyInstanceUID") or "")
+
+
+def transfer_syntax(dataset: Dataset) -> str:
+    """UID of how the pixels are stored, or `unknown`."""
+    meta = getattr(dataset, "file_meta", None)
+    return str(meta.get("TransferSyntaxUID", "unknown")) if meta else "unknown"
