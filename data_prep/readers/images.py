@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from data_prep.format.codec import decode, encode_jpeg, encode_png
 from data_prep.options import ReadOptions
 from data_prep.readers.intensity import intensity_limits, replace_not_finite, to_integers
-from data_prep.readers.strip import strip_jpeg, strip_png
+from data_prep.readers.strip import may_be_turned, strip_jpeg, strip_png
 from data_prep.records import Unreadable
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
@@ -109,8 +109,8 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def _is_upright(image: Image.Image, data: bytes) -> bool:
-    # Pillow decodes a PNG to look behind its pixels; a chunk or a text names what it looks for
-    if image.format == "PNG" and not any(name in data for name in (b"eXIf", b"exif", b"xmp")):
+    # Pillow decodes a PNG to look behind its pixels
+    if image.format == "PNG" and not may_be_turned(data):
         return True
     return _call(image.getexif).get(ORIENTATION, 1) == 1
 
