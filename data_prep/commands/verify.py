@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_prep.common.errors import UserError
+from data_prep.common.files import sha256
 from data_prep.format.index import ShardIndex, index_path, load_index, read_json
 from data_prep.options import VerifyOptions
 
@@ -34,14 +35,19 @@ def find_problems(root: Path) -> list[str]:
     shards = [shard for split in splits.values() for shard in split["shards"]]
     for shard in tqdm(shards, desc="verify", unit="shard"):
         listed.add(shard["name"])
-        problems += _check_shard(root / shard["name"], shard["sha256"], shard["records"])
+        path = root / shard["name"]
+        problems += _check_shard(path, shard["sha256"], shard["records"])
+        index = index_path(path)
+        expected = shard.get("index_sha256")  # sets of earlier versions do not say
+        if expected is not None and index.is_file() and sha256(index) != expected:
+            problems.append(f"{index}: altered (SHA-256 differs)")
     for path in sorted(root.glob("*.tar")):
         if path.name not in listed:
             problems.append(f"{path}: not listed in dataset.json")
     return problems
 
 
-def _check_shard(path: Path, sha256: str, records: int) -> list[str]:
+def _check_shard(path: Path, expected: str, records: int) -> list[str]:
     if not path.is_file():
         return [f"{path}: missing"]
     try:
@@ -52,7 +58,7 @@ def _check_shard(path: Path, sha256: str, records: int) -> list[str]:
     if len(index.keys) != records:
         problems.append(f"{index_path(path)}: {len(index.keys)} records, not {records}")
     with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+        if hashlib.file_digest(file, "sha256").hexdigest() == expected:
             return problems + _check_names(path, index)
         problems.append(f"{path}: altered (SHA-256 differs)")
         size = file.seek(0, 2)

@@ -8,7 +8,7 @@ from typing import Any
 
 from data_prep.common.cli import write_resolved_config
 from data_prep.common.errors import UserError
-from data_prep.common.files import write_json, write_text
+from data_prep.common.files import sha256, write_json, write_text
 from data_prep.format.index import read_json
 from data_prep.options import WriteOptions
 from data_prep.records import Source, record_key
@@ -36,8 +36,16 @@ def claim_merge(options: WriteOptions) -> Iterator[bool]:
     try:
         yield True
     finally:
-        for path in options.output.glob(".merge-*"):  # also of an array of another size
-            path.unlink(missing_ok=True)
+        remove_claims(options)
+
+
+def remove_claims(options: WriteOptions) -> None:
+    """Remove the claims of tasks that were killed while they merged, also of other arrays.
+
+    Where a shard is still to be written, no task can be merging.
+    """
+    for path in options.output.glob(".merge-*"):
+        path.unlink(missing_ok=True)
 
 
 def merge(
@@ -59,8 +67,10 @@ def merge(
     """
     indexes = []
     for shard in shards:
-        document = read_json(options.output / f"{shard.name}.index.json")
+        path = options.output / f"{shard.name}.index.json"
+        document = read_json(path)
         del document["records"]  # a large set's would not fit in memory
+        document["index_sha256"] = sha256(path)
         indexes.append(document)
     quarantined = [entry for index in indexes for entry in index["quarantined"]]
     paths = _paths(shards, {key for key, *_ in quarantined}, options.salt)

@@ -128,6 +128,7 @@ def dataset_document(
                     "records": part["summary"]["records"],
                     "bytes": part["bytes"],
                     "sha256": part["sha256"],
+                    "index_sha256": part["index_sha256"],
                 }
                 for part in parts
             ],

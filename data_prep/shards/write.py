@@ -18,7 +18,7 @@ from data_prep.records import NotAnImage, Source, record_key
 from data_prep.shards.alone import reading
 from data_prep.shards.existing import find_unfinished, is_finished, recipe, stored_options
 from data_prep.shards.manifest import Shard, plan_shards
-from data_prep.shards.merge import claim_merge, merge
+from data_prep.shards.merge import claim_merge, merge, remove_claims
 from data_prep.shards.summary import Summary
 from data_prep.shards.workers import write_in_parallel
 
@@ -51,8 +51,10 @@ def write_shards(
     try:
         if todo:  # the set is not whole now; no other task merges before these are written
             (options.output / "dataset.json").unlink(missing_ok=True)
+            remove_claims(options)
         write_in_parallel(write_shard, todo, source, options)
         if options.tasks == 1:
+            remove_claims(options)
             return merge(shards, source, options, resolved)
         # Every task looks only after its own shards are in place, so that the last one sees all.
         others = [shard for shard in unfinished if shard.name not in mine]

@@ -37,6 +37,29 @@ def test_an_altered_byte_is_found_in_its_member(copy):
     ]
 
 
+def test_every_flipped_byte_of_an_index_is_found(copy):
+    path = copy / "train-000001.index.json"
+    whole = path.read_bytes()
+    generator = np.random.default_rng(0)
+    for position in generator.choice(len(whole), 60, replace=False):
+        data = bytearray(whole)
+        data[position] ^= 1 << int(generator.integers(8))
+        path.write_bytes(data)
+        assert any(str(path) in problem for problem in find_problems(copy)), position
+    path.write_bytes(whole)
+    assert find_problems(copy) == []
+
+
+def test_a_set_of_an_earlier_version_is_checked_as_far_as_it_says(copy):
+    """Its dataset.json does not name the hashes of the indexes."""
+    document = json.loads((copy / "dataset.json").read_text())
+    for split in document["splits"].values():
+        for shard in split["shards"]:
+            del shard["index_sha256"]
+    (copy / "dataset.json").write_text(json.dumps(document))
+    assert find_problems(copy) == []
+
+
 def test_truncation_is_found(copy):
     shard = copy / "train-000001.tar"
     index = load_index(shard)
@@ -66,7 +89,10 @@ def test_a_wrong_index_is_found(copy):
     document["records"][1]["members"]["png"][0] += 512
     path.write_text(json.dumps(document))
     key = document["records"][1]["key"]
-    assert find_problems(copy) == [f"{path}: wrong location of {key}.png"]
+    assert find_problems(copy) == [
+        f"{path}: wrong location of {key}.png",
+        f"{path}: altered (SHA-256 differs)",
+    ]
 
 
 def test_commands_tell_and_fail(copy, capsys):

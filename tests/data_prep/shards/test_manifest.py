@@ -44,7 +44,13 @@ def test_sizes_of_images_and_volumes_in_one_set():
     for shape, volume in (((40, 50), False), ((40, 60, 3), False), ((7, 30, 90), True)):
         sample = Sample(np.zeros(shape, np.uint8), volume=volume)
         summary.add(sample, {"group": "g", "label": None, "modality": None})
-    index = {"shard": "train-000000.tar", "bytes": 0, "sha256": "", "quarantined": []}
+    index = {
+        "shard": "train-000000.tar",
+        "bytes": 0,
+        "sha256": "",
+        "index_sha256": "",
+        "quarantined": [],
+    }
     index |= {"options": {"layout": "folder", "seed": 0}, "summary": summary.document()}
     document = dataset_document(None, [index])
     assert document["source"] == {"layout": "folder", "seed": 0}

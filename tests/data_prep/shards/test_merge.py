@@ -48,6 +48,30 @@ def test_an_array_of_another_size_finishes_what_was_begun(
     assert folder_bytes(array) == folder_bytes(whole)
 
 
+@pytest.mark.parametrize("order", [(1, 0, 2), (0, 2, 1), (2, 1, 0)])
+def test_a_claim_that_a_killed_task_left_stops_no_one(
+    order, image_folder, tmp_path, shard_folder, folder_bytes
+):
+    whole, array = tmp_path / "one", tmp_path / "array"
+    shard_folder(image_folder, whole)
+    shard_folder(image_folder, array, task=1, tasks=3)
+    (array / ".merge-3").symlink_to("1")
+    documents = [shard_folder(image_folder, array, task=task, tasks=3) for task in order]
+    assert documents[-1] is not None
+    assert folder_bytes(array) == folder_bytes(whole)
+
+
+def test_a_single_process_cleans_up_after_an_array(
+    image_folder, tmp_path, shard_folder, folder_bytes
+):
+    whole, array = tmp_path / "one", tmp_path / "array"
+    for folder in (whole, array):
+        shard_folder(image_folder, folder)
+    (array / ".merge-3").symlink_to("1")
+    shard_folder(image_folder, array)
+    assert folder_bytes(array) == folder_bytes(whole)
+
+
 def test_tasks_at_the_same_time(image_folder, tmp_path, shard_folder, folder_bytes):
     shard_folder(image_folder, tmp_path / "one")
     command = [sys.executable, "-m", "data_prep", "shard", "--layout=folder", "--shard-records=4"]
