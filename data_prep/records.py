@@ -88,6 +88,15 @@ class Source:
     """Defaults of the options: what a set made before an option existed was made with."""
 
 
+def printable(text: str) -> str:
+    """A file's or folder's name as text: one that is not UTF-8 is read as Latin-1."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # the bytes that Python could not decode
+        return os.fsencode(text).decode("latin-1")
+    return text
+
+
 def keyed_hash(text: str, salt: str, digest_size: int = 16) -> str:
     """BLAKE2b of `text` under the key `salt`, hexadecimal."""
     return hashlib.blake2b(

@@ -185,7 +185,10 @@ def _windowed(
     if function == "SIGMOID":
         unit = 1 / (1 + np.exp(-4 * (values - center) / width))
         return unit_to_integers(unit, bits), None
-    if function == "LINEAR_EXACT":
+    # LINEAR counts in whole steps, so that a width of 1 is a threshold; below that, or where values
+    # are fractions, as of PET, the file can only mean the exact window
+    fractions = width == 1 and not np.array_equal(values, np.rint(values))
+    if function == "LINEAR_EXACT" or width < 1 or fractions:
         limits = (center - width / 2, center + width / 2)
     else:
         limits = (center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2)
@@ -242,7 +245,9 @@ def _spacing(dataset: Dataset, index: int) -> list[float] | None:
     for name in ("PixelSpacing", "ImagerPixelSpacing"):
         values = measures.get(name)
         if values is not None and not isinstance(values, str) and len(values) == 2:
-            return [float(value) for value in values]
+            spacing = [float(value) for value in values]
+            if all(0 < value < np.inf for value in spacing):  # scanners write 0 for unknown
+                return spacing
     return None
 
 

@@ -116,10 +116,16 @@ def volume_from_nifti(
     canonical = apply_orientation(data, orientation)
     affine = image.affine @ nibabel.orientations.inv_ornt_aff(orientation, data.shape)
     axes, flips = PLANES[plane]
-    zooms = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    zooms = np.sqrt((affine[:3, :3] ** 2).sum(axis=0)) * _millimetres(image)
     array = _flip(canonical.transpose(axes), flips)
     depth, row, column = (float(zooms[axis]) for axis in axes)
     return Volume(array, (depth, row, column), affine, axes, flips)
+
+
+def _millimetres(image: SpatialImage) -> float:
+    """Millimetres of the unit that a header names; most name none and mean millimetres."""
+    units = getattr(image.header, "get_xyzt_units", None)
+    return {"meter": 1000.0, "micron": 0.001}.get(units()[0] if units else "", 1.0)
 
 
 def read_labelled(

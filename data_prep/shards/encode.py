@@ -14,6 +14,7 @@ from data_prep.records import (
     Source,
     Unreadable,
     group_hash,
+    printable,
 )
 
 Encoded = tuple[Sample, dict[str, Any], dict[str, bytes]]
@@ -52,7 +53,7 @@ def read_reference(
 def _encode(sample: Sample, reference: Reference, source: Source, salt: str) -> Encoded:
     meta = {
         "group": group_hash(sample.group or reference.group or reference.path, salt),
-        "label": reference.label,
+        "label": None if reference.label is None else printable(reference.label),
         "modality": None,
         "spacing": None,
         "size": list(sample.image.shape),

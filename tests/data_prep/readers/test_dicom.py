@@ -330,3 +330,29 @@ def test_a_file_without_a_preamble_is_found_and_read(tmp_path):
 def test_a_pipe_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe.dcm")
     assert not is_dicom(tmp_path / "pipe.dcm")
+
+
+@pytest.mark.parametrize(("width", "center"), [(0.5, 0.5), (1, 0.75)])
+def test_a_narrow_window_on_fractions_is_a_window(tmp_path, width, center):
+    """As of PET, whose values are rescaled: half of the window is below its centre."""
+    stored = np.tile(np.arange(200, dtype=np.uint16), (40, 1))
+    header = {"RescaleSlope": 0.01, "RescaleIntercept": 0}
+    window = {"WindowCenter": center, "WindowWidth": width}
+    (frame,) = frames(make(tmp_path / "a", stored, **header, **window))
+    low, high = center - width / 2, center + width / 2
+    expected = np.clip((stored * 0.01 - low) / (high - low), 0, 1) * 255
+    assert np.abs(frame.image - expected).max() <= 0.51
+    assert len(np.unique(frame.image)) > 40
+
+
+def test_a_width_of_one_on_whole_numbers_is_a_threshold(tmp_path):
+    stored = np.tile(np.arange(100, dtype=np.uint16), (40, 1))
+    (frame,) = frames(make(tmp_path / "a", stored, WindowCenter=50, WindowWidth=1))
+    assert np.array_equal(frame.image, np.where(stored > 49.5, 255, 0))
+
+
+def test_a_spacing_of_zero_is_unknown(tmp_path):
+    pixels = np.zeros((40, 40), np.uint8)
+    for spacing, expected in (([0.5, 0.25], [0.5, 0.25]), ([0, 0], None), ([0.5, 0], None)):
+        (frame,) = frames(make(tmp_path / "a", pixels, PixelSpacing=spacing))
+        assert frame.meta["spacing"] == expected

@@ -41,6 +41,16 @@ def test_slices_are_upright_whatever_the_file_s_axes(codes):
     assert np.allclose(axial.affine, affine)
 
 
+@pytest.mark.parametrize(
+    ("unit", "millimetres"), [("mm", 1), ("unknown", 1), ("meter", 1000), ("micron", 0.001)]
+)
+def test_spacing_is_in_millimetres_whatever_the_file_s_unit(unit, millimetres):
+    _, image, _ = image_in("RAS")
+    image.header.set_xyzt_units(unit)
+    expected = [value * millimetres for value in (2.5, 1.1, 0.7)]
+    assert volume_from_nifti(image).spacing == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR", "ASL"])
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
 def test_masks_return_to_the_file_s_geometry(codes, plane, tmp_path):

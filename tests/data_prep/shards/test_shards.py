@@ -148,6 +148,16 @@ def test_unreadable_files_are_left_out_with_a_reason(
     assert not (tmp_path / "set1" / "dataset.json").exists()
 
 
+def test_names_that_are_not_utf_8_are_read_as_latin_1(tmp_path, make_images, shard_folder):
+    make_images(tmp_path / "images", count=4)
+    latin = os.fsencode(tmp_path / "images") + "/début".encode("latin-1")
+    os.rename(tmp_path / "images" / "ill", latin)  # noqa: PTH104 (a name that is not text)
+    document = shard_folder(tmp_path / "images", tmp_path / "set", class_folders=True)
+    assert document["classes"] == {"début": 2, "healthy": 2}
+    dataset = ShardDataset(tmp_path / "set")
+    assert {dataset.record(i).meta["label"] for i in range(4)} == {"début", "healthy"}
+
+
 class Panic(BaseException):
     """As a decoder in Rust raises it."""
 
