@@ -57,6 +57,8 @@ def fingerprint(document: dict[str, Any]) -> list[tuple[str, str]]:
             f"{split['records']} records, {split['groups']} groups, {len(split['shards'])} shards"
         )
         lines.append((f"  {name}", text))
+    if "burned_in" in document:
+        lines.append(("burned in", f"{document['burned_in']} records, as their headers say"))
     for name in ("classes", "modalities", "present"):
         for key, count in document.get(name, {}).items():
             lines.append((f"{name} {key}", str(count)))

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from data_prep.layouts.base import FolderLayout
 from data_prep.options import PictureOptions
 from data_prep.readers.dicom import read_pictures
 from data_prep.readers.dicom_header import is_dicom
-from data_prep.records import Reference, Sample
+from data_prep.records import NotAnImage, Reference, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +24,22 @@ class DicomFiles(FolderLayout, PictureOptions):
 any/folders/any_name.dcm   also without a suffix; files that are not DICOM are ignored
 """
 
+    burned_in: Literal["keep", "refuse"] = "keep"
+    """Images whose header says that text is burned into their pixels (BurnedInAnnotation): `keep`
+    counts them in dataset.json, `refuse` skips them. Many scanners say nothing; no pixel is
+    changed."""
+
     def references(self) -> list[Reference]:
         """One reference for each DICOM file."""
         return [Reference(name, group=name) for name in self.files() if is_dicom(self.input / name)]
 
     def read(self, reference: Reference) -> Iterator[Sample]:
-        """The frames of the file."""
-        yield from read_pictures(self.input / reference.path, self)
+        """The frames of the file.
+
+        Raises:
+            NotAnImage: Text is burned in, and `burned_in` is refuse.
+        """
+        for sample in read_pictures(self.input / reference.path, self):
+            if self.burned_in == "refuse" and sample.meta.get("burned_in"):
+                raise NotAnImage("says that text is burned into its pixels")
+            yield sample

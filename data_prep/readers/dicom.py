@@ -63,8 +63,8 @@ class DicomFrame:
     image: np.ndarray
     """(H, W) uint8 or uint16, or (H, W, 3) uint8."""
     meta: dict[str, Any] = field(default_factory=dict)
-    """modality, body_part, spacing ([row, column] in mm) and window; None where unknown. Nothing
-    else of the header is kept."""
+    """modality, body_part, spacing ([row, column] in mm), window and burned_in; None where unknown.
+    Nothing else of the header is kept."""
 
 
 def read_pictures(path: Path, options: PictureOptions) -> Iterator[Sample]:
@@ -139,6 +139,7 @@ def _show(
         "body_part": _body_part(dataset),
         "spacing": _spacing(dataset, index),
         "window": None,
+        "burned_in": True if dataset.get("BurnedInAnnotation") == "YES" else None,
     }
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         frame = apply_color_lut(frame, dataset)

@@ -34,6 +34,7 @@ class Summary:
         self.classes: Counter[str] = Counter()
         self.modalities: Counter[str] = Counter()
         self.present: Counter[str] = Counter()
+        self.burned_in = 0
         self.sums: dict[str, list[list[int]]] = {}
 
     def add(self, sample: Sample, meta: dict[str, Any]) -> None:
@@ -45,6 +46,7 @@ class Summary:
         self.classes.update([meta["label"]] if meta["label"] else [])
         self.modalities.update([meta["modality"]] if meta["modality"] else [])
         self.present.update(meta.get("present", []))
+        self.burned_in += bool(meta.get("burned_in"))
         colour = sample.image.ndim == 3 and not sample.volume
         pixels = sample.image.reshape(-1, 3 if colour else 1)
         totals = self.sums.setdefault(
@@ -67,6 +69,7 @@ class Summary:
             "modalities": dict(sorted(self.modalities.items())),
             "present": dict(sorted(self.present.items())),
             "sums": dict(sorted(self.sums.items())),
+            **({"burned_in": self.burned_in} if self.burned_in else {}),
         }
 
 
@@ -152,6 +155,8 @@ def dataset_document(
         "software": {"python": platform.python_version()}
         | {name: version(name) for name in SOFTWARE},
     }
+    if burned_in := sum(summary.get("burned_in", 0) for summary in summaries):
+        document["burned_in"] = burned_in
     if labels is not None:
         document["labels"] = labels
         document["present"] = _total(summaries, "present")

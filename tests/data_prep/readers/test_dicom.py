@@ -351,6 +351,24 @@ def test_a_width_of_one_on_whole_numbers_is_a_threshold(tmp_path):
     assert np.array_equal(frame.image, np.where(stored > 49.5, 255, 0))
 
 
+@pytest.mark.parametrize("burned_in", ["keep", "refuse"])
+def test_images_that_say_that_text_is_burned_in_are_counted_or_refused(
+    burned_in, tmp_path, shard_folder
+):
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 40), dtype=np.uint8)
+    (tmp_path / "files").mkdir()
+    for number, answer in enumerate(("YES", "NO", "YES", None)):
+        header = {} if answer is None else {"BurnedInAnnotation": answer}
+        make(tmp_path / "files" / f"{number}.dcm", pixels + number, **header)
+    options = {"layout": "dicom", "burned_in": burned_in}
+    document = shard_folder(tmp_path / "files", tmp_path / "set", **options)
+    kept = burned_in == "keep"
+    assert (document["records"], document["skipped"]) == ((4, 0) if kept else (2, 2))
+    assert document.get("burned_in") == (2 if kept else None)
+    reasons = (tmp_path / "set" / "quarantine.jsonl").read_text()
+    assert reasons.count("text is burned into its pixels") == (0 if kept else 2)
+
+
 def test_a_spacing_of_zero_is_unknown(tmp_path):
     pixels = np.zeros((40, 40), np.uint8)
     for spacing, expected in (([0.5, 0.25], [0.5, 0.25]), ([0, 0], None), ([0.5, 0], None)):
