@@ -1,7 +1,7 @@
 """Files below a folder, in a fixed order."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from data_prep.common.errors import UserError
@@ -10,32 +10,46 @@ from data_prep.common.errors import UserError
 def find_files(root: Path) -> list[str]:
     """Paths of all files below `root`, relative to it, with forward slashes, sorted.
 
-    Hidden files and folders are skipped. Links are followed, but no folder is entered twice, so
-    that links in a circle end.
+    Hidden files and folders are skipped, and so are pipes and devices. Links are followed, but no
+    folder is entered twice, so that links in a circle end; a link to nothing is listed, so that
+    reading it says so.
 
     Raises:
         UserError: A folder cannot be listed.
     """
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename}: cannot be listed ({error.strerror})")
-
-    found = []
-    entered = set()
-    for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
-        status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in entered:
-            folders.clear()
-            continue
-        entered.add((status.st_dev, status.st_ino))
-        # of a folder and a link to it beside it, the folder is entered
-        folders[:] = sorted(
-            (name for name in folders if not name.startswith(".")),
-            key=lambda name: ((Path(folder) / name).is_symlink(), name),
-        )
-        base = Path(folder).relative_to(root)
-        found += [(base / name).as_posix() for name in files if not name.startswith(".")]
+    found: list[str] = []
+    entered: set[tuple[int, int]] = set()
+    folders = [""]
+    while folders:
+        base = folders.pop()
+        try:
+            status = (root / base).stat()
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            with os.scandir(root / base) as entries:
+                listed = [entry for entry in entries if not entry.name.startswith(".")]
+        except OSError as error:
+            raise UserError(f"{root / base}: cannot be listed ({error.strerror})") from None
+        inner = [entry for entry in listed if _is(entry.is_dir)]
+        found += [base + entry.name for entry in listed if _is_readable(entry)]
+        # the last one is entered first; of a folder and a link to it beside it, that is the folder
+        inner.sort(key=lambda entry: (entry.is_symlink(), entry.name), reverse=True)
+        folders += [f"{base}{entry.name}/" for entry in inner]
     return sorted(found)
+
+
+def _is_readable(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a file, or a link to nothing."""
+    return _is(entry.is_file) or (entry.is_symlink() and not Path(entry.path).exists())
+
+
+def _is(question: Callable[[], bool]) -> bool:
+    """The answer; no of a link in a circle."""
+    try:
+        return question()
+    except OSError:
+        return False
 
 
 def first_folder_off(root: Path, names: Sequence[str]) -> list[str]:

@@ -286,3 +286,34 @@ def test_an_empty_folder_is_told(layout, tmp_path, shard_folder):
     (tmp_path / "images" / "empty").mkdir(parents=True)
     with pytest.raises(UserError, match=f"layout {layout}: found no image in the input"):
         shard_folder(tmp_path / "images", tmp_path / "set", layout=layout)
+
+
+@pytest.mark.parametrize("layout", ["folder", "dicom"])
+def test_pipes_and_links_in_a_circle_hang_nothing(layout, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(encoded(picture(1), "PNG"))
+    os.mkfifo(folder / "pipe.png")
+    os.mkfifo(folder / "pipe.dcm")
+    (folder / "linked.png").symlink_to(folder / "pipe.png")
+    (folder / "self.png").symlink_to(folder / "self.png")
+    command = [
+        sys.executable,
+        "-m",
+        "data_prep",
+        "shard",
+        f"--layout={layout}",
+        f"--input={folder}",
+    ]
+    done = subprocess.run(
+        [*command, f"--output={tmp_path / 'set'}", "--max_bad=0.9"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    if layout == "folder":  # the link to itself leads to nothing, which reading it says
+        assert done.returncode == 0, done.stderr
+        assert "1 records, 0 files skipped, 1 unreadable" in done.stdout
+    else:
+        assert "error: layout dicom: found no image in the input" in done.stderr
