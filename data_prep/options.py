@@ -148,6 +148,10 @@ class ShardSegOptions(WriteOptions):
     split: dict[str, float] | None = None
     """Fractions of the groups (patients, cases), e.g. {train: 0.8, test: 0.2}, which is the
     default for a layout without a split of its own."""
+    group: str = ""
+    """To whom each case belongs, so that no split cuts a patient in two: a regular expression whose
+    first group, in the file's name without suffix or else in its path, is the patient; or a CSV
+    file with columns file and group. Without it, as the layout knows it: often each case alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
 """`shard` and `shard-seg`: a collection of one layout to a shard set."""
 
+import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from data_prep.common.given import Configs, pairs
 from data_prep.common.yaml_text import read_yaml
 from data_prep.format.index import index_path, read_json
 from data_prep.layouts import Layout, Stage, find_layout, list_layouts
+from data_prep.layouts._groups import EXAMPLES, alike_across_splits, regroup
 from data_prep.options import ShardOptions, ShardSegOptions, WriteOptions
 from data_prep.records import Reference, Source, group_hash
 from data_prep.shards import write_shards
@@ -48,13 +50,31 @@ def shard(options: ShardOptions, layout: Layout, resolved: str) -> None:
 
 def shard_seg(options: ShardSegOptions, layout: Layout, resolved: str) -> None:
     """Images and masks to shards for stage two."""
-    references = layout.references()
+    references = regroup(layout.references(), options.group)
     has_split = {reference.split for reference in references} != {"train"}
     if has_split and options.split is not None:
         raise UserError(f"split: layout {options.layout} has a split of its own")
     if references and not has_split:
         references = assign_splits(references, options.split or DEFAULT_SPLIT, options.seed)
-    _write(layout.source(options.layout, references), options, resolved)
+    if not options.group:
+        _warn_of_cut_patients(references)
+    source = layout.source(options.layout, references)
+    source = replace(
+        source,
+        options={**source.options, "group": options.group},
+        defaults={**source.defaults, "group": ""},
+    )
+    _write(source, options, resolved)
+
+
+def _warn_of_cut_patients(references: Sequence[Reference]) -> None:
+    alike = alike_across_splits(references)
+    if alike:
+        print(
+            f"warning: {len(alike)} names are in several splits, as {'; '.join(alike[:EXAMPLES])}:"
+            " if these are one patient each, say so with --group",
+            file=sys.stderr,
+        )
 
 
 def _with_layout(options: type[Any], stage: Stage, arguments: Sequence[str]) -> Configs:

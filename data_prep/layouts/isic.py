@@ -15,18 +15,19 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from data_prep.common.errors import UserError
-from data_prep.layouts._tables import read_table
+from data_prep.layouts._groups import (
+    ISIC_IMAGES,
+    first_value,
+    isic_group,
+    isic_rows,
+)
 from data_prep.layouts.base import FolderLayout
 from data_prep.options import PhotographOptions
 from data_prep.readers.images import SUFFIXES
 from data_prep.readers.photographs import read_photograph
 from data_prep.records import Reference, Sample
 
-IMAGES = ("image_id", "bcn_filename", "isic_id")
 DIAGNOSES = ("dx", "diagnosis", "diagnosis_3", "diagnosis_2", "diagnosis_1")
-GROUPS = ("patient_id", "lesion_id")
-HAM_TABLE = "HAM10000_metadata"
-"""Published with and without a suffix."""
 NOT_IMAGES = ("_segmentation", "_superpixels")
 
 
@@ -49,21 +50,17 @@ HAM10000_metadata.csv   or bcn_20k_train.csv, or the archive's metadata.csv: ima
             UserError: No table names images; lesions would then be cut in two by a split.
         """
         files = self.files()
-        rows: dict[str, dict[str, str]] = {}
-        for name in files:
-            if name.lower().endswith((".csv", ".tab")) or PurePosixPath(name).name == HAM_TABLE:
-                for row in read_table(self.input / name):
-                    if image := _first(row, IMAGES):
-                        rows.setdefault(PurePosixPath(image).stem, {}).update(row)
+        rows = isic_rows(self.input, files, any_name=True)
         if not rows:
-            raise UserError(f"input: {self.input} has no table with a column {', '.join(IMAGES)}")
+            columns = ", ".join(ISIC_IMAGES)
+            raise UserError(f"input: {self.input} has no table with a column {columns}")
         references = []
         for name in files:
             stem = PurePosixPath(name).stem
             if name.lower().endswith(SUFFIXES) and not stem.lower().endswith(NOT_IMAGES):
                 row = rows.get(stem, {})
-                group = _first(row, GROUPS) or stem
-                references.append(Reference(name, group=group, label=_first(row, DIAGNOSES)))
+                label = first_value(row, DIAGNOSES)
+                references.append(Reference(name, group=isic_group(row, stem), label=label))
         return references
 
     def read(self, reference: Reference) -> Iterator[Sample]:
@@ -71,7 +68,3 @@ HAM10000_metadata.csv   or bcn_20k_train.csv, or the archive's metadata.csv: ima
         sample = read_photograph(self.input / reference.path, self)
         sample.meta["modality"] = "dermoscopy"
         yield sample
-
-
-def _first(row: dict[str, str], columns: tuple[str, ...]) -> str | None:
-    return next((row[name] for name in columns if row.get(name)), None)

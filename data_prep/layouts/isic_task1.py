@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+from data_prep.layouts._groups import isic_group, isic_rows
 from data_prep.layouts.base import MaskedImages
 from data_prep.options import MaskOptions
 from data_prep.readers.masks import read_label_map
@@ -16,7 +17,11 @@ SUFFIX = "_segmentation"
 
 @dataclass(frozen=True, kw_only=True)
 class IsicTask1(MaskedImages, MaskOptions):
-    """Dermoscopic photographs with lesion masks; superpixel maps are ignored."""
+    """Dermoscopic photographs with lesion masks; superpixel maps are ignored.
+
+    The lesion is the group where a table of the archive, such as HAM10000_metadata.csv, lies below
+    the input; else each photograph is one.
+    """
 
     summary = "ISIC 2016 to 2018, task 1: dermoscopy, lesion boundaries"
     tree = """
@@ -33,6 +38,7 @@ ISIC-2017_Validation_Data/...   `Validation` and `Test` in folder names make the
     def references(self) -> list[Reference]:
         """One reference for each photograph."""
         files = self.files()
+        rows = isic_rows(self.input, files)
         masks = {}
         for name in files:
             stem = PurePosixPath(name).stem
@@ -43,7 +49,8 @@ ISIC-2017_Validation_Data/...   `Validation` and `Test` in folder names make the
             if name.lower().endswith((".jpg", ".jpeg")):
                 stem = PurePosixPath(name).stem
                 mask = (masks[stem],) if stem in masks else ()
-                references.append(Reference(name, group=stem, masks=mask, split=_split(name)))
+                group = isic_group(rows.get(stem), stem)
+                references.append(Reference(name, group=group, masks=mask, split=_split(name)))
         return references
 
     def read_mask(self, reference: Reference, image: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from data_prep.common.errors import UserError
+from data_prep.layouts._groups import isic_group, isic_rows
 from data_prep.layouts.base import MaskedImages
 from data_prep.options import MaskOptions
 from data_prep.readers.masks import read_label_map
@@ -42,8 +43,6 @@ cup/a.png
     besides 0, the target `target`."""
     missing: Literal["refuse", "empty"] = "refuse"
     """What it means that an image lacks a mask file: a mistake, or that the target is not there."""
-    group: str = ""
-    """A regular expression on the case's name whose first group is the patient."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,9 +69,10 @@ cup/a.png
 
         Raises:
             UserError: Patterns without exactly one *, images without a mask (unless `missing` is
-                `empty`), a group pattern that does not match.
+                `empty`).
         """
         files = self.files()
+        rows = isic_rows(self.input, files)
         patterns = self.mask if isinstance(self.mask, dict) else {"": self.mask}
         images = _match(files, self.image, "image")
         masks = [_match(files, pattern, "mask") for pattern in patterns.values()]
@@ -90,7 +90,7 @@ cup/a.png
         return [
             Reference(
                 images[case],
-                group=_group(case, self.group),
+                group=isic_group(rows.get(case), case),
                 masks=tuple(found.get(case, "") for found in masks),
             )
             for case in sorted(images)
@@ -123,17 +123,3 @@ def _match(files: list[str], pattern: str, name: str) -> dict[str, str]:
     if not found:
         raise UserError(f"{name}: no file below the input matches {pattern!r}")
     return found
-
-
-def _group(case: str, pattern: str) -> str:
-    if not pattern:
-        return case
-    try:
-        match = re.search(pattern, case)
-        if match is not None:
-            return match[1]
-    except (re.error, IndexError) as error:
-        raise UserError(
-            f"group: {pattern!r} is not an expression with a group ({error})"
-        ) from error
-    raise UserError(f"group: {pattern!r} does not match the case {case!r}")

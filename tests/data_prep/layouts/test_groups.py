@@ -1,0 +1,157 @@
+"""Groups: no split cuts a patient or a lesion in two, whatever the layout."""
+
+import csv
+import json
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep.__main__ import main
+from data_prep.common.errors import UserError
+from data_prep.format.index import read_json
+from data_prep.layouts._groups import alike_across_splits, regroup
+from data_prep.loader.dataset import ShardDataset
+from data_prep.records import Reference
+
+
+def pictures(folder, names):
+    """Images with masks, each of another size, so that a record can be known by it."""
+    for number, name in enumerate(names):
+        pixels = np.full((40 + number, 40), number, np.uint8)
+        mask = np.zeros_like(pixels)
+        mask[5:9, 5:9] = 255
+        for kind, array, suffix in (("images", pixels, ""), ("masks", mask, "_segmentation")):
+            path = folder / kind / f"{name}{suffix}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(path)
+
+
+def shard(folder, output, *options):
+    pairs = ["--image=images/*.png", "--mask=masks/*_segmentation.png", "--threshold=128"]
+    main(
+        ["shard-seg", "--layout=pairs", f"--input={folder}", f"--output={output}", *pairs, *options]
+    )
+
+
+def heights_of_groups(output):
+    """Heights of the images of each group, and the splits that it is in."""
+    groups = {}
+    for split in read_json(output / "dataset.json")["splits"]:
+        dataset = ShardDataset(output, split)
+        for index in range(len(dataset)):
+            meta = dataset.meta(index)
+            heights, splits = groups.setdefault(meta["group"], ([], set()))
+            heights.append(meta["size"][0] - 40)
+            splits.add(split)
+    return groups
+
+
+NAMES = [f"p{patient}_{view}" for patient in range(6) for view in ("left", "right", "left2")]
+PATIENTS = [[3 * patient, 3 * patient + 1, 3 * patient + 2] for patient in range(6)]
+
+
+@pytest.mark.parametrize("form", ["pattern", "whole match", "table"])
+def test_patients_are_never_cut(form, tmp_path, capsys):
+    pictures(tmp_path / "in", NAMES)
+    if form == "table":
+        with (tmp_path / "groups.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["group", "file"])
+            for number, name in enumerate(NAMES):  # three ways to name a file
+                known = (name, f"{name}.png", f"images/{name}.png")[number % 3]
+                writer.writerow([f"patient {number // 3}", known])
+    option = {"pattern": "(p[0-9]+)_", "whole match": "^p[0-9]+", "table": tmp_path / "groups.csv"}
+    shard(tmp_path / "in", tmp_path / "set", f"--group={option[form]}")
+    assert "warning" not in capsys.readouterr().err
+    groups = heights_of_groups(tmp_path / "set")
+    assert sorted(sorted(heights) for heights, _ in groups.values()) == PATIENTS
+    assert all(len(splits) == 1 for _, splits in groups.values())
+    assert {split for _, splits in groups.values() for split in splits} == {"train", "test"}
+
+
+def test_names_that_look_like_one_patient_are_warned_of(tmp_path, capsys):
+    pictures(tmp_path / "in", NAMES)
+    shard(tmp_path / "in", tmp_path / "set", "--split={train: 0.5, test: 0.5}")
+    warning = next(line for line in capsys.readouterr().err.splitlines() if "warning" in line)
+    assert "names are in several splits, as p" in warning
+    assert "say so with --group" in warning and "(test)" in warning and "(train)" in warning
+
+
+def test_acdc_frames_in_an_nnunet_folder(tmp_path, capsys):
+    """The case is a frame there, and a patient has two."""
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+    for patient in range(1, 6):
+        for frame in (1, 12):
+            case = f"patient{patient:03d}_frame{frame:02d}"
+            volume = np.zeros((20, 20, 4), np.uint8)
+            volume[5:9, 5:9, 1:3] = 1
+            for path in (f"imagesTr/{case}_0000.nii.gz", f"labelsTr/{case}.nii.gz"):
+                nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "in" / path)
+    document = {"labels": {"background": 0, "heart": 1}, "channel_names": {"0": "cineMRI"}}
+    (tmp_path / "in" / "dataset.json").write_text(json.dumps(document))
+    options = ["shard-seg", "--layout=nnunet", f"--input={tmp_path / 'in'}"]
+    main([*options, f"--output={tmp_path / 'cut'}", "--split={train: 0.5, test: 0.5}"])
+    assert "patient00" in capsys.readouterr().err
+    main([*options, f"--output={tmp_path / 'set'}", "--group=patient[0-9]+"])
+    assert "warning" not in capsys.readouterr().err
+    splits = read_json(tmp_path / "set" / "dataset.json")["splits"]
+    assert {name: (s["groups"], s["records"]) for name, s in splits.items()} == {
+        "train": (4, 8),
+        "test": (1, 2),
+    }
+
+
+@pytest.mark.parametrize("layout", ["pairs", "isic_task1"])
+def test_lesions_of_ham10000_are_known_from_its_table(layout, tmp_path):
+    names = [f"ISIC_{number:07d}" for number in range(12)]
+    pictures(tmp_path / "in", names)
+    for name in names:  # isic_task1 takes photographs
+        image = Image.open(tmp_path / "in" / "images" / f"{name}.png").convert("RGB")
+        image.save(tmp_path / "in" / "images" / f"{name}.jpg")
+        if layout == "isic_task1":
+            (tmp_path / "in" / "images" / f"{name}.png").unlink()
+    lines = [f"HAM_{number // 2},{name},nv" for number, name in enumerate(names)]
+    table = "lesion_id,image_id,dx\n" + "\n".join(lines)
+    (tmp_path / "in" / "HAM10000_metadata.csv").write_text(table)
+    if layout == "pairs":
+        shard(tmp_path / "in", tmp_path / "set")
+    else:
+        options = ["shard-seg", "--layout=isic_task1", f"--input={tmp_path / 'in'}"]
+        split = "--split={train: 0.8, test: 0.2}"
+        main([*options, f"--output={tmp_path / 'set'}", "--threshold=128", split])
+    groups = heights_of_groups(tmp_path / "set")
+    lesions = [[2 * lesion, 2 * lesion + 1] for lesion in range(6)]
+    assert sorted(sorted(heights) for heights, _ in groups.values()) == lesions
+    assert all(len(splits) == 1 for _, splits in groups.values())
+
+
+def test_a_group_that_does_not_say_is_refused(tmp_path):
+    references = [Reference("images/a_1.png"), Reference("images/b.png")]
+    for group, message in (
+        ("([a-z])_", "does not say to whom images/b.png belongs"),
+        ("(", "is not a regular expression"),
+        (str(tmp_path / "absent.csv"), "cannot be read as CSV"),
+    ):
+        with pytest.raises(UserError, match=message):
+            regroup(references, group)
+    (tmp_path / "table.csv").write_text("file,patient\na_1,x\n")
+    with pytest.raises(UserError, match="has no column 'group'"):
+        regroup(references, str(tmp_path / "table.csv"))
+
+
+def test_only_names_with_a_number_of_their_own_look_alike():
+    def cases(*names):
+        return [
+            Reference(name, group=name, split=("train", "test")[number % 2])
+            for number, name in enumerate(names)
+        ]
+
+    assert alike_across_splits(cases("p1_left", "p1_right")) == [
+        "p1_right (test) and p1_left (train)"
+    ]
+    assert alike_across_splits(cases("hippocampus_001", "hippocampus_002")) == []
+    assert alike_across_splits(cases("ISIC_0000001", "ISIC_0000002")) == []
+    assert alike_across_splits(cases("p1_left", "p2_left")) == []
