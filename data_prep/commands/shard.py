@@ -59,9 +59,11 @@ def shard_seg(options: ShardSegOptions, layout: Layout, resolved: str) -> None:
     if not options.group:
         _warn_of_cut_patients(references)
     source = layout.source(options.layout, references)
+    # of a table the set keeps what it says, in the groups, and not where it lay
+    named = "CSV" if options.group.lower().endswith(".csv") else options.group
     source = replace(
         source,
-        options={**source.options, "group": options.group},
+        options={**source.options, "group": named},
         defaults={**source.defaults, "group": ""},
     )
     _write(source, options, resolved)

@@ -69,6 +69,8 @@ def test_patients_are_never_cut(form, tmp_path, capsys):
     assert sorted(sorted(heights) for heights, _ in groups.values()) == PATIENTS
     assert all(len(splits) == 1 for _, splits in groups.values())
     assert {split for _, splits in groups.values() for split in splits} == {"train", "test"}
+    stored = read_json(tmp_path / "set" / "dataset.json")["source"]["group"]
+    assert stored == ("CSV" if form == "table" else option[form])
 
 
 def test_names_that_look_like_one_patient_are_warned_of(tmp_path, capsys):
