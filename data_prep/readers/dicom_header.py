@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pydicom
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -77,7 +78,18 @@ def read_header(path: Path) -> Dataset:
         raise NotAnImage("is a DICOMDIR" if directory else "has no pixel data")
     if what := NOT_PICTURES.get(str(dataset.get("Modality", ""))):
         raise NotAnImage(f"is {what}")
+    if transfer_syntax(dataset) == ExplicitVRBigEndian:
+        _swap_palette(dataset)
     return dataset
+
+
+def _swap_palette(dataset: Dataset) -> None:
+    """Bring a big-endian palette into the order in which pydicom applies it, little endian."""
+    for colour in ("Red", "Green", "Blue"):
+        name = f"{colour}PaletteColorLookupTableData"
+        data = dataset.get(name)
+        if isinstance(data, bytes) and len(data) % 2 == 0:
+            setattr(dataset, name, np.frombuffer(data, ">u2").astype("<u2").tobytes())
 
 
 def _ends_within_an_element(dataset: Dataset, path: Path) -> bool:

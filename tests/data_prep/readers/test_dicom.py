@@ -11,7 +11,11 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.fileset import FileSet
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+from pydicom.uid import (
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    SecondaryCaptureImageStorage,
+)
 
 from data_prep.loader.dataset import ShardDataset
 from data_prep.readers.dicom import read_frames
@@ -374,3 +378,31 @@ def test_a_spacing_of_zero_is_unknown(tmp_path):
     for spacing, expected in (([0.5, 0.25], [0.5, 0.25]), ([0, 0], None), ([0.5, 0], None)):
         (frame,) = frames(make(tmp_path / "a", pixels, PixelSpacing=spacing))
         assert frame.meta["spacing"] == expected
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_a_palette_gives_the_same_colours_in_either_byte_order(syntax, bits, tmp_path):
+    little = syntax == ExplicitVRLittleEndian
+    tables = [(np.arange(256) * (k + 1) // 3).astype(np.uint8) for k in range(3)]
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    dataset.SOPClassUID, dataset.SOPInstanceUID = SecondaryCaptureImageStorage, "1.2.3"
+    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = 32, 32, 1
+    dataset.PhotometricInterpretation, dataset.PixelRepresentation = "PALETTE COLOR", 0
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
+    indices = np.arange(1024, dtype=np.uint8).reshape(32, 32)
+    dataset.PixelData = indices.tobytes()
+    dataset["PixelData"].VR = "OB"
+    for name, table in zip(("Red", "Green", "Blue"), tables, strict=True):
+        values = table.astype(np.uint16) * 257 if bits == 16 else table.view("<u2")
+        stored = values.astype("<u2" if little else ">u2").tobytes()
+        setattr(dataset, f"{name}PaletteColorLookupTableDescriptor", [256, 0, bits])
+        setattr(dataset, f"{name}PaletteColorLookupTableData", stored)
+    path = tmp_path / "palette.dcm"
+    dataset.save_as(path, implicit_vr=False, little_endian=little, enforce_file_format=True)
+    (frame,) = frames(path)
+    assert np.array_equal(frame.image, np.stack([table[indices] for table in tables], axis=-1))
