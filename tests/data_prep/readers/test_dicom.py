@@ -1,57 +1,25 @@
 """DICOM decoding against pydicom's own, on pydicom's test files and files made here."""
 
-import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataelem import RawDataElement
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.fileset import FileSet
+from pydicom.dataset import Dataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
 from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
-    SecondaryCaptureImageStorage,
 )
 
-from data_prep.loader.dataset import ShardDataset
 from data_prep.readers.dicom import read_frames
-from data_prep.readers.dicom_header import is_dicom, read_header
-from data_prep.records import NotAnImage, Unreadable
+from data_prep.readers.dicom_header import read_header
 
 FILES = Path(pydicom.__file__).parent / "data" / "test_files"
 
 
 def frames(path, **options):
     return list(read_frames(read_header(path), **options))
-
-
-def make(path, pixels, **header):
-    """Write an uncompressed DICOM image."""
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    meta.MediaStorageSOPInstanceUID = "1.2.3"
-    dataset = Dataset()
-    dataset.file_meta = meta
-    dataset.SOPClassUID = SecondaryCaptureImageStorage
-    dataset.SOPInstanceUID = "1.2.3"
-    dataset.Rows, dataset.Columns = pixels.shape[-2:] if pixels.ndim < 4 else pixels.shape[1:3]
-    dataset.SamplesPerPixel = 1
-    dataset.PhotometricInterpretation = "MONOCHROME2"
-    dataset.BitsAllocated = dataset.BitsStored = 8 * pixels.itemsize
-    dataset.HighBit = dataset.BitsStored - 1
-    dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
-    if pixels.ndim == 3:
-        dataset.NumberOfFrames = len(pixels)
-    dataset.PixelData = pixels.tobytes()
-    for name, value in header.items():
-        setattr(dataset, name, value)
-    dataset.save_as(path, enforce_file_format=True)
-    return path
 
 
 GREY = [
@@ -81,7 +49,7 @@ def test_full_range_is_pydicom_s_rescaled_pixels(name, bits):
 
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
-def test_windows_are_pydicom_s(tmp_path, function, photometric):
+def test_windows_are_pydicom_s(tmp_path, function, photometric, make):
     stored = np.random.default_rng(0).integers(-2000, 2000, (40, 50)).astype(np.int16)
     path = make(
         tmp_path / "a",
@@ -103,7 +71,7 @@ def test_windows_are_pydicom_s(tmp_path, function, photometric):
     assert 0 < (frame.image == 0).mean() < 1  # the window cuts
 
 
-def test_lookup_tables_are_applied(tmp_path):
+def test_lookup_tables_are_applied(tmp_path, make):
     table = Dataset()
     table.LUTDescriptor = [256, 0, 16]
     table.LUTData = (65535 * np.linspace(0, 1, 256) ** 2).astype("<u2").tobytes()
@@ -114,7 +82,7 @@ def test_lookup_tables_are_applied(tmp_path):
     assert np.abs(frame.image - 255 * (stored / 255) ** 2).max() <= 0.51
 
 
-def test_twelve_bits_without_a_window_use_percentiles(tmp_path):
+def test_twelve_bits_without_a_window_use_percentiles(tmp_path, make):
     stored = np.random.default_rng(0).integers(0, 4096, (60, 60)).astype(np.uint16)
     (frame,) = frames(make(tmp_path / "a", stored, BitsStored=12, HighBit=11))
     low, high = np.percentile(stored, (0.5, 99.5))
@@ -122,13 +90,13 @@ def test_twelve_bits_without_a_window_use_percentiles(tmp_path):
     assert np.abs(frame.image - expected).max() <= 0.51
 
 
-def test_eight_bit_grey_stays_as_it_is(tmp_path):
+def test_eight_bit_grey_stays_as_it_is(tmp_path, make):
     stored = np.random.default_rng(0).integers(50, 90, (40, 40)).astype(np.uint8)
     (frame,) = frames(make(tmp_path / "a", stored))
     assert np.array_equal(frame.image, stored)
 
 
-def test_padding_does_not_set_the_window(tmp_path):
+def test_padding_does_not_set_the_window(tmp_path, make):
     stored = np.random.default_rng(0).integers(0, 1000, (40, 40)).astype(np.int16)
     stored[:10] = -2000
     path = make(tmp_path / "a", stored, PixelPaddingValue=-2000)
@@ -163,7 +131,7 @@ def test_palette_is_pydicom_s_rgb():
     assert np.abs(frame.image - expected / np.iinfo(expected.dtype).max * 255).max() <= 0.51
 
 
-def test_frames_of_an_enhanced_image_have_their_own_rescale_and_spacing(tmp_path):
+def test_frames_of_an_enhanced_image_have_their_own_rescale_and_spacing(tmp_path, make):
     stored = np.random.default_rng(0).integers(0, 1000, (2, 40, 50)).astype(np.uint16)
     groups = []
     for slope in (1, 3):
@@ -186,158 +154,8 @@ def test_frames_of_an_enhanced_image_have_their_own_rescale_and_spacing(tmp_path
         assert frame.meta["spacing"] == [0.5, 0.25]
 
 
-def test_what_is_no_picture_is_told_from_what_is_damaged(tmp_path):
-    for name, reason in {
-        "rtplan.dcm": "no pixel data",
-        "rtdose.dcm": "dose map",
-        "liver_1frame.dcm": "segmentation",
-        "dicomdirtests/DICOMDIR": "is a DICOMDIR",
-    }.items():
-        with pytest.raises(NotAnImage, match=reason):
-            frames(FILES / name)
-    for name, reason in {
-        "MR_truncated.dcm": "truncated: some of its pixels are missing",
-        "JPEG2000-embedded-sequence-delimiter.dcm": "cannot be decoded",
-        "no_meta.dcm": "not a DICOM file",
-    }.items():
-        with pytest.raises(Unreadable, match=reason):
-            frames(FILES / name)
-    with pytest.raises(Unreadable, match="64 x 64 pixels exceed"):
-        frames(FILES / "MR_small.dcm", max_pixels=4095)
-    (tmp_path / "a.dcm").write_bytes(b"")
-    with pytest.raises(Unreadable, match="not a DICOM file"):
-        frames(tmp_path / "a.dcm")
-
-
-def test_files_are_found_by_their_magic(tmp_path):
-    assert is_dicom(FILES / "dicomdirtests" / "98892003" / "MR1" / "4919")
-    assert not is_dicom(FILES / "README.txt")
-    (tmp_path / "empty").touch()
-    assert not is_dicom(tmp_path / "empty")
-
-
-def test_a_disc_with_a_dicomdir_gives_the_images_of_its_series(tmp_path, shard_folder):
-    disc = FILES / "dicomdirtests"
-    named = list(FileSet(disc / "DICOMDIR"))
-    assert len(named) == 31
-    document = shard_folder(disc, tmp_path / "set", layout="dicom", min_size=16)
-    dataset = ShardDataset(tmp_path / "set")
-    assert len(dataset) == len(named)
-    assert document["unreadable"] == 0
-    patients = {image.PatientID for image in named}
-    assert len({dataset.meta(index)["group"] for index in range(31)}) == len(patients) == 2
-    lines = (tmp_path / "set" / "quarantine.jsonl").read_text().splitlines()
-    reasons = {line["path"]: line["reason"] for line in map(json.loads, lines)}
-    assert reasons["DICOMDIR"] == reasons["TINY_ALPHA/DICOMDIR"] == "is a DICOMDIR"
-
-
-PERSONAL = {
-    "PatientName": "Roe^Jane",
-    "PatientID": "ID-4711-XYZ",
-    "PatientBirthDate": "19700102",
-    "StudyDate": "20011203",
-    "InstitutionName": "Saint Somewhere",
-    "ReferringPhysicianName": "Doe^John",
-    "AccessionNumber": "ACC-991",
-    "StudyDescription": "Follow-up of Jane Roe",
-    "BodyPartExamined": "ROE JANE",
-    "StationName": "STATION-7",
-    "DeviceSerialNumber": "SN-553311",
-    "StudyInstanceUID": "1.2.826.0.1.4711",
-}
-
-
-def test_no_header_value_reaches_the_set(tmp_path, shard_folder, capfd):
-    folder = tmp_path / "Roe Jane"
-    folder.mkdir()
-    stored = np.random.default_rng(0).integers(0, 1000, (2, 40, 40)).astype(np.uint16)
-    for number in range(3):
-        make(folder / f"Roe{number}", stored + number, **PERSONAL)
-    broken = (folder / "Roe0").read_bytes()[:-3000]
-    (folder / "RoeBroken").write_bytes(broken)
-    shard_folder(folder, tmp_path / "set", layout="dicom", max_bad=0.5)
-    dataset = ShardDataset(tmp_path / "set")
-    assert len(dataset) == 6
-    assert {dataset.meta(i)["group"] for i in range(6)} == {dataset.meta(0)["group"]}
-    assert "body_part" not in dataset.meta(0)
-    written = {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()}
-    lines = [json.loads(line) for line in written.pop("quarantine.jsonl").splitlines()]
-    assert [line["path"] for line in lines] == ["RoeBroken"]  # names the file, for its owner only
-    everything = b"".join(written.values()) + "".join(capfd.readouterr()).encode()
-    everything += json.dumps([line["reason"] for line in lines]).encode()
-    for value in [*PERSONAL.values(), "Roe", "Jane"]:
-        assert value.encode() not in everything
-
-
-def test_a_decoder_that_panics_costs_one_file():
-    """pylibjpeg's decoder of RLE is Rust: its panics are not `Exception`s."""
-    dataset = pydicom.dcmread(FILES / "MR_small_RLE.dcm")
-    whole = bytes(dataset.PixelData)
-    start = whole.rfind(b"\xfe\xff\x00\xe0") + 8
-    refused = 0
-    for seed in range(60):
-        damaged = bytearray(whole)
-        generator = np.random.default_rng(seed)
-        for position in generator.integers(start + 64, len(whole) - 8, 20):
-            damaged[position] = generator.integers(256)
-        dataset.PixelData = bytes(damaged)
-        try:
-            assert len(list(read_frames(dataset))) == 1
-        except Unreadable as error:
-            assert "cannot be decoded" in str(error)
-            refused += 1
-    assert refused > 0
-
-
-def raw_elements(path):
-    dataset = pydicom.dcmread(path)
-    items = (dataset.get_item(tag) for tag in list(dataset.keys()))
-    return [item for item in items if isinstance(item, RawDataElement)]
-
-
-@pytest.mark.parametrize(
-    "name", ["CT_small.dcm", "MR_small_implicit.dcm", "MR_small_RLE.dcm", "ExplVR_BigEnd.dcm"]
-)
-def test_a_file_that_was_cut_is_unreadable_wherever_it_was_cut(name, tmp_path):
-    data = (FILES / name).read_bytes()
-    path = tmp_path / "cut.dcm"
-    dataset = pydicom.dcmread(FILES / name)
-    pixels = data.rfind(dataset.PixelData)
-    assert pixels > 0
-    reasons = set()
-    ends = {item.value_tell + item.length for item in raw_elements(FILES / name)}
-    sizes = np.linspace(1, pixels + len(dataset.PixelData) // 2, 40).astype(int)
-    for size in {*sizes.tolist()} - ends:  # at such an end it is a header without pixels
-        path.write_bytes(data[:size])
-        with pytest.raises(Unreadable) as error:
-            list(read_frames(read_header(path)))
-        reasons.add(str(error.value))
-    assert any(reason.startswith("truncated: ") for reason in reasons)
-
-
-def test_a_file_without_a_preamble_is_found_and_read(tmp_path):
-    whole = FILES / "CT_small.dcm"
-    bare = tmp_path / "IM0001"
-    bare.write_bytes(whole.read_bytes()[132:])
-    dataset = pydicom.dcmread(whole)
-    without_meta = tmp_path / "IM0002"
-    del dataset.file_meta
-    dataset.preamble = None
-    dataset.save_as(without_meta, implicit_vr=True, little_endian=True, enforce_file_format=False)
-    for path in (bare, without_meta):
-        assert is_dicom(path)
-        assert np.array_equal(frames(path)[0].image, frames(whole)[0].image)
-    (tmp_path / "notes").write_text("Jane Roe")
-    assert not is_dicom(tmp_path / "notes")
-
-
-def test_a_pipe_is_no_file(tmp_path):
-    os.mkfifo(tmp_path / "pipe.dcm")
-    assert not is_dicom(tmp_path / "pipe.dcm")
-
-
 @pytest.mark.parametrize(("width", "center"), [(0.5, 0.5), (1, 0.75)])
-def test_a_narrow_window_on_fractions_is_a_window(tmp_path, width, center):
+def test_a_narrow_window_on_fractions_is_a_window(tmp_path, width, center, make):
     """As of PET, whose values are rescaled: half of the window is below its centre."""
     stored = np.tile(np.arange(200, dtype=np.uint16), (40, 1))
     header = {"RescaleSlope": 0.01, "RescaleIntercept": 0}
@@ -349,31 +167,13 @@ def test_a_narrow_window_on_fractions_is_a_window(tmp_path, width, center):
     assert len(np.unique(frame.image)) > 40
 
 
-def test_a_width_of_one_on_whole_numbers_is_a_threshold(tmp_path):
+def test_a_width_of_one_on_whole_numbers_is_a_threshold(tmp_path, make):
     stored = np.tile(np.arange(100, dtype=np.uint16), (40, 1))
     (frame,) = frames(make(tmp_path / "a", stored, WindowCenter=50, WindowWidth=1))
     assert np.array_equal(frame.image, np.where(stored > 49.5, 255, 0))
 
 
-@pytest.mark.parametrize("burned_in", ["keep", "refuse"])
-def test_images_that_say_that_text_is_burned_in_are_counted_or_refused(
-    burned_in, tmp_path, shard_folder
-):
-    pixels = np.random.default_rng(0).integers(0, 255, (40, 40), dtype=np.uint8)
-    (tmp_path / "files").mkdir()
-    for number, answer in enumerate(("YES", "NO", "YES", None)):
-        header = {} if answer is None else {"BurnedInAnnotation": answer}
-        make(tmp_path / "files" / f"{number}.dcm", pixels + number, **header)
-    options = {"layout": "dicom", "burned_in": burned_in}
-    document = shard_folder(tmp_path / "files", tmp_path / "set", **options)
-    kept = burned_in == "keep"
-    assert (document["records"], document["skipped"]) == ((4, 0) if kept else (2, 2))
-    assert document.get("burned_in") == (2 if kept else None)
-    reasons = (tmp_path / "set" / "quarantine.jsonl").read_text()
-    assert reasons.count("text is burned into its pixels") == (0 if kept else 2)
-
-
-def test_a_spacing_of_zero_is_unknown(tmp_path):
+def test_a_spacing_of_zero_is_unknown(tmp_path, make):
     pixels = np.zeros((40, 40), np.uint8)
     for spacing, expected in (([0.5, 0.25], [0.5, 0.25]), ([0, 0], None), ([0.5, 0], None)):
         (frame,) = frames(make(tmp_path / "a", pixels, PixelSpacing=spacing))
@@ -382,28 +182,15 @@ def test_a_spacing_of_zero_is_unknown(tmp_path):
 
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian])
-def test_a_palette_gives_the_same_colours_in_either_byte_order(syntax, bits, tmp_path):
-    little = syntax == ExplicitVRLittleEndian
+def test_a_palette_gives_the_same_colours_in_either_byte_order(syntax, bits, tmp_path, make):
+    order = "<u2" if syntax == ExplicitVRLittleEndian else ">u2"
     tables = [(np.arange(256) * (k + 1) // 3).astype(np.uint8) for k in range(3)]
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = syntax
-    dataset.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
-    dataset.SOPClassUID, dataset.SOPInstanceUID = SecondaryCaptureImageStorage, "1.2.3"
-    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = 32, 32, 1
-    dataset.PhotometricInterpretation, dataset.PixelRepresentation = "PALETTE COLOR", 0
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
-    indices = np.arange(1024, dtype=np.uint8).reshape(32, 32)
-    dataset.PixelData = indices.tobytes()
-    dataset["PixelData"].VR = "OB"
+    header = {"PhotometricInterpretation": "PALETTE COLOR"}
     for name, table in zip(("Red", "Green", "Blue"), tables, strict=True):
         values = table.astype(np.uint16) * 256 + 13 if bits == 16 else table.view("<u2")
-        stored = values.astype("<u2" if little else ">u2").tobytes()
-        setattr(dataset, f"{name}PaletteColorLookupTableDescriptor", [256, 0, bits])
-        setattr(dataset, f"{name}PaletteColorLookupTableData", stored)
-    path = tmp_path / "palette.dcm"
-    dataset.save_as(path, implicit_vr=False, little_endian=little, enforce_file_format=True)
-    (frame,) = frames(path)
+        header[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, bits]
+        header[f"{name}PaletteColorLookupTableData"] = values.astype(order).tobytes()
+    indices = np.arange(1024, dtype=np.uint8).reshape(32, 32)
+    (frame,) = frames(make(tmp_path / "a", indices, syntax, **header))
     expected = np.stack([table[indices] for table in tables], axis=-1).astype(int)
     assert np.abs(frame.image - expected).max() <= (1 if bits == 16 else 0)

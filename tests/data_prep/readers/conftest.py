@@ -1,0 +1,39 @@
+"""DICOM files made on the fly."""
+
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+
+
+@pytest.fixture(scope="session")
+def make():
+    """Write an uncompressed DICOM image of some pixels, with header values by name."""
+
+    def write(path, pixels, syntax=ExplicitVRLittleEndian, **header):
+        meta = FileMetaDataset()
+        meta.TransferSyntaxUID = syntax
+        meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+        meta.MediaStorageSOPInstanceUID = "1.2.3"
+        dataset = Dataset()
+        dataset.file_meta = meta
+        dataset.SOPClassUID = SecondaryCaptureImageStorage
+        dataset.SOPInstanceUID = "1.2.3"
+        dataset.Rows, dataset.Columns = pixels.shape[-2:] if pixels.ndim < 4 else pixels.shape[1:3]
+        dataset.SamplesPerPixel = 1
+        dataset.PhotometricInterpretation = "MONOCHROME2"
+        dataset.BitsAllocated = dataset.BitsStored = 8 * pixels.itemsize
+        dataset.HighBit = dataset.BitsStored - 1
+        dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
+        if pixels.ndim == 3:
+            dataset.NumberOfFrames = len(pixels)
+        little = syntax != ExplicitVRBigEndian
+        dataset.PixelData = pixels.astype(
+            pixels.dtype.newbyteorder("<" if little else ">")
+        ).tobytes()
+        dataset["PixelData"].VR = "OB" if pixels.itemsize == 1 else "OW"
+        for name, value in header.items():
+            setattr(dataset, name, value)
+        dataset.save_as(path, implicit_vr=False, little_endian=little, enforce_file_format=True)
+        return path
+
+    return write
