@@ -15,10 +15,10 @@ PILLOW_LIMIT = 178_956_970
 
 
 def check_window(window: Window | None) -> None:
-    """Refuse a window whose ends are in the wrong order.
+    """Refuse a window of two numbers that do not rise.
 
     Raises:
-        UserError: See above.
+        UserError: Names them.
     """
     if isinstance(window, tuple) and not window[0] < window[1]:
         raise UserError(f"window: {list(window)} is not a rising pair of numbers")

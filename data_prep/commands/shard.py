@@ -12,11 +12,11 @@ from data_prep.common.errors import UserError
 from data_prep.common.given import Configs, pairs
 from data_prep.common.yaml_text import read_yaml
 from data_prep.format.index import index_path, read_json
-from data_prep.layouts import Layout, Stage, find_layout, list_layouts
-from data_prep.layouts._groups import EXAMPLES, alike_across_splits, regroup
+from data_prep.layouts import FolderLayout, Layout, Stage, find_layout, list_layouts
 from data_prep.options import ShardOptions, ShardSegOptions, WriteOptions
 from data_prep.records import Reference, Source, group_hash
 from data_prep.shards import write_shards
+from data_prep.shards.groups import EXAMPLES, alike_across_splits, is_table, regroup
 from data_prep.shards.manifest import DEFAULT_SPLIT, assign_splits
 
 
@@ -42,7 +42,7 @@ def layouts_of_shard_seg(arguments: Sequence[str]) -> str:
 
 def shard(options: ShardOptions, layout: Layout, resolved: str) -> None:
     """Images to shards for stage one."""
-    references = layout.references()
+    references = _outside(options.output, layout)
     if options.held_out is not None:
         references = _without_held_out(references, options.held_out, options.salt)
     _write(layout.source(options.layout, references), options, resolved)
@@ -50,7 +50,7 @@ def shard(options: ShardOptions, layout: Layout, resolved: str) -> None:
 
 def shard_seg(options: ShardSegOptions, layout: Layout, resolved: str) -> None:
     """Images and masks to shards for stage two."""
-    references = regroup(layout.references(), options.group)
+    references = regroup(_outside(options.output, layout), options.group)
     has_split = {reference.split for reference in references} != {"train"}
     if has_split and options.split is not None:
         raise UserError(f"split: layout {options.layout} has a split of its own")
@@ -60,7 +60,7 @@ def shard_seg(options: ShardSegOptions, layout: Layout, resolved: str) -> None:
         _warn_of_cut_patients(references)
     source = layout.source(options.layout, references)
     # of a table the set keeps what it says, in the groups, and not where it lay
-    named = "CSV" if options.group.lower().endswith(".csv") else options.group
+    named = "CSV" if is_table(options.group) else options.group
     source = replace(
         source,
         options={**source.options, "group": named},
@@ -77,6 +77,18 @@ def _warn_of_cut_patients(references: Sequence[Reference]) -> None:
             " if these are one patient each, say so with --group",
             file=sys.stderr,
         )
+
+
+def _outside(output: Path, layout: Layout) -> list[Reference]:
+    """The references of a layout, without what an output folder inside its input holds."""
+    references = layout.references()
+    if not isinstance(layout, FolderLayout):
+        return references
+    root, inside = layout.input.resolve(), output.resolve()
+    if inside == root or not inside.is_relative_to(root):
+        return references
+    prefix = f"{inside.relative_to(root).as_posix()}/"
+    return [reference for reference in references if not reference.path.startswith(prefix)]
 
 
 def _with_layout(options: type[Any], stage: Stage, arguments: Sequence[str]) -> Configs:

@@ -161,13 +161,13 @@ class Given:
         return name
 
     def _set(self, name: str, value: Any, place: str) -> None:
-        """Take over a value; what it leaves out of a class or of a mapping stays as it was."""
+        """Take over a value; what it leaves out of a class, or of classes by name, stays."""
         option, before = self.options[name], self.values.get(name)
-        if option.is_mapping and isinstance(before, Mapping) and isinstance(value, Mapping):
-            if option.base:
-                value = {k: _merged(before.get(k), v, place) for k, v in value.items()}
-            value = {**before, **value}
-        elif option.base and not option.is_list and not option.is_mapping:
+        if option.base and option.is_mapping:
+            if isinstance(before, Mapping) and isinstance(value, Mapping):
+                merged = {k: _merged(before.get(k), v, place) for k, v in value.items()}
+                value = {**before, **merged}
+        elif option.base and not option.is_list:
             value = _merged(before or option.default, value, place)
         self.values[name], self.places[name] = value, place
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from data_prep.common.errors import UserError
-from data_prep.layouts._groups import (
+from data_prep.layouts._isic import (
     ISIC_IMAGES,
     first_value,
     isic_group,

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from data_prep.common.errors import UserError
-from data_prep.layouts._groups import isic_group, isic_rows
+from data_prep.layouts._isic import isic_group, isic_rows
 from data_prep.layouts.base import MaskedImages
 from data_prep.options import MaskOptions
 from data_prep.readers.masks import read_label_map

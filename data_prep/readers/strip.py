@@ -47,13 +47,7 @@ ADOBE = b"Adobe"
 
 def may_be_turned(data: bytes) -> bool:
     """Whether a PNG has a chunk that may say how the picture is to be turned: EXIF or a text."""
-    position = 8
-    while position + 12 <= len(data):
-        name = data[position + 4 : position + 8]
-        if name in ORIENTING:
-            return True
-        position += 12 + int.from_bytes(data[position : position + 4], "big")
-    return False
+    return any(name in ORIENTING for name, _, _ in _chunks(data))
 
 
 def strip_png(data: bytes) -> bytes:
@@ -62,10 +56,9 @@ def strip_png(data: bytes) -> bytes:
     Raises:
         Unreadable: Its chunks or its compressed pixels are damaged.
     """
-    chunks = [(data[start + 4 : start + 8], start, end) for start, end in _chunks(data)]
-    bodies = {name: data[start + 8 : end - 4] for name, start, end in chunks if name == b"IHDR"}
-    header = bodies.get(b"IHDR", b"")
-    if len(header) != 13:
+    chunks = list(_chunks(data))
+    header = b"".join(data[start + 8 : end - 4] for name, start, end in chunks if name == b"IHDR")
+    if len(header) != 13 or chunks[-1][0] != b"IEND":
         raise Unreadable("truncated PNG")
     pixels = b"".join(data[start + 8 : end - 4] for name, start, end in chunks if name == b"IDAT")
     size = _compressed_size(pixels, header)
@@ -82,22 +75,16 @@ def strip_png(data: bytes) -> bytes:
     return b"".join(kept)
 
 
-def _chunks(data: bytes) -> Iterator[tuple[int, int]]:
-    """Where each chunk up to the end of the image starts and ends.
-
-    Raises:
-        Unreadable: The file ends before.
-    """
-    position = 8
-    while position + 12 <= len(data):
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Name, start and end of each whole chunk up to the end of the image, IEND."""
+    position, name = 8, b""
+    while name != b"IEND" and position + 12 <= len(data):
         end = position + 12 + int.from_bytes(data[position : position + 4], "big")
         if end > len(data):
-            break
-        yield position, end
-        if data[position + 4 : position + 8] == b"IEND":
             return
+        name = data[position + 4 : position + 8]
+        yield name, position, end
         position = end
-    raise Unreadable("truncated PNG")
 
 
 def _compressed_size(pixels: bytes, header: bytes) -> int:

@@ -8,7 +8,7 @@ as any other.
 
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -24,39 +24,26 @@ ENDED = "its decoder ended the process"
 Read = tuple[list[Encoded], list[NotAnImage | Unreadable]]
 
 
-class Reading:
-    """Reads the references of one shard, and notes which is being read.
+@contextmanager
+def reading(mark: Path, source: Source, salt: str) -> Iterator[Callable[[Reference], Read]]:
+    """A function that reads a reference as `read_reference`, and notes which it is reading.
 
     Args:
-        mark: File of the note.
+        mark: File of the note. It is removed at the end, and stays if the process ends before.
     """
+    suspect = mark.read_text(encoding="ascii") if mark.is_file() else None
+    file = os.open(mark, os.O_WRONLY | os.O_CREAT, 0o666)
 
-    def __init__(self, mark: Path, source: Source, salt: str) -> None:
-        self.source, self.salt = source, salt
-        self._suspect = mark.read_text(encoding="ascii") if mark.is_file() else None
-        self._file = os.open(mark, os.O_WRONLY | os.O_CREAT, 0o666)
+    def read(reference: Reference) -> Read:
+        key = record_key(reference, salt)
+        os.pwrite(file, key.encode("ascii"), 0)  # keys are of one length
+        read_it = read_alone if key == suspect else read_reference
+        return read_it(reference, source, salt)
 
-    def __call__(self, reference: Reference) -> Read:
-        """See `read_reference`."""
-        key = record_key(reference, self.salt)
-        os.pwrite(self._file, key.encode("ascii"), 0)  # keys are of one length
-        if key == self._suspect:
-            return read_alone(reference, self.source, self.salt)
-        return read_reference(reference, self.source, self.salt)
-
-    def close(self) -> None:
-        """Close the note."""
-        os.close(self._file)
-
-
-@contextmanager
-def reading(mark: Path, source: Source, salt: str) -> Iterator[Reading]:
-    """A `Reading` whose note is removed at the end, and stays if the process ends before."""
-    reader = Reading(mark, source, salt)
     try:
-        yield reader
+        yield read
     finally:
-        reader.close()
+        os.close(file)
         mark.unlink(missing_ok=True)
 
 

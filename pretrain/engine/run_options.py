@@ -95,5 +95,3 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.log_every < 1 or self.save_every < 1 or self.keep < 1:
             raise UserError("log_every, save_every and keep must be 1 or more")
-        if self.threads is not None and self.threads < 1:
-            raise UserError(f"threads is {self.threads}; it must be 1 or more, or null")

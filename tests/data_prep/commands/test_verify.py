@@ -153,3 +153,16 @@ def test_an_unknown_option_is_refused_by_name(tmp_path, capsys):
         main(["shard", "--layout", "folder", "--output", str(tmp_path), "--max-bat", "1"])
     assert stop.value.code != 0
     assert "max_bat" in capsys.readouterr().err
+
+
+def test_a_set_inside_its_input_is_not_part_of_it(tmp_path, make_images, capsys):
+    """The contact sheet that `info` draws there is not one more image."""
+    make_images(tmp_path / "images", count=5)
+    output = tmp_path / "images" / "shards"
+    shard = ["shard", "--layout=folder", f"--input={tmp_path / 'images'}", f"--output={output}"]
+    main(shard)
+    main(["info", f"--shards={output}"])
+    assert (output / "contact_sheet.png").is_file()
+    capsys.readouterr()
+    main(shard)
+    assert "5 records" in capsys.readouterr().out

@@ -10,6 +10,7 @@ import yaml
 
 from data_prep.common.errors import UserError
 from data_prep.common.parsing import parse, parse_file
+from data_prep.options import ShardSegOptions
 from finetune.config import EvaluateConfig, TrainConfig
 from pretrain.config import PretrainConfig
 
@@ -49,6 +50,13 @@ def test_a_second_file_changes_what_it_names_and_leaves_the_rest(tmp_path):
     emix = before_one.objectives["emix"].init_args | {"weight": 0}
     assert config.objectives["emix"].init_args == emix
     assert config.objectives["mae"] == before_one.objectives["mae"]
+
+
+def test_a_mapping_of_values_is_replaced_whole(tmp_path):
+    """Fractions of a split, say, which must sum to 1."""
+    recipe = write(tmp_path / "recipe.yaml", "split: {train: 0.6, val: 0.2, test: 0.2}\n")
+    options = [recipe, "--layout=x", "--output=y", "--split={train: 0.5, test: 0.5}"]
+    assert parse(ShardSegOptions, "shard-seg", options)[0].split == {"train": 0.5, "test": 0.5}
 
 
 def test_another_class_starts_with_its_own_options():

@@ -11,9 +11,9 @@ from PIL import Image
 from data_prep.__main__ import main
 from data_prep.common.errors import UserError
 from data_prep.format.index import read_json
-from data_prep.layouts._groups import alike_across_splits, regroup
 from data_prep.loader.dataset import ShardDataset
 from data_prep.records import Reference
+from data_prep.shards.groups import alike_across_splits, regroup
 
 
 def pictures(folder, names):

@@ -1,8 +1,8 @@
-"""Which patient, lesion or case a file belongs to, so that no split cuts one in two."""
+"""To whom each case belongs, as the user says, so that no split cuts a patient in two."""
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -10,12 +10,8 @@ from data_prep.common.errors import UserError
 from data_prep.layouts._tables import read_table
 from data_prep.records import Reference
 
-ISIC_IMAGES = ("image_id", "bcn_filename", "isic_id")
-ISIC_GROUPS = ("patient_id", "lesion_id")
-HAM_TABLE = "HAM10000_metadata"
-"""Published with and without a suffix."""
-ISIC_TABLES = (HAM_TABLE, "bcn_20k_train", "metadata")
 EXAMPLES = 3
+"""Pairs of names in a warning."""
 
 
 def regroup(references: Sequence[Reference], group: str) -> list[Reference]:
@@ -32,7 +28,7 @@ def regroup(references: Sequence[Reference], group: str) -> list[Reference]:
     """
     if not group:
         return list(references)
-    find = _from_table(Path(group)) if group.lower().endswith(".csv") else _from_pattern(group)
+    find = _from_table(Path(group)) if is_table(group) else _from_pattern(group)
     regrouped = []
     for reference in references:
         found = find(reference.path)
@@ -40,6 +36,11 @@ def regroup(references: Sequence[Reference], group: str) -> list[Reference]:
             raise UserError(f"group: {group!r} does not say to whom {reference.path} belongs")
         regrouped.append(replace(reference, group=found))
     return regrouped
+
+
+def is_table(group: str) -> bool:
+    """Whether the option `group` names a CSV file, and is not a pattern."""
+    return group.lower().endswith(".csv")
 
 
 def _from_pattern(pattern: str) -> Callable[[str], str]:
@@ -72,35 +73,6 @@ def _stem(path: str) -> str:
     """A file's name without its suffix; `.nii.gz` is one."""
     name = PurePosixPath(path).name
     return name[: -len(".nii.gz")] if name.lower().endswith(".nii.gz") else PurePosixPath(name).stem
-
-
-def isic_rows(
-    root: Path, files: Iterable[str], any_name: bool = False
-) -> dict[str, dict[str, str]]:
-    """Row of each image, by its name without suffix, in the ISIC archive's tables among `files`.
-
-    Args:
-        any_name: Read tables of other names than the published ones too.
-    """
-    rows: dict[str, dict[str, str]] = {}
-    for name in files:
-        path = PurePosixPath(name)
-        is_table = path.suffix.lower() in (".csv", ".tab") or path.name == HAM_TABLE
-        if is_table and (any_name or path.name.startswith(ISIC_TABLES)):
-            for row in read_table(root / name):
-                if image := first_value(row, ISIC_IMAGES):
-                    rows.setdefault(PurePosixPath(image).stem, {}).update(row)
-    return rows
-
-
-def isic_group(row: Mapping[str, str] | None, stem: str) -> str:
-    """The patient of a row, else the lesion, which may be in several images, else `stem`."""
-    return first_value(row or {}, ISIC_GROUPS) or stem
-
-
-def first_value(row: Mapping[str, str], columns: Sequence[str]) -> str | None:
-    """The first of some columns that is not empty."""
-    return next((row[name] for name in columns if row.get(name)), None)
 
 
 def alike_across_splits(references: Iterable[Reference]) -> list[str]:
