@@ -103,9 +103,14 @@ class WriteOptions:
     across shards."""
     seed: int = 0
     """Seed of the order of records and of the splits."""
-    salt: str = "samaritan"
-    """Key of the hashes that stand for file paths and patients. Where those could be guessed,
-    choose one and keep it secret. It is stored nowhere."""
+    group: str = ""
+    """To whom each case belongs, so that no split cuts a patient in two: a regular expression whose
+    first group, in the file's name without suffix or else in its path, is the patient; or a CSV
+    file with columns file and group. Without it, as the layout knows it: often each case alone."""
+    salt: str = ""
+    """Key of the hashes that stand for file paths and patients. By default it is drawn at random on
+    the first run. Whoever knows it can find out a patient by trying all numbers: it is kept in the
+    folder `private` of the set, which is not to be shared."""
     workers: int = 1
     """Number of processes; the bytes written do not depend on it."""
     task: int = 0
@@ -135,8 +140,8 @@ class ShardOptions(WriteOptions):
     layout: str
     """Kind of collection, one of those listed below, or dotted path of a class from elsewhere."""
     held_out: Path | None = None
-    """Segmentation shard set (made with the same salt): patients of its splits other than train
-    are left out, so that stage one does not see what stage two is tested on."""
+    """Segmentation shard set: patients of its splits other than train are left out, so that stage
+    one does not see what stage two is tested on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,10 +153,6 @@ class ShardSegOptions(WriteOptions):
     split: dict[str, float] | None = None
     """Fractions of the groups (patients, cases), e.g. {train: 0.8, test: 0.2}, which is the
     default for a layout without a split of its own."""
-    group: str = ""
-    """To whom each case belongs, so that no split cuts a patient in two: a regular expression whose
-    first group, in the file's name without suffix or else in its path, is the patient; or a CSV
-    file with columns file and group. Without it, as the layout knows it: often each case alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

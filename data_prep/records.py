@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,8 @@ class Source:
     """Options that decide the bytes, by name: shards made with others are not mixed."""
     labels: dict[str, list[int]] | None = None
     """Segmentation: the mask values of each target. A value may belong to several targets."""
+    root: Path | None = None
+    """Folder that the paths of references are relative to, if they are files."""
     defaults: dict[str, Any] = field(default_factory=dict)
     """Defaults of the options: what a set made before an option existed was made with."""
 
@@ -102,6 +105,11 @@ def keyed_hash(text: str, salt: str, digest_size: int = 16) -> str:
     return hashlib.blake2b(
         os.fsencode(text), key=salt.encode(), digest_size=digest_size
     ).hexdigest()
+
+
+def patient_of(sample: Sample, reference: Reference) -> str:
+    """Whose a sample is: as its file says, else as its layout does, else the file itself."""
+    return sample.group or reference.group or reference.path
 
 
 def group_hash(group: str, salt: str) -> str:

@@ -1,5 +1,6 @@
 """`shard` and `shard-seg`: a collection of one layout to a shard set."""
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -12,12 +13,21 @@ from data_prep.common.errors import UserError
 from data_prep.common.given import Configs, pairs
 from data_prep.common.yaml_text import read_yaml
 from data_prep.format.index import index_path, read_json
-from data_prep.layouts import FolderLayout, Layout, Stage, find_layout, list_layouts
+from data_prep.layouts import Layout, Stage, find_layout, list_layouts
 from data_prep.options import ShardOptions, ShardSegOptions, WriteOptions
-from data_prep.records import Reference, Source, group_hash
+from data_prep.records import Reference, Source, group_hash, keyed_hash
 from data_prep.shards import write_shards
-from data_prep.shards.groups import EXAMPLES, alike_across_splits, is_table, regroup
+from data_prep.shards.groups import (
+    EXAMPLES,
+    HELD_OUT,
+    AsGrouped,
+    WithoutHeldOut,
+    alike_across_splits,
+    is_table,
+    regroup,
+)
 from data_prep.shards.manifest import DEFAULT_SPLIT, assign_splits
+from data_prep.shards.private import EARLIER_SALT, FOLDER, read_salt
 
 
 def configs_of_shard(arguments: Sequence[str]) -> Configs:
@@ -42,15 +52,29 @@ def layouts_of_shard_seg(arguments: Sequence[str]) -> str:
 
 def shard(options: ShardOptions, layout: Layout, resolved: str) -> None:
     """Images to shards for stage one."""
-    references = _outside(options.output, layout)
-    if options.held_out is not None:
-        references = _without_held_out(references, options.held_out, options.salt)
-    _write(layout.source(options.layout, references), options, resolved)
+    references = regroup(layout.references(), options.group)
+    groups_in_files = layout.groups_in_files and not options.group
+    if options.held_out is None:
+        _write(_source(layout, options, references), options, resolved)
+        return
+    groups, salt = _held_out(options.held_out, options.salt)
+    if not groups_in_files:
+        references = _without_held_out(references, options.held_out, groups, salt)
+    source = _source(layout, options, references)
+    if groups_in_files:
+        source = replace(
+            source,
+            read=WithoutHeldOut(source.read, groups, salt),
+            options={**source.options, "held_out": keyed_hash(",".join(sorted(groups)), salt)},
+            defaults={**source.defaults, "held_out": None},
+        )
+    if _write(source, options, resolved) and groups_in_files:
+        _require_one_left_out(options.output, options.held_out)
 
 
 def shard_seg(options: ShardSegOptions, layout: Layout, resolved: str) -> None:
     """Images and masks to shards for stage two."""
-    references = regroup(_outside(options.output, layout), options.group)
+    references = regroup(layout.references(), options.group)
     has_split = {reference.split for reference in references} != {"train"}
     if has_split and options.split is not None:
         raise UserError(f"split: layout {options.layout} has a split of its own")
@@ -58,15 +82,21 @@ def shard_seg(options: ShardSegOptions, layout: Layout, resolved: str) -> None:
         references = assign_splits(references, options.split or DEFAULT_SPLIT, options.seed)
     if not options.group:
         _warn_of_cut_patients(references)
+    _write(_source(layout, options, references), options, resolved)
+
+
+def _source(
+    layout: Layout, options: ShardOptions | ShardSegOptions, references: list[Reference]
+) -> Source:
+    """What the writer takes, with the groups that the options give."""
     source = layout.source(options.layout, references)
+    defaults = {**source.defaults, "group": ""}
+    if not options.group:
+        return replace(source, defaults=defaults)
     # of a table the set keeps what it says, in the groups, and not where it lay
-    named = "CSV" if is_table(options.group) else options.group
-    source = replace(
-        source,
-        options={**source.options, "group": named},
-        defaults={**source.defaults, "group": ""},
-    )
-    _write(source, options, resolved)
+    named = {"group": "CSV" if is_table(options.group) else options.group}
+    read = AsGrouped(source.read)
+    return replace(source, read=read, options={**source.options, **named}, defaults=defaults)
 
 
 def _warn_of_cut_patients(references: Sequence[Reference]) -> None:
@@ -77,18 +107,6 @@ def _warn_of_cut_patients(references: Sequence[Reference]) -> None:
             " if these are one patient each, say so with --group",
             file=sys.stderr,
         )
-
-
-def _outside(output: Path, layout: Layout) -> list[Reference]:
-    """The references of a layout, without what an output folder inside its input holds."""
-    references = layout.references()
-    if not isinstance(layout, FolderLayout):
-        return references
-    root, inside = layout.input.resolve(), output.resolve()
-    if inside == root or not inside.is_relative_to(root):
-        return references
-    prefix = f"{inside.relative_to(root).as_posix()}/"
-    return [reference for reference in references if not reference.path.startswith(prefix)]
 
 
 def _with_layout(options: type[Any], stage: Stage, arguments: Sequence[str]) -> Configs:
@@ -138,37 +156,70 @@ def _named_options(arguments: Sequence[str]) -> set[str]:
     return names
 
 
-def _without_held_out(references: list[Reference], root: Path, salt: str) -> list[Reference]:
-    """References whose group is in no held-out split of the set at `root`.
+def _held_out(root: Path, salt: str) -> tuple[frozenset[str], str]:
+    """Hashes of the patients in the splits of a set other than train, and their salt.
 
-    Raises:
-        UserError: That leaves out nothing, as when groups are known only from DICOM headers or the
-            other set has another salt.
+    Args:
+        salt: The option `salt`, for a set whose private folder is elsewhere.
     """
     groups: set[str] = set()
     for name, split in read_json(root / "dataset.json")["splits"].items():
         for part in split["shards"] if name != "train" else []:
             groups.update(read_json(index_path(root / part["name"]))["summary"]["groups"])
+    return frozenset(groups), read_salt(root) or salt or EARLIER_SALT
+
+
+def _without_held_out(
+    references: list[Reference], root: Path, groups: frozenset[str], salt: str
+) -> list[Reference]:
+    """References whose group is not among `groups`.
+
+    Raises:
+        UserError: That leaves out nothing.
+    """
     kept = [
         reference for reference in references if group_hash(reference.group, salt) not in groups
     ]
     if len(kept) == len(references):
-        raise UserError(f"held_out: no patient of {root} was found in the input")
+        raise UserError(_nobody_found(root))
     return kept
 
 
-def _write(source: Source, options: WriteOptions, resolved: str) -> None:
+def _require_one_left_out(output: Path, root: Path) -> None:
+    """Refuse a finished set from which no held-out patient was left out.
+
+    Raises:
+        UserError: None was; dataset.json is removed, so that nothing trains on it unawares.
+    """
+    text = (output / "quarantine.jsonl").read_text(encoding="utf-8")
+    if not any(json.loads(line)["reason"] == HELD_OUT for line in text.splitlines()):
+        (output / "dataset.json").unlink()
+        raise UserError(_nobody_found(root))
+
+
+def _nobody_found(root: Path) -> str:
+    reason = (
+        "name patients in both sets alike, with --group"
+        if (root / FOLDER).is_dir()
+        else "give --salt, the one that it was made with: its private folder is missing"
+    )
+    return f"held_out: no patient of {root} was found in the input; {reason}"
+
+
+def _write(source: Source, options: WriteOptions, resolved: str) -> bool:
+    """Write a set; whether this task of a job array was the last one."""
     values = yaml.safe_load(resolved)
     # as if made by one process: which task of an array comes last is chance
-    values |= {"salt": "(not stored)", "task": 0, "tasks": 1}
+    values |= {"task": 0, "tasks": 1}
     document = write_shards(source, options, yaml.safe_dump(values, sort_keys=False))
     if document is None:
         print(
             f"{options.output}: task {options.task} of {options.tasks} has written its shards;"
             " the last task to finish writes dataset.json"
         )
-        return
+        return False
     print(
         f"{options.output}: {document['records']} records,"
         f" {document['skipped']} files skipped, {document['unreadable']} unreadable"
     )
+    return True

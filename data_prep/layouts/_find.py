@@ -6,13 +6,16 @@ from pathlib import Path, PurePosixPath
 
 from data_prep.common.errors import UserError
 
+INDEX = ".index.json"
+"""End of the name of a shard's index: what lies beside one was made from the collection."""
+
 
 def find_files(root: Path) -> list[str]:
     """Paths of all files below `root`, relative to it, with forward slashes, sorted.
 
-    Hidden files and folders are skipped, and so are pipes and devices. Links are followed, but no
-    folder is entered twice, so that links in a circle end; a link to nothing is listed, so that
-    reading it says so.
+    Hidden files and folders are skipped, and so are pipes, devices and shard sets. Links are
+    followed, but no folder is entered twice, so that links in a circle end; a link to nothing is
+    listed, so that reading it says so.
 
     Raises:
         UserError: A folder cannot be listed.
@@ -31,6 +34,8 @@ def find_files(root: Path) -> list[str]:
                 listed = [entry for entry in entries if not entry.name.startswith(".")]
         except OSError as error:
             raise UserError(f"{root / base}: cannot be listed ({error.strerror})") from None
+        if any(entry.name.endswith(INDEX) for entry in listed):
+            continue
         inner = [entry for entry in listed if _is(entry.is_dir)]
         found += [base + entry.name for entry in listed if _is_readable(entry)]
         # the last one is entered first; of a folder and a link to it beside it, that is the folder

@@ -36,6 +36,8 @@ class Layout(ABC):
     """One line: what collection this is."""
     tree: ClassVar[str] = ""
     """The folder tree that it expects."""
+    groups_in_files: ClassVar[bool] = False
+    """Whether files say themselves which patient they show, so that it is known on reading."""
 
     @abstractmethod
     def references(self) -> list[Reference]:
@@ -75,6 +77,7 @@ class Layout(ABC):
             self.read,
             options,
             self.targets(),
+            self.input if isinstance(self, FolderLayout) else None,
             {key: value for key, value in defaults.items() if value is not MISSING},
         )
 

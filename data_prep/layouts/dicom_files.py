@@ -20,6 +20,7 @@ class DicomFiles(FolderLayout, PictureOptions):
 
     stage = "pretraining"
     summary = "DICOM files of any names, below any folders"
+    groups_in_files = True
     tree = """
 any/folders/any_name.dcm   also without a suffix; files that are not DICOM are ignored
 """

@@ -30,6 +30,7 @@ class HuggingFace(Layout, PhotographOptions):
 
     stage = "pretraining"
     summary = "any image data set that the library `datasets` reads"
+    groups_in_files = True
     tree = """
 --input org/name      a data set on the Hugging Face Hub
 --input folder/       or a local folder that `datasets.load_dataset` reads

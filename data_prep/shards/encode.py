@@ -14,6 +14,7 @@ from data_prep.records import (
     Source,
     Unreadable,
     group_hash,
+    patient_of,
     printable,
 )
 
@@ -52,7 +53,7 @@ def read_reference(
 
 def _encode(sample: Sample, reference: Reference, source: Source, salt: str) -> Encoded:
     meta = {
-        "group": group_hash(sample.group or reference.group or reference.path, salt),
+        "group": group_hash(patient_of(sample, reference), salt),
         "label": None if reference.label is None else printable(reference.label),
         "modality": None,
         "spacing": None,

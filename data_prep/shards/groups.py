@@ -2,14 +2,23 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from data_prep.common.errors import UserError
 from data_prep.layouts._tables import read_table
-from data_prep.records import Reference
+from data_prep.records import (
+    NotAnImage,
+    Reference,
+    Sample,
+    Unreadable,
+    group_hash,
+    patient_of,
+)
 
+HELD_OUT = "shows a held-out patient"
+"""Why a record was left out."""
 EXAMPLES = 3
 """Pairs of names in a warning."""
 
@@ -36,6 +45,43 @@ def regroup(references: Sequence[Reference], group: str) -> list[Reference]:
             raise UserError(f"group: {group!r} does not say to whom {reference.path} belongs")
         regrouped.append(replace(reference, group=found))
     return regrouped
+
+
+@dataclass(frozen=True)
+class WithoutHeldOut:
+    """Reads references as `read`, without the records of some patients.
+
+    For collections whose files name the patient, which is known when they are read. (Picklable.)
+    """
+
+    read: Callable[[Reference], Iterable[Sample | NotAnImage | Unreadable]]
+    groups: frozenset[str]
+    """Hashes of the patients."""
+    salt: str
+    """Key of these hashes."""
+
+    def __call__(self, reference: Reference) -> Iterator[Sample | NotAnImage | Unreadable]:
+        """The samples of a reference; in place of one that is left out, the reason."""
+        for sample in self.read(reference):
+            if isinstance(sample, Sample) and self._shows_one(sample, reference):
+                yield NotAnImage(HELD_OUT)
+            else:
+                yield sample
+
+    def _shows_one(self, sample: Sample, reference: Reference) -> bool:
+        return group_hash(patient_of(sample, reference), self.salt) in self.groups
+
+
+@dataclass(frozen=True)
+class AsGrouped:
+    """Reads references as `read`, whose own group holds whatever their files say. (Picklable.)"""
+
+    read: Callable[[Reference], Iterable[Sample | NotAnImage | Unreadable]]
+
+    def __call__(self, reference: Reference) -> Iterator[Sample | NotAnImage | Unreadable]:
+        """The samples of a reference."""
+        for sample in self.read(reference):
+            yield replace(sample, group="") if isinstance(sample, Sample) else sample
 
 
 def is_table(group: str) -> bool:

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from data_prep.common.cli import write_resolved_config
 from data_prep.common.errors import UserError
 from data_prep.common.files import sha256, write_json, write_text
 from data_prep.format.index import read_json
 from data_prep.options import WriteOptions
 from data_prep.records import Source, record_key
 from data_prep.shards.manifest import Shard
+from data_prep.shards.private import write_configs, write_quarantine
 from data_prep.shards.summary import dataset_document
 
 
@@ -51,7 +51,7 @@ def remove_claims(options: WriteOptions) -> None:
 def merge(
     shards: list[Shard], source: Source, options: WriteOptions, resolved: str | None
 ) -> dict[str, Any]:
-    """Write quarantine.jsonl, judge how many files were unreadable, and write dataset.json.
+    """Write what was left out, judge how many files were unreadable, and write dataset.json.
 
     dataset.json comes last: where it is, the set is complete and good.
 
@@ -75,11 +75,14 @@ def merge(
     quarantined = [entry for index in indexes for entry in index["quarantined"]]
     paths = _paths(shards, {key for key, *_ in quarantined}, options.salt)
     lines = [
-        json.dumps({"path": paths[key], "kind": kind, "reason": reason})
+        json.dumps({"key": key, "kind": kind, "reason": reason})
         for key, kind, reason, _ in quarantined
     ]
-    quarantine = options.output / "quarantine.jsonl"
-    write_text(quarantine, "".join(f"{line}\n" for line in sorted(lines)))
+    write_text(options.output / "quarantine.jsonl", "".join(f"{line}\n" for line in sorted(lines)))
+    quarantine = write_quarantine(
+        options.output,
+        [(paths[key], kind, reason, key) for key, kind, reason, _ in quarantined],
+    )
     document = dataset_document(source.labels, indexes)
     # a file of which one image among many cannot be read counts by that share
     bad = [share for _, kind, _, share in quarantined if kind == "unreadable"]
@@ -100,7 +103,7 @@ def merge(
         (options.output / "dataset.json").unlink(missing_ok=True)
         raise UserError(problem)
     if resolved is not None:
-        write_resolved_config(options.output, resolved)
+        write_configs(options.output, resolved)
     write_json(options.output / "dataset.json", document)
     return document
 

@@ -6,6 +6,7 @@ the number of processes nor on which shards were already there.
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from data_prep.common.errors import UserError
@@ -14,11 +15,12 @@ from data_prep.format.index import index_path
 from data_prep.format.tar import TarWriter
 from data_prep.options import WriteOptions
 from data_prep.readers.quiet import quiet
-from data_prep.records import NotAnImage, Source, record_key
+from data_prep.records import NotAnImage, Source, patient_of, record_key
 from data_prep.shards.alone import reading
 from data_prep.shards.existing import find_unfinished, is_finished, recipe, stored_options
 from data_prep.shards.manifest import Shard, plan_shards
 from data_prep.shards.merge import claim_merge, merge, remove_claims
+from data_prep.shards.private import FileTable, settle_salt, state_of
 from data_prep.shards.summary import Summary
 from data_prep.shards.workers import write_in_parallel
 
@@ -45,6 +47,7 @@ def write_shards(
     if not shards:
         raise UserError(f"layout {source.layout}: found no image in the input")
     options.output.mkdir(parents=True, exist_ok=True)
+    options = replace(options, salt=settle_salt(options.output, options.salt))
     unfinished = find_unfinished(shards, source, options)
     mine = {shard.name for shard in shards[options.task :: options.tasks]}
     todo = [shard for shard in unfinished if shard.name in mine]
@@ -75,7 +78,7 @@ def write_shard(
         progress: Called with `Reference.records` after each reference.
     """
     path = options.output / f"{shard.name}.tar"
-    summary = Summary()
+    summary, table = Summary(), FileTable()
     quarantined = []
     mark = options.output / f".reading-{shard.name}"
     with (
@@ -87,13 +90,19 @@ def write_shard(
         writer = TarWriter(file)
         for reference in shard.references:
             key = record_key(reference, options.salt)
+            state = state_of(source.root, reference)  # before it is read: it may be written to
             records, errors = read(reference)
             for error in errors:
                 kind = "skipped" if isinstance(error, NotAnImage) else "unreadable"
                 quarantined.append([key, kind, str(error), 1 / (len(records) + len(errors))])
+            patients = {}
             for index, (sample, meta, members) in enumerate(records):
                 summary.add(sample, meta)
+                patients[meta["group"]] = patient_of(sample, reference)
                 writer.add(key if len(records) == 1 else f"{key}-{index:04d}", members)
+            if not records:
+                patients[""] = reference.group
+            table.add(key, reference, patients.items(), state)
             progress(reference.records)
         writer.close()
     document = {
@@ -106,4 +115,5 @@ def write_shard(
         "quarantined": quarantined,
         "records": writer.records,
     }
+    table.save(options.output, shard.name)
     write_text(index_path(path), json.dumps(document, separators=(",", ":")) + "\n")

@@ -1,5 +1,6 @@
 """Small inputs made on the fly."""
 
+import csv
 from dataclasses import fields
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def shard_folder():
     """Shard a folder, by default one of images, and four records per shard."""
 
     def shard(folder: Path, output: Path, layout: str = "folder", **options):
-        writing = {"output": output, "shard_records": 4}
+        writing = {"output": output, "shard_records": 4, "salt": "tests"}
         for field in fields(WriteOptions):
             if field.name in options:
                 writing[field.name] = options.pop(field.name)
@@ -77,10 +78,22 @@ def save_image():
 
 @pytest.fixture(scope="session")
 def folder_bytes():
-    """Contents of every file of a folder, hidden ones too."""
+    """Contents of every file below a folder, hidden ones too."""
 
     def read(folder: Path) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in folder.iterdir()}
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def left_out():
+    """What a set left out: kind and reason of each file, as its private folder says."""
+
+    def read(output: Path) -> dict[str, tuple[str, str]]:
+        with (output / "private" / "quarantine.csv").open(newline="", encoding="utf-8") as file:
+            return {row["file"]: (row["kind"], row["reason"]) for row in csv.DictReader(file)}
 
     return read
 

@@ -138,31 +138,8 @@ def test_outlines_are_one_pixel_wide_and_lie_on_the_masks():
         assert (sheet[drawn & (mask == value)] == colour).all()
 
 
-def test_config_beside_the_set_keeps_the_salt_secret(image_folder, tmp_path, capsys):
-    output = tmp_path / "set"
-    arguments = ["shard", "--layout", "folder", "--input", str(image_folder)]
-    main([*arguments, "--output", str(output), "--salt", "open sesame", "--max-bad", "0.5"])
-    written = (output / "config.yaml").read_text()
-    assert "max_bad: 0.5" in written
-    everything = b"".join(path.read_bytes() for path in output.iterdir())
-    assert b"open sesame" not in everything
-
-
 def test_an_unknown_option_is_refused_by_name(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["shard", "--layout", "folder", "--output", str(tmp_path), "--max-bat", "1"])
     assert stop.value.code != 0
     assert "max_bat" in capsys.readouterr().err
-
-
-def test_a_set_inside_its_input_is_not_part_of_it(tmp_path, make_images, capsys):
-    """The contact sheet that `info` draws there is not one more image."""
-    make_images(tmp_path / "images", count=5)
-    output = tmp_path / "images" / "shards"
-    shard = ["shard", "--layout=folder", f"--input={tmp_path / 'images'}", f"--output={output}"]
-    main(shard)
-    main(["info", f"--shards={output}"])
-    assert (output / "contact_sheet.png").is_file()
-    capsys.readouterr()
-    main(shard)
-    assert "5 records" in capsys.readouterr().out

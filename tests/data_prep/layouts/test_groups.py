@@ -5,8 +5,10 @@ import json
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
+from pydicom.data import get_testdata_file
 
 from data_prep.__main__ import main
 from data_prep.common.errors import UserError
@@ -157,3 +159,77 @@ def test_only_names_with_a_number_of_their_own_look_alike():
     assert alike_across_splits(cases("hippocampus_001", "hippocampus_002")) == []
     assert alike_across_splits(cases("ISIC_0000001", "ISIC_0000002")) == []
     assert alike_across_splits(cases("p1_left", "p2_left")) == []
+
+
+def scans(folder, patients):
+    """DICOM files of any names, one for each patient number given."""
+    for index, patient in enumerate(patients):
+        dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+        dataset.PatientID = f"ID {patient}"
+        dataset.SOPInstanceUID = f"1.2.3.{index}"
+        folder.mkdir(exist_ok=True)
+        dataset.save_as(folder / f"scan{index}.dcm")
+
+
+def cases_of(folder, patients):
+    """Labelled images named after cases, and the table of whose they are."""
+    pictures(folder, [f"case{index}" for index in range(len(patients))])
+    with (folder / "patients.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "group"])
+        writer.writerows([f"case{index}", f"ID {p}"] for index, p in enumerate(patients))
+
+
+def test_held_out_patients_are_known_by_dicom_headers(tmp_path, left_out):
+    """The set with masks is named by case; its table says which patient a case is."""
+    scans(tmp_path / "scans", [0, 1, 2, 3, 1, 4])
+    cases_of(tmp_path / "in", [0, 1, 2, 3])
+    table = f"--group={tmp_path / 'in' / 'patients.csv'}"
+    shard(tmp_path / "in", tmp_path / "seg", table, "--split={train: 0.5, test: 0.5}")
+    names = {}
+    for path in (tmp_path / "seg" / "private").glob("test-*.csv"):
+        with path.open(newline="") as file:
+            names |= {row["patient"]: row["file"] for row in csv.DictReader(file)}
+    options = ["--layout=dicom", f"--input={tmp_path / 'scans'}", f"--output={tmp_path / 'set'}"]
+    main(["shard", *options, f"--held_out={tmp_path / 'seg'}", "--shard_records=2"])
+    expected = {
+        f"scan{index}.dcm"
+        for index, patient in enumerate([0, 1, 2, 3, 1, 4])
+        if f"ID {patient}" in names
+    }
+    assert len(expected) in (2, 3)
+    assert left_out(tmp_path / "set") == {
+        name: ("skipped", "shows a held-out patient") for name in expected
+    }
+    assert len(ShardDataset(tmp_path / "set")) == 6 - len(expected)
+
+
+def test_a_set_that_leaves_no_held_out_patient_out_is_refused(tmp_path, capsys):
+    scans(tmp_path / "scans", [7, 8])
+    cases_of(tmp_path / "in", [0, 1, 2, 3])
+    shard(tmp_path / "in", tmp_path / "seg")
+    options = ["--layout=dicom", f"--input={tmp_path / 'scans'}", f"--output={tmp_path / 'set'}"]
+    with pytest.raises(SystemExit):
+        main(["shard", *options, f"--held_out={tmp_path / 'seg'}"])
+    assert "no patient of" in (error := capsys.readouterr().err) and "--group" in error
+    assert not (tmp_path / "set" / "dataset.json").exists()
+
+
+def test_a_given_group_holds_whatever_a_header_says(tmp_path):
+    scans(tmp_path / "scans", [0, 0, 1, 1])
+    options = ["--layout=dicom", f"--input={tmp_path / 'scans'}", f"--output={tmp_path / 'set'}"]
+    main(["shard", *options, "--group=scan([0-9])"])
+    dataset = ShardDataset(tmp_path / "set")
+    assert len({dataset.meta(index)["group"] for index in range(4)}) == 4
+
+
+def test_images_in_a_folder_are_grouped_and_held_out(tmp_path):
+    cases_of(tmp_path / "in", [0, 1, 2, 3])
+    table = f"--group={tmp_path / 'in' / 'patients.csv'}"
+    shard(tmp_path / "in", tmp_path / "seg", table, "--split={train: 0.75, test: 0.25}")
+    options = ["--layout=folder", f"--input={tmp_path / 'in' / 'images'}", table]
+    main(["shard", *options, f"--output={tmp_path / 'set'}", f"--held_out={tmp_path / 'seg'}"])
+    held_out = ShardDataset(tmp_path / "seg", "test").record(0).image
+    dataset = ShardDataset(tmp_path / "set")
+    assert len(dataset) == 3
+    assert held_out.shape not in [dataset.record(index).image.shape for index in range(3)]

@@ -1,5 +1,6 @@
 """Layouts with masks: nnunet, pairs and the sample data."""
 
+import csv
 import json
 
 import nibabel
@@ -93,8 +94,18 @@ def test_nnunet_regions_and_channels(tmp_path):
     assert third["window"] == pytest.approx([3 * x for x in first["window"]], rel=1e-5)
 
 
+def patients(folder, dataset):
+    """Names of the patients in a split, as the private folder of its set says."""
+    names = {}
+    for path in (folder / "private").glob("*-*.csv"):
+        with path.open(newline="") as file:
+            names |= {row["group"]: row["patient"] for row in csv.DictReader(file)}
+    return {names[dataset.meta(index)["group"]] for index in range(len(dataset))}
+
+
 @pytest.mark.parametrize("suffix", ["", "_0000"])
 def test_stage_one_leaves_out_the_held_out_cases(suffix, tmp_path, capsys):
+    """Each set has a salt of its own; that of the other one is taken from its private folder."""
     make_cases(tmp_path / "data", suffix=suffix)
     shard_seg("nnunet", tmp_path / "data", tmp_path / "seg")
     arguments = ["shard", "--layout", "nifti", "--input", str(tmp_path / "data")]
@@ -102,12 +113,16 @@ def test_stage_one_leaves_out_the_held_out_cases(suffix, tmp_path, capsys):
     main([*arguments, str(tmp_path / "set")])
     stage_one = ShardDataset(tmp_path / "set")
     train, test = ShardDataset(tmp_path / "seg"), ShardDataset(tmp_path / "seg", "test")
-    groups = {stage_one.meta(index)["group"] for index in range(len(stage_one))}
-    assert groups == {train.meta(index)["group"] for index in range(4)}
-    assert test.meta(0)["group"] not in groups
+    shown = patients(tmp_path / "set", stage_one)
+    assert shown == patients(tmp_path / "seg", train)
+    assert patients(tmp_path / "seg", test).isdisjoint(shown)
+    (tmp_path / "seg" / "private").rename(tmp_path / "elsewhere")
     with pytest.raises(SystemExit):
-        main([*arguments, str(tmp_path / "other"), "--salt", "another"])
-    assert "no patient of" in capsys.readouterr().err
+        main([*arguments, str(tmp_path / "other")])
+    assert "give --salt, the one that it was made with" in capsys.readouterr().err
+    salt = (tmp_path / "elsewhere" / "salt").read_text()
+    main([*arguments, str(tmp_path / "other"), "--salt", salt])
+    assert patients(tmp_path / "other", ShardDataset(tmp_path / "other")) == shown
 
 
 def test_nnunet_faults_are_told(tmp_path):
@@ -125,7 +140,7 @@ def test_nnunet_faults_are_told(tmp_path):
         layout(input=tmp_path / "data").references()
 
 
-def test_masks_that_do_not_fit_are_left_out(tmp_path, capsys):
+def test_masks_that_do_not_fit_are_left_out(tmp_path, left_out, capsys):
     make_cases(tmp_path / "data", count=6)
     labels = tmp_path / "data" / "labelsTr"
     ours = nibabel.load(labels / "case0.nii.gz")
@@ -136,11 +151,10 @@ def test_masks_that_do_not_fit_are_left_out(tmp_path, capsys):
     nibabel.save(nibabel.Nifti1Image(data, moved), labels / "case2.nii.gz")
     nibabel.save(nibabel.Nifti1Image(data + 5, ours.affine), labels / "case3.nii.gz")
     shard_seg("nnunet", tmp_path / "data", tmp_path / "set", "--max-bad", "0.6")
-    lines = (tmp_path / "set" / "quarantine.jsonl").read_text().splitlines()
-    reasons = {line["path"][-12:]: line["reason"] for line in map(json.loads, lines)}
-    assert "label map of (7, 9, 7)" in reasons["case1.nii.gz"[-12:]]
-    assert "elsewhere in space" in reasons["case2.nii.gz"[-12:]]
-    assert "value 5, which no label has" in reasons["case3.nii.gz"[-12:]]
+    reasons = {file[-12:]: reason for file, (_, reason) in left_out(tmp_path / "set").items()}
+    assert "label map of (7, 9, 7)" in reasons["case1.nii.gz"]
+    assert "elsewhere in space" in reasons["case2.nii.gz"]
+    assert "value 5, which no label has" in reasons["case3.nii.gz"]
     assert len(reasons) == 3
 
 

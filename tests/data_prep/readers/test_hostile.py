@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import json
 import os
 import struct
 import subprocess
@@ -66,11 +65,6 @@ REFUSED = {
 }
 
 
-def reasons(output):
-    lines = (output / "quarantine.jsonl").read_text().splitlines()
-    return {line["path"]: line["reason"] for line in map(json.loads, lines)}
-
-
 def images(output):
     dataset = ShardDataset(output)
     return [dataset.record(index).image for index in range(len(dataset))]
@@ -81,18 +75,20 @@ def holds(stored, expected):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused_with_a_reason_and_nothing_else_lost(name, tmp_path, save_image, shard_folder):
+def test_refused_with_a_reason_and_nothing_else_lost(
+    name, tmp_path, save_image, shard_folder, left_out
+):
     data, reason = REFUSED[name]
     for seed in (10, 11):
         save_image(tmp_path / "images" / f"{seed}.png", picture(seed))
     (tmp_path / "images" / name).write_bytes(data)
     document = shard_folder(tmp_path / "images", tmp_path / "set", max_bad=0.5)
     assert (document["records"], document["unreadable"]) == (2, 1)
-    ((path, reason_given),) = reasons(tmp_path / "set").items()
+    ((path, (_, reason_given)),) = left_out(tmp_path / "set").items()
     assert path == name and reason in reason_given
     stored = images(tmp_path / "set")
     assert holds(stored, picture(10)) and holds(stored, picture(11))
-    everything = b"".join(file.read_bytes() for file in (tmp_path / "set").iterdir())
+    everything = b"".join(file.read_bytes() for file in (tmp_path / "set").glob("*.*"))
     assert b"Jane Roe" not in everything
 
 
@@ -150,7 +146,7 @@ def volume():
     return ((rows - 20) ** 2 + (columns - 20) ** 2 + (depths - 20) ** 2 < 225) * 900.0
 
 
-def test_nifti_with_nan_is_read_and_one_that_lies_is_not(tmp_path, shard_folder):
+def test_nifti_with_nan_is_read_and_one_that_lies_is_not(tmp_path, shard_folder, left_out):
     holes = volume()
     holes[:4] = np.nan
     whole = nibabel.Nifti1Image(volume(), np.eye(4)).to_bytes()
@@ -165,7 +161,7 @@ def test_nifti_with_nan_is_read_and_one_that_lies_is_not(tmp_path, shard_folder)
     (tmp_path / "in" / "good.nii").write_bytes(whole)
     options = {"layout": "nifti", "planes": ("axial",), "max_bad": 0.6}
     document = shard_folder(tmp_path / "in", tmp_path / "set", **options)
-    quarantined = reasons(tmp_path / "set")
+    quarantined = {name: reason for name, (_, reason) in left_out(tmp_path / "set").items()}
     assert set(quarantined) == {"lying.nii", "lying.nii.gz", "text.nii"}
     assert "fewer than the header says" in quarantined["lying.nii"]
     assert "fewer than the header says" in quarantined["lying.nii.gz"]
@@ -174,7 +170,7 @@ def test_nifti_with_nan_is_read_and_one_that_lies_is_not(tmp_path, shard_folder)
     assert holds(images(tmp_path / "set"), expected)
 
 
-def test_links_are_followed_once(tmp_path, save_image, shard_folder):
+def test_links_are_followed_once(tmp_path, save_image, shard_folder, left_out):
     elsewhere, folder = tmp_path / "elsewhere", tmp_path / "images"
     for seed, path in enumerate((elsewhere / "a.png", elsewhere / "b.png", folder / "c.png")):
         save_image(path, picture(seed))
@@ -185,7 +181,9 @@ def test_links_are_followed_once(tmp_path, save_image, shard_folder):
     (folder / "broken.png").symlink_to(tmp_path / "gone.png")
     document = shard_folder(folder, tmp_path / "set", max_bad=0.5)
     assert document["records"] == 4  # a (also by its own link), b, c
-    assert reasons(tmp_path / "set") == {"broken.png": "cannot be read (No such file or directory)"}
+    assert left_out(tmp_path / "set") == {
+        "broken.png": ("unreadable", "cannot be read (No such file or directory)")
+    }
 
 
 def test_a_folder_that_cannot_be_listed_is_told_before_anything_is_written(
@@ -205,7 +203,9 @@ def test_a_folder_that_cannot_be_listed_is_told_before_anything_is_written(
     assert not (tmp_path / "set").exists()
 
 
-def test_a_file_that_may_not_be_read_is_left_out(tmp_path, save_image, shard_folder, monkeypatch):
+def test_a_file_that_may_not_be_read_is_left_out(
+    tmp_path, save_image, shard_folder, monkeypatch, left_out
+):
     for name in ("a.png", "b.png"):
         save_image(tmp_path / "images" / name, picture(1))
     read = Path.read_bytes
@@ -218,7 +218,9 @@ def test_a_file_that_may_not_be_read_is_left_out(tmp_path, save_image, shard_fol
     monkeypatch.setattr(Path, "read_bytes", forbidden)
     document = shard_folder(tmp_path / "images", tmp_path / "set", max_bad=0.5)
     assert document["records"] == 1
-    assert reasons(tmp_path / "set") == {"a.png": "cannot be read (Permission denied)"}
+    assert left_out(tmp_path / "set") == {
+        "a.png": ("unreadable", "cannot be read (Permission denied)")
+    }
 
 
 def test_a_disk_that_fills_up_loses_no_finished_shard(tmp_path, save_image, shard_folder):
@@ -233,7 +235,7 @@ def test_a_disk_that_fills_up_loses_no_finished_shard(tmp_path, save_image, shar
     output = tmp_path / "set"
     arguments = ["shard", "--layout=folder", f"--input={tmp_path / 'images'}", f"--output={output}"]
     run = subprocess.run(
-        [sys.executable, "-c", code, *arguments, "--shard-records=4", "--seed=1"],
+        [sys.executable, "-c", code, *arguments, "--shard-records=4", "--seed=1", "--salt=tests"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -273,12 +275,11 @@ def test_names_of_every_kind(tmp_path, save_image, shard_folder):
     assert all(holds(stored, picture(seed)) for seed in range(len(names) + 1))
 
 
-def test_an_unreadable_file_of_a_strange_name_is_told(tmp_path, save_image, shard_folder):
+def test_an_unreadable_file_of_a_strange_name_is_told(tmp_path, save_image, shard_folder, left_out):
     save_image(tmp_path / "images" / "a.png", picture(1))
-    name = os.fsdecode(b"\xff\n.png")
-    (tmp_path / "images" / name).touch()
+    (tmp_path / "images" / os.fsdecode(b"\xff\n.png")).touch()
     shard_folder(tmp_path / "images", tmp_path / "set", max_bad=0.5)
-    assert reasons(tmp_path / "set") == {name: "the file is empty"}
+    assert left_out(tmp_path / "set") == {"ÿ\n.png": ("unreadable", "the file is empty")}
 
 
 @pytest.mark.parametrize("layout", ["folder", "dicom", "nifti", "radimagenet", "eyepacs"])

@@ -18,7 +18,7 @@ from data_prep.loader import ShardDataset
         ({"window": (0.0, 9.0)}, r"made with --window auto, not \[0.0, 9.0\]"),
         ({"shard_records": 8}, "made with --shard_records 4, not 8"),
         ({"seed": 3}, "made with --seed 0, not 3"),
-        ({"salt": "another"}, "made from other files, or with another --salt"),
+        ({"salt": "another"}, "made with another --salt"),
     ],
 )
 def test_another_option_is_refused_by_name(

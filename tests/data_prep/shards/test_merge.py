@@ -1,5 +1,6 @@
 """Job arrays: whichever task comes last merges, alone, and the set is that of one process."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,7 @@ def test_tasks_at_the_same_time(image_folder, tmp_path, shard_folder, folder_byt
     shard_folder(image_folder, tmp_path / "one")
     command = [sys.executable, "-m", "data_prep", "shard", "--layout=folder", "--shard-records=4"]
     command += [f"--input={image_folder}", f"--output={tmp_path / 'array'}", "--tasks=3"]
+    command += ["--salt=tests"]
     tasks = [
         subprocess.Popen([*command, f"--task={task}"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         for task in range(3)
@@ -84,6 +86,7 @@ def test_tasks_at_the_same_time(image_folder, tmp_path, shard_folder, folder_byt
     assert [task.returncode for task in tasks] == [0, 0, 0]
     assert any("24 records" in text for text in printed)
     result = folder_bytes(tmp_path / "array")
+    del result["private/config.yaml"]
     config = yaml.safe_load(result.pop("config.yaml"))
     assert (config["task"], config["tasks"], config["workers"]) == (0, 1, 1)
     assert result == folder_bytes(tmp_path / "one")
@@ -121,7 +124,7 @@ def test_no_task_merges_before_a_shard_is_mended(tmp_path, make_images, shard_fo
     make_images(images)
     shard_folder(images, tmp_path / "one")
     path = images / "ill" / "image 005 é.png"
-    whole = path.read_bytes()
+    whole, status = path.read_bytes(), path.stat()
     path.write_bytes(whole[:100])
     shard_folder(images, array, task=0, tasks=2, max_bad=0)
     with pytest.raises(UserError, match="1 images of 24 files could not be read"):
@@ -130,6 +133,7 @@ def test_no_task_merges_before_a_shard_is_mended(tmp_path, make_images, shard_fo
     owner = int(bad.name.split("-")[1].split(".")[0]) % 2
     before = modified(array)
     path.write_bytes(whole)
+    os.utime(path, ns=(status.st_mtime_ns, status.st_mtime_ns))
     # the other task finds all shards there, but one of them to be made again
     assert shard_folder(images, array, task=1 - owner, tasks=2, max_bad=0) is None
     assert shard_folder(images, array, task=owner, tasks=2, max_bad=0)["records"] == 24

@@ -1,7 +1,6 @@
 """Shards: the same bytes however they are made, and nothing lost on the way."""
 
 import io
-import json
 import os
 import signal
 import subprocess
@@ -37,7 +36,9 @@ def test_bytes_do_not_depend_on_workers(
     shard_folder(image_folder, tmp_path / "one")
     shard_folder(image_folder, tmp_path / "many", workers=workers)
     one = folder_bytes(tmp_path / "one")
-    assert len(one) == 6 * 2 + 2  # tar and index of six shards, dataset.json, quarantine.jsonl
+    # tar, index and private table of six shards; dataset.json, quarantine.jsonl, salt and
+    # quarantine.csv
+    assert len(one) == 6 * 3 + 4
     assert folder_bytes(tmp_path / "many") == one
 
 
@@ -58,7 +59,7 @@ def slowly(reference, read):
 
 if __name__ == "__main__":
     layout = Folder(input=Path(sys.argv[1]))
-    options = WriteOptions(output=Path(sys.argv[2]), shard_records=3, workers=2)
+    options = WriteOptions(output=Path(sys.argv[2]), shard_records=3, workers=2, salt="tests")
     source = layout.source("folder", layout.references())
     write_shards(replace(source, read=partial(slowly, read=source.read)), options)
 """
@@ -118,7 +119,7 @@ def test_a_truncated_shard_is_written_again(image_folder, tmp_path, shard_folder
 
 
 def test_unreadable_files_are_left_out_with_a_reason(
-    tmp_path, make_images, shard_folder, folder_bytes
+    tmp_path, make_images, shard_folder, folder_bytes, left_out
 ):
     make_images(tmp_path / "images", count=10)
     shard_folder(tmp_path / "images", tmp_path / "good", shard_records=100)
@@ -133,8 +134,7 @@ def test_unreadable_files_are_left_out_with_a_reason(
             shard_folder(tmp_path / "images", output, workers=workers)
     assert folder_bytes(tmp_path / "set1") == folder_bytes(tmp_path / "set2")
     assert not (tmp_path / "set1" / "dataset.json").exists()
-    lines = (tmp_path / "set1" / "quarantine.jsonl").read_text().splitlines()
-    reasons = {line["path"]: line["reason"] for line in map(json.loads, lines)}
+    reasons = {file: reason for file, (_, reason) in left_out(tmp_path / "set1").items()}
     assert reasons["empty.png"] == "the file is empty"
     assert "truncated or damaged" in reasons["cut.png"]
     assert "not an image" in reasons["text.jpg"]
@@ -185,21 +185,24 @@ def ending(reference, read, victim):
 
 
 def test_a_file_whose_decoder_ends_the_process_is_quarantined_on_the_rerun(
-    tmp_path, make_images, shard_folder, folder_bytes
+    tmp_path, make_images, shard_folder, folder_bytes, left_out
 ):
     make_images(tmp_path / "images", count=10)
     layout = Folder(input=tmp_path / "images")
     source = layout.source("folder", layout.references())
     victim = "ill/image 003 é.png"
     source = replace(source, read=partial(ending, read=source.read, victim=victim))
-    options = WriteOptions(output=tmp_path / "set", shard_records=4, workers=2, max_bad=0.2)
+    options = WriteOptions(
+        output=tmp_path / "set", shard_records=4, workers=2, max_bad=0.2, salt="tests"
+    )
     with pytest.raises(UserError, match=r"a worker process died .* Run the command again"):
         write_shards(source, options)
     assert list((tmp_path / "set").glob(".reading-*"))
     document = write_shards(source, options)
     assert (document["records"], document["unreadable"]) == (9, 1)
-    quarantine = (tmp_path / "set" / "quarantine.jsonl").read_text()
-    assert "its decoder ended the process (signal 6)" in quarantine
+    assert left_out(tmp_path / "set") == {
+        victim: ("unreadable", "its decoder ended the process (signal 6)")
+    }
     assert not list((tmp_path / "set").glob(".reading-*"))
     before = folder_bytes(tmp_path / "set")
     write_shards(source, options)  # asks in another process whether the file has been fixed
@@ -217,7 +220,7 @@ def test_a_run_that_was_killed_blames_no_file(tmp_path, make_images, shard_folde
     shards = plan_shards(references, 4, 0)
     (tmp_path / "set").mkdir()
     for shard in shards:
-        key = record_key(shard.references[1], WriteOptions(output=tmp_path).salt)
+        key = record_key(shard.references[1], "tests")
         (tmp_path / "set" / f".reading-{shard.name}").write_text(key)
     shard_folder(tmp_path / "images", tmp_path / "set", shard_records=4)
     assert folder_bytes(tmp_path / "set") == folder_bytes(tmp_path / "plain")
@@ -230,7 +233,7 @@ def test_a_full_disk_is_told_and_leaves_no_file(image_folder, tmp_path, monkeypa
     monkeypatch.setattr("data_prep.format.tar.TarWriter.add", full)
     with pytest.raises(UserError, match="No space left on device"):
         shard_folder(image_folder, tmp_path / "set")
-    assert not list((tmp_path / "set").iterdir())
+    assert not list((tmp_path / "set").glob("*.*"))
 
 
 def test_no_input_is_refused(tmp_path, shard_folder):
