@@ -1,5 +1,6 @@
 """The quickstart from end to end on tiny volumes, and what its report says."""
 
+import csv
 import json
 import os
 import re
@@ -105,10 +106,12 @@ def test_it_prints_its_commands_and_makes_everything(finished) -> None:
 
 def test_stage_one_sees_no_held_out_case(finished) -> None:
     out, _ = finished
-    seen = json.loads((out / "images" / "train-000000.index.json").read_text())["summary"]
-    held = json.loads((out / "labelled" / "test-000000.index.json").read_text())["summary"]
-    assert len(seen["groups"]) == 4
-    assert not set(seen["groups"]) & set(held["groups"])
+    seen, held = (
+        {row["patient"] for row in csv.DictReader((out / table).read_text().splitlines())}
+        for table in ("images/private/train-000000.csv", "labelled/private/test-000000.csv")
+    )
+    assert len(seen) == 4 and len(held) == 1
+    assert not seen & held
 
 
 def test_the_report_is_complete_and_refers_to_nothing_outside(finished, options) -> None:
