@@ -101,6 +101,8 @@ class WriteOptions:
     shard_records: int = 512
     """Approximate number of records per shard: a file with many slices or frames is never split
     across shards."""
+    shard_bytes: int = 1_000_000_000
+    """Approximate size of a shard in bytes, as estimated from the files before they are read."""
     seed: int = 0
     """Seed of the order of records and of the splits."""
     group: str = ""
@@ -122,9 +124,19 @@ class WriteOptions:
     """The command fails at its end, without a dataset.json, if more than this fraction of the
     files was unreadable. Running it again retries those files and keeps the other shards."""
 
+    extend: bool = False
+    """Bring an existing set up to date with its input: finished shards stay as they are, new files
+    go to further shards, and shards with files that are gone or changed (by size or time) are made
+    again. What was added and when is kept in history.json."""
+    check_contents: bool = False
+    """With extend: make every shard again from its files, and replace those that differ. It finds
+    changes that size and time do not show, and takes as long as making the set."""
+
     def __post_init__(self) -> None:
-        if self.shard_records < 1 or self.workers < 1:
-            raise UserError("shard_records and workers must be at least 1")
+        if min(self.shard_records, self.shard_bytes, self.workers) < 1:
+            raise UserError("shard_records, shard_bytes and workers must be at least 1")
+        if self.check_contents and not self.extend:
+            raise UserError("check_contents: is for --extend")
         if not 0 <= self.task < self.tasks:
             raise UserError(f"task: {self.task} is not one of 0 to {self.tasks - 1} (--tasks)")
         if not 0 <= self.max_bad <= 1:

@@ -72,6 +72,11 @@ class Sample:
     volume: bool = False
 
 
+def unknown_size(_: Reference) -> int:
+    """No bytes, where nothing can be said before reading."""
+    return 0
+
+
 @dataclass(frozen=True)
 class Source:
     """A manifest and the function that reads its references (picklable, for worker processes)."""
@@ -85,6 +90,8 @@ class Source:
     """Options that decide the bytes, by name: shards made with others are not mixed."""
     labels: dict[str, list[int]] | None = None
     """Segmentation: the mask values of each target. A value may belong to several targets."""
+    stored_bytes: Callable[[Reference], int] = unknown_size
+    """About how many bytes the records of a reference take in a shard."""
     root: Path | None = None
     """Folder that the paths of references are relative to, if they are files."""
     defaults: dict[str, Any] = field(default_factory=dict)

@@ -27,6 +27,7 @@ from data_prep.shards.groups import (
     regroup,
 )
 from data_prep.shards.manifest import DEFAULT_SPLIT, assign_splits
+from data_prep.shards.plan import known_splits
 from data_prep.shards.private import EARLIER_SALT, FOLDER, read_salt
 
 
@@ -78,11 +79,20 @@ def shard_seg(options: ShardSegOptions, layout: Layout, resolved: str) -> None:
     has_split = {reference.split for reference in references} != {"train"}
     if has_split and options.split is not None:
         raise UserError(f"split: layout {options.layout} has a split of its own")
+    assigned = {}
     if references and not has_split:
-        references = assign_splits(references, options.split or DEFAULT_SPLIT, options.seed)
+        assigned = {"split": options.split or DEFAULT_SPLIT}
+        known = known_splits(references, options)
+        references = assign_splits(references, assigned["split"], options.seed, known)
     if not options.group:
         _warn_of_cut_patients(references)
-    _write(_source(layout, options, references), options, resolved)
+    source = _source(layout, options, references)
+    source = replace(
+        source,
+        options=source.options | assigned,
+        defaults=source.defaults | assigned,  # earlier versions did not keep it
+    )
+    _write(source, options, resolved)
 
 
 def _source(

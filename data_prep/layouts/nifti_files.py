@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 
 from data_prep.layouts.base import FolderLayout
 from data_prep.options import SliceOptions
+from data_prep.readers.nifti import count_voxels
 from data_prep.readers.slices import slice_volume
 from data_prep.records import Reference, Sample
 
@@ -46,6 +47,10 @@ labelsTr/case.nii.gz          is left out
             for name in (images if cases else files)
             for plane in self.planes
         ]
+
+    def stored_bytes(self, reference: Reference) -> int:
+        """Those of all voxels; PNG takes about half of it."""
+        return self.bits // 8 * count_voxels(self.input / reference.path) // 2
 
     def read(self, reference: Reference) -> Iterator[Sample]:
         """The slices of one plane."""

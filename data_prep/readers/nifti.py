@@ -83,6 +83,14 @@ def load_nifti(path: Path) -> SpatialImage:
     return image
 
 
+def count_voxels(path: Path) -> int:
+    """Voxels of one channel of a NIfTI file, as its header counts them; 0 if it is unreadable."""
+    try:
+        return int(np.prod(nibabel.load(path).shape[:3], dtype=np.int64))  # type: ignore[attr-defined]
+    except Exception:  # reading it says why
+        return 0
+
+
 def _check_size(image: SpatialImage) -> None:
     """Refuse a header that would have memory allocated for voxels that cannot be there."""
     path = Path(str(image.file_map["image"].filename))

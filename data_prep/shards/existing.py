@@ -2,11 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.common.errors import UserError
 from data_prep.format.index import index_path, read_json
 from data_prep.options import WriteOptions
 from data_prep.readers.quiet import quiet
@@ -14,6 +13,7 @@ from data_prep.records import Source, keyed_hash, record_key
 from data_prep.shards.alone import ENDED, read_alone
 from data_prep.shards.encode import read_reference
 from data_prep.shards.manifest import Shard
+from data_prep.shards.private import read_states, state_of
 from data_prep.shards.summary import FORMAT
 
 
@@ -23,6 +23,7 @@ def stored_options(source: Source, options: WriteOptions) -> dict[str, Any]:
         "layout": source.layout,
         **source.options,
         "shard_records": options.shard_records,
+        "shard_bytes": options.shard_bytes,
         "seed": options.seed,
     }
     return json.loads(json.dumps(values))  # as they come back: tuples are lists
@@ -35,81 +36,77 @@ def recipe(shard: Shard, source: Source, salt: str) -> str:
     return keyed_hash(hashlib.sha256(json.dumps(parts).encode()).hexdigest(), salt)
 
 
-def find_unfinished(shards: Sequence[Shard], source: Source, options: WriteOptions) -> list[Shard]:
-    """Those of `shards` that no run has completed, or that lack a file that has been fixed.
-
-    A folder without any record may be left of a run that could read nothing, perhaps for want of an
-    option: what does not fit there is removed.
-
-    Raises:
-        UserError: The folder holds records made from other inputs or with other options.
-    """
-    planned = {index_path(options.output / f"{shard.name}.tar"): shard for shard in shards}
-    finished: set[str] = set()
-    misfits: dict[Path, str] = {}
-    records = 0
-    for path in sorted(options.output.glob("*-*.index.json")):
+def read_heads(output: Path) -> dict[str, dict[str, Any]]:
+    """What the index of each shard in a folder says, without its records, by the shard's name."""
+    heads = {}
+    for path in sorted(output.glob("*-*.index.json")):
         document = read_json(path)
-        records += document["summary"]["records"]
-        shard = planned.get(path)
-        if problem := _other_options(document, source, options):
-            misfits[path] = problem
-        elif shard is None or document["recipe"] != recipe(shard, source, options.salt):
-            misfits[path] = ""
-        elif _is_finished(shard, document, source, options):
-            finished.add(shard.name)
-    if misfits and records:
-        problem = next(iter(misfits.values())) or _other_inputs(shards, options)
-        raise UserError(f"{options.output}: {problem}; give another --output, or delete it")
-    for path in misfits:
-        path.unlink()
-    return [shard for shard in shards if shard.name not in finished]
+        del document["records"]  # those of a large set would not fit in memory
+        heads[path.name.removesuffix(".index.json")] = document
+    return heads
+
+
+def find_misfits(
+    heads: Mapping[str, Mapping[str, Any]], shards: Sequence[Shard], source: Source, salt: str
+) -> list[str]:
+    """Names of the shards in a folder that are not as one of `shards`.
+
+    Args:
+        heads: See `read_heads`.
+    """
+    planned = {shard.name: shard for shard in shards}
+    return [
+        name
+        for name, head in heads.items()
+        if name not in planned or head["recipe"] != recipe(planned[name], source, salt)
+    ]
+
+
+def other_options(
+    heads: Mapping[str, Mapping[str, Any]], source: Source, options: WriteOptions
+) -> str:
+    """Which option the shards in a folder were made with another value of; "" if none."""
+    problems = (_other_options(head, source, options) for head in heads.values())
+    return next(filter(None, problems), "")
 
 
 def is_finished(shard: Shard, source: Source, options: WriteOptions) -> bool:
     """Whether a shard of this set is in the output folder, with all that can be read."""
-    path = index_path(options.output / f"{shard.name}.tar")
-    return path.is_file() and _is_finished(shard, read_json(path), source, options)
+    path = options.output / f"{shard.name}.tar"
+    if not index_path(path).is_file():
+        return False
+    document = read_json(index_path(path))
+    return (
+        document["recipe"] == recipe(shard, source, options.salt)
+        and path.is_file()
+        and path.stat().st_size == document["bytes"]
+        and not _is_fixed(shard, document["quarantined"], source, options.salt)
+    )
 
 
-def _other_options(document: dict[str, Any], source: Source, options: WriteOptions) -> str:
+def count_changed(shard: Shard, source: Source, options: WriteOptions) -> int:
+    """How many references of a finished shard have files of another size or time than then."""
+    states = read_states(options.output, shard.name)
+    changed = 0
+    for reference in shard.references if states else ():
+        before = states.get(record_key(reference, options.salt))
+        changed += before is not None and state_of(source.root, reference) not in (None, before)
+    return changed
+
+
+def _other_options(document: Mapping[str, Any], source: Source, options: WriteOptions) -> str:
     """Which option an index was made with another value of; "" if none."""
     if "options" not in document:
         return "was written by an earlier version, which did not keep its options"
     before, now = document["options"], stored_options(source, options)
-    defaults = json.loads(json.dumps(source.defaults))
+    # a set of an earlier version was cut by records alone, and goes on so
+    defaults = json.loads(json.dumps(source.defaults | {"shard_bytes": options.shard_bytes}))
     for name in sorted(before.keys() | now.keys()):
         old, new = (stored.get(name, defaults.get(name)) for stored in (before, now))
         if old != new:
             old, new = ("null" if value is None else value for value in (old, new))
             return f"was made with --{name} {old}, not {new}"
     return ""
-
-
-def _other_inputs(shards: Sequence[Shard], options: WriteOptions) -> str:
-    """How the files of a folder's records differ from those of the manifest."""
-    stored = set()
-    for path in options.output.glob("*-*.index.json"):
-        document = read_json(path)
-        stored |= {record["key"].partition("-")[0] for record in document["records"]}
-        stored |= {key for key, *_ in document["quarantined"]}
-    planned = {
-        record_key(reference, options.salt) for shard in shards for reference in shard.references
-    }
-    if not stored & planned:
-        return "was made from other files, or with another --salt"
-    added, gone = len(planned - stored), len(stored - planned)
-    if added or gone:
-        return f"was made from other files ({added} new, {gone} missing)"
-    return "was made from the same files with other groups, classes, labels or splits"
-
-
-def _is_finished(
-    shard: Shard, document: dict[str, Any], source: Source, options: WriteOptions
-) -> bool:
-    tar = options.output / f"{shard.name}.tar"
-    whole = tar.is_file() and tar.stat().st_size == document["bytes"]
-    return whole and not _is_fixed(shard, document["quarantined"], source, options.salt)
 
 
 def _is_fixed(shard: Shard, quarantined: list[Any], source: Source, salt: str) -> bool:

@@ -1,29 +1,41 @@
 """From a list of references to splits and shards: pure functions of the references and the seed."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from data_prep.common.errors import UserError
-from data_prep.records import Reference, keyed_hash
+from data_prep.records import Reference
 
 DEFAULT_SPLIT = {"train": 0.8, "test": 0.2}
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard to be written: its name without suffix, and the references it takes, in order."""
+    """A shard: its name without suffix, and the references it takes, in order."""
 
     name: str
     references: tuple[Reference, ...]
+    extension: int = 0
+    """Which extension of the set it came with; 0 is the first run."""
 
 
 def assign_splits(
-    references: Sequence[Reference], fractions: dict[str, float], seed: int
+    references: Sequence[Reference],
+    fractions: dict[str, float],
+    seed: int,
+    known: Mapping[str, str] | None = None,
 ) -> list[Reference]:
     """Give every reference a split; references of one group always get the same.
 
     Groups are put in an order drawn from `seed` and cut at the cumulated fractions; every split
     gets at least one.
+
+    Args:
+        known: Splits of groups that have one. Further groups then go one by one, in the same
+            order, to the split that is furthest from its fraction.
 
     Raises:
         UserError: Fractions that do not sum to 1, or fewer groups than splits.
@@ -36,6 +48,11 @@ def assign_splits(
     groups = sorted({reference.group for reference in references}, key=_shuffle_key(seed))
     if len(groups) < len(fractions):
         raise UserError(f"split: {len(groups)} groups cannot be divided into {len(fractions)}")
+    split_of = _cut(groups, fractions) if known is None else _fill(groups, fractions, known)
+    return [replace(reference, split=split_of[reference.group]) for reference in references]
+
+
+def _cut(groups: list[str], fractions: dict[str, float]) -> dict[str, str]:
     split_of: dict[str, str] = {}
     start, share = 0, 0.0
     for count, (name, fraction) in enumerate(fractions.items(), start=1):
@@ -44,42 +61,103 @@ def assign_splits(
         end = min(max(round(share * len(groups)), start + 1), len(groups) - len(fractions) + count)
         split_of.update(dict.fromkeys(groups[start:end], name))
         start = end
-    return [replace(reference, split=split_of[reference.group]) for reference in references]
+    return split_of
 
 
-def plan_shards(references: Sequence[Reference], shard_records: int, seed: int) -> list[Shard]:
-    """Shuffle the references of each split by `seed` and cut them into shards.
+def _fill(
+    groups: list[str], fractions: dict[str, float], known: Mapping[str, str]
+) -> dict[str, str]:
+    split_of = {group: known[group] for group in groups if group in known}
+    counts = {name: 0 for name in fractions}
+    for name in split_of.values():
+        counts[name] = counts.get(name, 0) + 1
+    for group in groups:
+        if group not in split_of:
+            total = len(split_of) + 1
+            name = max(fractions, key=lambda split: fractions[split] * total - counts[split])
+            split_of[group] = name
+            counts[name] += 1
+    return split_of
 
-    The order is that of a hash, not of a random generator, so that it depends neither on the order
-    in which a file system lists its files nor on a library's version.
+
+def in_order(references: Sequence[Reference], seed: int) -> dict[str, list[Reference]]:
+    """The references of each split, by name, in an order drawn from `seed`.
+
+    It is that of a hash, not of a random generator, so that it depends neither on the order in
+    which a file system lists its files nor on a library's version.
 
     Raises:
         UserError: Two references are the same.
     """
-    seen = {(reference.path, reference.part) for reference in references}
-    if len(seen) != len(references):
-        raise UserError("the same file is listed twice in the input")
-    shards = []
-    for split in sorted({reference.split for reference in references}):
-        members = [reference for reference in references if reference.split == split]
-        key = _shuffle_key(seed)
-        members.sort(key=lambda reference: key(f"{reference.path}\0{reference.part}"))
-        for index, chunk in enumerate(_chunks(members, shard_records)):
-            shards.append(Shard(f"{split}-{index:06d}", tuple(chunk)))
+    members: dict[str, list[Reference]] = {}
+    for reference in references:
+        members.setdefault(reference.split, []).append(reference)
+    key = _shuffle_key(seed)
+    for listed in members.values():
+        listed.sort(key=lambda reference: key(f"{reference.path}\0{reference.part}"))
+        for one, next_one in pairwise(listed):
+            if (one.path, one.part) == (next_one.path, next_one.part):
+                raise UserError("the same file is listed twice in the input")
+    return dict(sorted(members.items()))
+
+
+def count_per_shard(
+    references: Sequence[Reference],
+    shard_records: int,
+    shard_bytes: int,
+    stored_bytes: Callable[[Reference], int],
+) -> list[int]:
+    """How many references in a row each shard takes, so that neither bound is exceeded.
+
+    A reference that exceeds one alone has a shard of its own.
+
+    Args:
+        stored_bytes: About how many bytes the records of a reference take.
+    """
+    counts: list[int] = []
+    records = size = 0
+    for reference in references:
+        its_bytes = stored_bytes(reference)
+        too_many = records and records + reference.records > shard_records
+        if not counts or too_many or (size and size + its_bytes > shard_bytes):
+            counts.append(0)
+            records = size = 0
+        counts[-1] += 1
+        records, size = records + reference.records, size + its_bytes
+    return counts
+
+
+def cut_shards(
+    split: str, references: Sequence[Reference], counts: Sequence[int], first: int, extension: int
+) -> list[Shard]:
+    """The shards of a split, numbered from `first`."""
+    shards, start = [], 0
+    for number, count in enumerate(counts, start=first):
+        members = tuple(references[start : start + count])
+        shards.append(Shard(f"{split}-{number:06d}", members, extension))
+        start += count
     return shards
 
 
-def _chunks(references: list[Reference], records: int) -> list[list[Reference]]:
-    chunks: list[list[Reference]] = []
-    filled = records
-    for reference in references:
-        if filled + reference.records > records and filled:
-            chunks.append([])
-            filled = 0
-        chunks[-1].append(reference)
-        filled += reference.records
-    return chunks
+def plan_shards(references: Sequence[Reference], shard_records: int, seed: int) -> list[Shard]:
+    """The shards of a set that are cut by their number of records alone.
+
+    Raises:
+        UserError: Two references are the same.
+    """
+    shards = []
+    for split, members in in_order(references, seed).items():
+        counts = count_per_shard(members, shard_records, 1, lambda _: 0)
+        shards += cut_shards(split, members, counts, 0, 0)
+    return shards
 
 
-def _shuffle_key(seed: int) -> Callable[[str], tuple[str, str]]:
-    return lambda text: (keyed_hash(text, f"order {seed}"), text)
+def _shuffle_key(seed: int) -> Callable[[str], bytes]:
+    keyed = hashlib.blake2b(key=f"order {seed}".encode(), digest_size=16)
+
+    def key(text: str) -> bytes:
+        of_text = keyed.copy()
+        of_text.update(os.fsencode(text))
+        return of_text.digest()
+
+    return key

@@ -11,6 +11,7 @@ from data_prep.common.files import sha256, write_json, write_text
 from data_prep.format.index import read_json
 from data_prep.options import WriteOptions
 from data_prep.records import Source, record_key
+from data_prep.shards.history import extended_history
 from data_prep.shards.manifest import Shard
 from data_prep.shards.private import write_configs, write_quarantine
 from data_prep.shards.summary import dataset_document
@@ -102,6 +103,8 @@ def merge(
     if problem is not None:
         (options.output / "dataset.json").unlink(missing_ok=True)
         raise UserError(problem)
+    if history := extended_history(shards, indexes, document["records"], options.output):
+        document["history"] = history
     if resolved is not None:
         write_configs(options.output, resolved)
     write_json(options.output / "dataset.json", document)

@@ -154,12 +154,12 @@ class FileTable:
 
     def save(self, output: Path, shard: str) -> None:
         """Keep the table in the set's private folder."""
-        write_private(_table(output, shard), self._text.getvalue())
+        write_private(table_path(output, shard), self._text.getvalue())
 
 
 def read_states(output: Path, shard: str) -> dict[str, State]:
     """State of the files behind each key of a shard when they were read; those that are known."""
-    path = _table(output, shard)
+    path = table_path(output, shard)
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as file:
@@ -181,5 +181,6 @@ def write_quarantine(output: Path, rows: Sequence[tuple[str, str, str, str]]) ->
     return path
 
 
-def _table(output: Path, shard: str) -> Path:
+def table_path(output: Path, shard: str) -> Path:
+    """Where the table of a shard's files is."""
     return private_folder(output) / f"{shard}.csv"

@@ -5,21 +5,24 @@ the number of processes nor on which shards were already there.
 """
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from data_prep.common.errors import UserError
 from data_prep.common.files import atomic_path, sha256, write_text
-from data_prep.format.index import index_path
+from data_prep.format.index import index_path, read_json
 from data_prep.format.tar import TarWriter
 from data_prep.options import WriteOptions
 from data_prep.readers.quiet import quiet
 from data_prep.records import NotAnImage, Source, patient_of, record_key
 from data_prep.shards.alone import reading
-from data_prep.shards.existing import find_unfinished, is_finished, recipe, stored_options
-from data_prep.shards.manifest import Shard, plan_shards
+from data_prep.shards.existing import count_changed, is_finished, recipe, stored_options
+from data_prep.shards.history import extension_number
+from data_prep.shards.manifest import Shard
 from data_prep.shards.merge import claim_merge, merge, remove_claims
+from data_prep.shards.plan import plan
 from data_prep.shards.private import FileTable, settle_salt, state_of
 from data_prep.shards.summary import Summary
 from data_prep.shards.workers import write_in_parallel
@@ -43,14 +46,16 @@ def write_shards(
         UserError: Nothing to write, an output folder of another set, a full disk, or (after all
             shards were written) more unreadable files than `options.max_bad` allows.
     """
-    shards = plan_shards(source.references, options.shard_records, options.seed)
-    if not shards:
+    if not source.references:
         raise UserError(f"layout {source.layout}: found no image in the input")
     options.output.mkdir(parents=True, exist_ok=True)
     options = replace(options, salt=settle_salt(options.output, options.salt))
-    unfinished = find_unfinished(shards, source, options)
+    shards = plan(source, options)
     mine = {shard.name for shard in shards[options.task :: options.tasks]}
+    unfinished = [shard for shard in shards if not is_finished(shard, source, options)]
     todo = [shard for shard in unfinished if shard.name in mine]
+    finished = [shard for shard in shards if shard.name in mine and shard not in todo]
+    todo += _changed(finished, source, options)
     try:
         if todo:  # the set is not whole now; no other task merges before these are written
             (options.output / "dataset.json").unlink(missing_ok=True)
@@ -69,6 +74,22 @@ def write_shards(
         raise UserError(f"{options.output}: cannot be written: {error.strerror}") from error
 
 
+def _changed(shards: list[Shard], source: Source, options: WriteOptions) -> list[Shard]:
+    """Finished shards that are to be made again since their files may have changed."""
+    if options.check_contents:
+        return shards
+    counts = [count_changed(shard, source, options) for shard in shards]
+    changed = [shard for shard, count in zip(shards, counts, strict=True) if count]
+    if changed and not options.extend:
+        print(
+            f"warning: {sum(counts)} files have changed since they were read (another size or"
+            f" time); --extend makes their {len(changed)} shards again",
+            file=sys.stderr,
+        )
+        return []
+    return changed
+
+
 def write_shard(
     shard: Shard, source: Source, options: WriteOptions, progress: Callable[[int], None]
 ) -> None:
@@ -81,6 +102,7 @@ def write_shard(
     summary, table = Summary(), FileTable()
     quarantined = []
     mark = options.output / f".reading-{shard.name}"
+    before = read_json(index_path(path)) if index_path(path).is_file() else {}
     with (
         quiet(),
         atomic_path(path) as temporary,
@@ -115,5 +137,10 @@ def write_shard(
         "quarantined": quarantined,
         "records": writer.records,
     }
+    if shard.extension:
+        document["extension"] = shard.extension
+    number = extension_number(options.output) if options.extend else 0
+    if shard.extension < number and before.get("sha256", document["sha256"]) != document["sha256"]:
+        document["revised"] = number
     table.save(options.output, shard.name)
     write_text(index_path(path), json.dumps(document, separators=(",", ":")) + "\n")

@@ -38,7 +38,7 @@ def test_files_that_come_and_go_are_counted(make_images, tmp_path, shard_folder,
     (tmp_path / "images" / "ill" / "image 001 é.png").unlink()
     for name in ("new", "newer"):
         Image.new("L", (40, 40)).save(tmp_path / "images" / f"{name}.png")
-    with pytest.raises(UserError, match=r"other files \(2 new, 1 missing\); give another"):
+    with pytest.raises(UserError, match=r"other files \(2 new, 1 missing\): --extend takes over"):
         shard_folder(tmp_path / "images", tmp_path / "set")
     assert folder_bytes(tmp_path / "set") == before
 

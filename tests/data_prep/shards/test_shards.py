@@ -36,9 +36,9 @@ def test_bytes_do_not_depend_on_workers(
     shard_folder(image_folder, tmp_path / "one")
     shard_folder(image_folder, tmp_path / "many", workers=workers)
     one = folder_bytes(tmp_path / "one")
-    # tar, index and private table of six shards; dataset.json, quarantine.jsonl, salt and
-    # quarantine.csv
-    assert len(one) == 6 * 3 + 4
+    # tar, index and private table of six shards; dataset.json, plan.json, quarantine.jsonl, salt
+    # and quarantine.csv
+    assert len(one) == 6 * 3 + 5
     assert folder_bytes(tmp_path / "many") == one
 
 
@@ -233,7 +233,7 @@ def test_a_full_disk_is_told_and_leaves_no_file(image_folder, tmp_path, monkeypa
     monkeypatch.setattr("data_prep.format.tar.TarWriter.add", full)
     with pytest.raises(UserError, match="No space left on device"):
         shard_folder(image_folder, tmp_path / "set")
-    assert not list((tmp_path / "set").glob("*.*"))
+    assert [path.name for path in (tmp_path / "set").glob("*.*")] == ["plan.json"]
 
 
 def test_no_input_is_refused(tmp_path, shard_folder):
