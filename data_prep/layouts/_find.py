@@ -41,7 +41,8 @@ def find_files(root: Path) -> list[str]:
         # the last one is entered first; of a folder and a link to it beside it, that is the folder
         inner.sort(key=lambda entry: (entry.is_symlink(), entry.name), reverse=True)
         folders += [f"{base}{entry.name}/" for entry in inner]
-    return sorted(found)
+    found.sort()
+    return found
 
 
 def _is_readable(entry: os.DirEntry[str]) -> bool:

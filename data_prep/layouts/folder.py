@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from functools import lru_cache
 
 from data_prep.layouts.base import FolderLayout
 from data_prep.options import PhotographOptions
@@ -40,8 +40,8 @@ any/folders/any_name.png   also JPEG, TIFF, BMP, GIF and WebP
         for name in self.files():
             if not name.lower().endswith(SUFFIXES):
                 continue
-            folder = PurePosixPath(name).parent.as_posix()
-            label = folder if self.class_folders and folder != "." else None
+            folder = name.rpartition("/")[0]
+            label = folder if self.class_folders and folder else None
             references.append(Reference(name, group=name, label=label))
         _warn_of_masks([reference.path for reference in references])
         return references
@@ -53,7 +53,7 @@ any/folders/any_name.png   also JPEG, TIFF, BMP, GIF and WebP
 
 def _warn_of_masks(names: Sequence[str]) -> None:
     """Say how many files look like masks, which stage one would learn to reproduce."""
-    masks = [name for name in names if any(map(MASK_NAME.fullmatch, _parts(name)))]
+    masks = [name for name in names if _looks_like_a_mask(name)]
     if masks:
         print(
             f"warning: {len(masks)} of {len(names)} files look like masks, such as {masks[0]}, and"
@@ -63,6 +63,11 @@ def _warn_of_masks(names: Sequence[str]) -> None:
         )
 
 
-def _parts(name: str) -> tuple[str, ...]:
-    path = PurePosixPath(name)
-    return *path.parts[:-1], path.stem
+def _looks_like_a_mask(name: str) -> bool:
+    folder, _, file = name.rpartition("/")
+    return _is_mask_folder(folder) or MASK_NAME.fullmatch(file.rpartition(".")[0]) is not None
+
+
+@lru_cache(maxsize=1000)
+def _is_mask_folder(folder: str) -> bool:
+    return any(map(MASK_NAME.fullmatch, folder.split("/")))

@@ -12,8 +12,8 @@ import secrets
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -34,8 +34,7 @@ PATHS = ("input", "output", "held_out", "salt")
 COLUMNS = ("key", "file", "part", "group", "patient", "bytes", "modified")
 
 
-@dataclass(frozen=True)
-class State:
+class State(NamedTuple):
     """Size and time of a reference's files, by which a change under the same names is noticed."""
 
     bytes: int
@@ -123,7 +122,7 @@ def state_of(root: Path | None, reference: Reference) -> State | None:
     size = modified = 0
     for name in (reference.path, *filter(None, reference.masks)):
         try:
-            status = (root / name).stat()
+            status = os.stat(f"{root}/{name}")  # noqa: PTH116, half the time
         except OSError:
             return None
         size += status.st_size
@@ -163,11 +162,9 @@ def read_states(output: Path, shard: str) -> dict[str, State]:
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as file:
-        return {
-            row["key"]: State(int(row["bytes"]), int(row["modified"]))
-            for row in csv.DictReader(file)
-            if row["bytes"]
-        }
+        rows = csv.reader(file)
+        next(rows)
+        return {row[0]: State(int(row[-2]), int(row[-1])) for row in rows if row[-1]}
 
 
 def write_quarantine(output: Path, rows: Sequence[tuple[str, str, str, str]]) -> Path:
