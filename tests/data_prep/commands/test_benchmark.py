@@ -26,8 +26,9 @@ def test_figures_of_a_tiny_run_are_kept_and_replaced(tmp_path, capsys):
         for pattern in (
             r"\n\n## Sharding and loading: .+, \d+ cores, with --images 6 .+\n",
             r"`python -m data_prep benchmark --images 6 --photographs 2 --workers 1 .*, Python 3",
-            r"\| PNG, 224 pixels \| 1 \| \d+ \| \d+ \| \d+\.\d x \|",
-            r"\| JPEG, 6 megapixels to 512 pixels \| 1 \| \d+ \| \d+ \| \d+\.\d x \|",
+            r"\| PNG, 224 pixels \| 1 \| \d+ \| Decoded and encoded .+ \| \d+ \| \d+\.\d x \|",
+            r"\| PNG, 224 pixels \| 1 \| \d+ \| Bytes copied .+ \| \d+ \| \d+\.\d x \|",
+            r"\| JPEG, 6 megapixels to 512 pixels \| 1 \| \d+ \| Decoded .+ \| \d+ \| \d+\.\d x",
             r"\| loader \| 1 \| \d+ \| 100% \|",
             r"\| decoding alone, Pillow \| 1 \| \d+ \| \d+% \|",
             r"\d+ MB after 256 images, \d+ MB after 256\.\n$",
