@@ -146,7 +146,7 @@ WRONG = [
     ("data_prep", (*SHARD, "--class_folders=maybe"), "'maybe' is not true or false"),
     ("data_prep", (*SHARD, "--window=wide"), "--window: 'wide' is not one of auto, percentile, f"),
     ("data_prep", (*SHARD, "--window=[5, 1]"), "window: [5.0, 1.0] is not a rising pair"),
-    ("data_prep", (*SHARD, "--workers=0"), "shard_records and workers must be at least 1"),
+    ("data_prep", (*SHARD, "--workers=0"), "workers must be at least 1"),
     ("data_prep", ("shard", "--layout=foldr"), "no layout 'foldr'; did you mean folder?"),
     ("data_prep", ("shard", "--layout=busi"), "layout: busi is for `shard-seg`, not for pretr"),
     ("data_prep", ("layouts", "pears"), "there is no layout 'pears'; did you mean pairs?"),
