@@ -13,11 +13,12 @@ from data_prep.readers.photographs import read_photograph
 from data_prep.records import Reference, Sample
 
 MASK_NAME = re.compile(
-    r"(?:.*[^a-z0-9])?(?:masks?|labels?|annotations?|seg|segmentations?|gts?|ground[ _-]?truth)"
+    r"(?!.*with[ _-])(?:.*[^a-z0-9])?(?:masks?|labels?|annotations?|seg|segmentations?|gts?|ground[ _-]?truth)"
     r"(?:tr|ts|[ _-]?\d+)?",
     re.IGNORECASE,
 )
-"""Stems and folders such as `x_mask_1`, `x-gt`, `labelsTr`, `Part1_GroundTruth`."""
+"""Stems and folders such as `x_mask_1`, `x-gt`, `labelsTr`, `Part1_GroundTruth`, but not
+`Dataset_BUSI_with_GT`, which holds both."""
 
 
 @dataclass(frozen=True, kw_only=True)

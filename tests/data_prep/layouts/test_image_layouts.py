@@ -190,6 +190,7 @@ def test_hf_faults_are_told(tmp_path):
 
 def test_a_folder_with_masks_beside_the_images_is_told(tmp_path, save_image, capsys):
     plain = ["scan.png", "a/segment 1.png", "a/landmask-free.png", "target.jpg", "labelled/1.png"]
+    plain += ["Dataset_BUSI_with_GT/1.png"]
     masks = ["a_mask.png", "a (2)_mask_1.png", "b_Segmentation.png", "c-gt.tif", "d label.png"]
     masks += ["masks/1.png", "x/labelsTr/2.png", "Part1_GroundTruth/3.png"]
     layout = find_layout("folder", "pretraining")
@@ -201,7 +202,7 @@ def test_a_folder_with_masks_beside_the_images_is_told(tmp_path, save_image, cap
         save_image(tmp_path / name, grey(255))
     layout(input=tmp_path).references()
     warning = capsys.readouterr().err
-    assert warning.startswith("warning: 8 of 13 files look like masks, such as ")
+    assert warning.startswith("warning: 8 of 14 files look like masks, such as ")
     assert "shard-seg --layout pairs" in warning and warning.count("\n") == 1
     for name in masks:
         folder = tmp_path / "each" / name.replace("/", "-").split(".")[0]
