@@ -123,6 +123,9 @@ WRONG = [
     ("data_prep", (*SHARD, "stray"), "'stray' is not an option; options begin with --"),
     ("data_prep", (*SHARD, "-v"), "'-v' is not an option"),
     ("data_prep", (*SHARD, "--seed"), "--seed: a value is missing"),
+    ("data_prep", (*SHARD, "--extnd"), "--extnd: there is no such option; did you mean --extend?"),
+    ("data_prep", ("shard", "--layout"), "--layout: a value is missing"),
+    ("data_prep", (*SHARD, "--config"), "--config: a value is missing"),
     ("data_prep", (*SHARD, "--seed", "--workers=2"), "--seed: a value is missing"),
     (
         "pretrain",

@@ -151,7 +151,7 @@ def _list_layouts(stage: Stage, arguments: Sequence[str]) -> str:
 def _named_layout(arguments: Sequence[str]) -> str | None:
     name = None
     for option, text in pairs(arguments):
-        if option == "config":
+        if option == "config" and text is not None:
             name = read_yaml(Path(text)).get("layout", name)
         elif option == "layout":
             name = text
@@ -162,7 +162,8 @@ def _named_options(arguments: Sequence[str]) -> set[str]:
     """Names of the options on a command line and in the files that it names."""
     names: set[str] = set()
     for option, text in pairs(arguments):
-        names |= set(read_yaml(Path(text))) if option == "config" else {option.partition(".")[0]}
+        is_file = option == "config" and text is not None
+        names |= set(read_yaml(Path(text or ""))) if is_file else {option.partition(".")[0]}
     return names
 
 

@@ -94,7 +94,7 @@ class Given:
             UserError: An unknown option, a missing value, or a file that cannot be read.
         """
         for name, text in pairs(arguments):
-            if name == "config":
+            if name == "config" and text is not None:
                 self.add_file(Path(text))
             else:
                 self._add_argument(name, text)
@@ -107,16 +107,21 @@ class Given:
         """
         self._add_nested(read_yaml(path), "", f"{path}: ")
 
-    def _add_argument(self, name: str, text: str) -> None:
+    def _add_argument(self, name: str, text: str | None) -> None:
         """`--name text`; `--name+ text` appends to a list."""
         place = f"--{name}"
         appended, name = name.endswith("+"), name.rstrip("+")
         name = self.renamed.get(name, name)
-        if any(other.startswith(f"{name}.") for other in self.options):
-            self._add_group(name, text, place)
-            return
+        is_group = any(other.startswith(f"{name}.") for other in self.options)
         holder = self._holder(name)
-        if holder is None:
+        if holder is not None and text is None and self.options[holder].kind is bool:
+            text = "true"
+        if text is None and (holder is not None or is_group or name == "config"):
+            raise UserError(f"{place}: a value is missing")
+        if is_group:
+            self._add_group(name, text or "", place)
+            return
+        if holder is None or text is None:
             hint = nearest(name, [*self.options, *_groups(self.options)], "--")
             raise UserError(f"{place}: there is no such option{hint}")
         option = self.options[holder]
@@ -197,24 +202,24 @@ class Given:
         self.values[name], self.places[name] = changed, place
 
 
-def pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
+def pairs(arguments: Sequence[str]) -> list[tuple[str, str | None]]:
     """Name and text of each `--name=text` or `--name text`; `--max-bad` is `max_bad`.
 
+    The text is None where none follows, which is enough for what is true or false.
+
     Raises:
-        UserError: A word that is not an option, or an option without a value.
+        UserError: A word that is not an option.
     """
-    result = []
+    result: list[tuple[str, str | None]] = []
     words = list(arguments)
     while words:
         word = words.pop(0)
         if not re.match(r"--[A-Za-z]", word):
             raise UserError(f"{word!r} is not an option; options begin with -- (see --help)")
         name, equals, text = word[2:].partition("=")
-        if not equals:
-            if not words or re.match(r"--[A-Za-z]", words[0]):
-                raise UserError(f"--{name}: a value is missing")
-            text = words.pop(0)
-        result.append((name.replace("-", "_"), text))
+        follows = bool(words) and not re.match(r"--[A-Za-z]", words[0])
+        value = text if equals else words.pop(0) if follows else None
+        result.append((name.replace("-", "_"), value))
     return result
 
 

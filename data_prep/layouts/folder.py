@@ -13,7 +13,8 @@ from data_prep.readers.photographs import read_photograph
 from data_prep.records import Reference, Sample
 
 MASK_NAME = re.compile(
-    r"(?!.*with[ _-])(?:.*[^a-z0-9])?(?:masks?|labels?|annotations?|seg|segmentations?|gts?|ground[ _-]?truth)"
+    r"(?!.*with[ _-])(?:.*[^a-z0-9])?"
+    r"(?:masks?|labels?|annotations?|seg|segmentations?|gts?|ground[ _-]?truth)"
     r"(?:tr|ts|[ _-]?\d+)?",
     re.IGNORECASE,
 )

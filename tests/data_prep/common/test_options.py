@@ -137,3 +137,11 @@ def test_threads_give_way_to_other_programs():
         spins, used = map(int, done.stdout.split())
         assert 0 < spins < 100_000
         assert used == threads or threads is None
+
+
+@pytest.mark.parametrize("words", [["--extend"], ["--extend", "--workers=2"], ["--extend=true"]])
+def test_what_is_true_or_false_needs_no_value(words):
+    options = ["--layout=x", "--output=y", *words]
+    assert parse(ShardSegOptions, "shard-seg", options)[0].extend is True
+    options += ["--extend", "false"]
+    assert parse(ShardSegOptions, "shard-seg", options)[0].extend is False
