@@ -63,6 +63,8 @@ def _several(kind: Any) -> str:
         return ", ".join(map(str, typing.get_args(kind)))
     if typing.get_origin(kind) in (list, tuple):
         return f"lists of {_several(typing.get_args(kind)[0])}"
+    if typing.get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(map(_several, typing.get_args(kind)))
     return NUMBERS.get(kind, f"{getattr(kind, '__name__', kind)}s")
 
 

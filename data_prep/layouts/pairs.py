@@ -10,7 +10,8 @@ from data_prep.common.errors import UserError
 from data_prep.layouts._isic import isic_group, isic_rows
 from data_prep.layouts.base import MaskedImages
 from data_prep.options import MaskOptions
-from data_prep.readers.masks import read_label_map
+from data_prep.readers.colours import parse_colours
+from data_prep.readers.masks import read_colour_map, read_label_map
 from data_prep.records import Reference, Unreadable
 
 MAX_TARGETS = 8
@@ -21,8 +22,8 @@ MAX_TARGETS = 8
 class Pairs(MaskedImages, MaskOptions):
     """Images and masks that correspond by name.
 
-    A mask file holds one target, or several as grey values (`labels`); or each target has mask
-    files of its own (several patterns in `mask`), which may overlap.
+    A mask file holds one target, or several as grey values (`labels`) or as colours (`colors`); or
+    each target has mask files of its own (several patterns in `mask`), which may overlap.
     """
 
     summary = "your own images with masks of the same names"
@@ -41,6 +42,12 @@ cup/a.png
     labels: dict[str, list[int]] | None = None
     """Mask values of each target, e.g. {disc: [1, 2], cup: [2]}; without it a mask has one value
     besides 0, the target `target`."""
+    colors: dict[str, list[int] | str] | None = None
+    """Colour of each target in masks that are colour images, e.g. {tumour: [255, 0, 0], node:
+    '#00ff00'}; `background`, black unless it is given, and what is transparent are no target."""
+    color_tolerance: int = 32
+    """How far each of red, green and blue (0 to 255) may be from a colour of `colors`. Soft edges
+    between two colours take the nearer one; masks with other colours are refused."""
     missing: Literal["refuse", "empty"] = "refuse"
     """What it means that an image lacks a mask file: a mistake, or that the target is not there."""
 
@@ -50,6 +57,17 @@ cup/a.png
             raise UserError("labels: are for mask files of several values; leave them out")
         if isinstance(self.mask, dict) and not 1 <= len(self.mask) <= MAX_TARGETS:
             raise UserError(f"mask: {len(self.mask)} patterns; expected 1 to {MAX_TARGETS}")
+        if not 0 <= self.color_tolerance <= 127:
+            raise UserError(f"color_tolerance: {self.color_tolerance} is not between 0 and 127")
+        if self.colors is not None:
+            parse_colours(self.colors)
+            if isinstance(self.mask, dict):
+                raise UserError("colors: are for masks of one pattern; leave them out")
+            for name, value in (("labels", self.labels), ("threshold", self.threshold)):
+                if value is not None:
+                    raise UserError(
+                        f"{name}: is for grey masks, colors for coloured ones; give one"
+                    )
 
     def targets(self) -> dict[str, list[int]]:
         """The named targets.
@@ -62,6 +80,9 @@ cup/a.png
                 name: [value for value in values if value >> bit & 1]
                 for bit, name in enumerate(self.mask)
             }
+        if self.colors is not None:
+            _, *names = parse_colours(self.colors)
+            return {name: [value] for value, name in enumerate(names, start=1)}
         return self.labels or {"target": [1]}
 
     def references(self) -> list[Reference]:
@@ -103,8 +124,11 @@ cup/a.png
         for bit, name in enumerate(reference.masks):
             if not name:
                 continue
-            binary = self.labels is None
-            mask = read_label_map(self.input / name, self.max_pixels, self.threshold, binary=binary)
+            path, limit = self.input / name, self.max_pixels
+            if self.colors is not None:
+                colours = list(parse_colours(self.colors).values())
+                return read_colour_map(path, limit, colours, self.color_tolerance)
+            mask = read_label_map(path, limit, self.threshold, binary=self.labels is None)
             if not isinstance(self.mask, dict):
                 return mask
             if mask.shape != shape:

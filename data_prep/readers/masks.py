@@ -1,12 +1,14 @@
 """Mask images as label maps; refused where what they mean is not certain."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from data_prep.readers.colours import Colour, describe_colours, nearest_colour
 from data_prep.readers.images import FORMATS
 from data_prep.records import Unreadable
 
@@ -28,20 +30,13 @@ def read_label_map(path: Path, max_pixels: int, threshold: int | None, binary: b
         Unreadable: Not an image, colours, (if binary, without a threshold) several grey values, or
             a binary mask that lies below the threshold as a whole.
     """
-    try:
-        with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                raise Unreadable("its mask exceeds max_pixels")
-            values = np.array(image)  # of a palette image: the indices, which are the labels
-            if image.mode in ("1", "P") and (binary or threshold is not None):
-                # A palette of greys may begin with white, and 1-bit white is 255 to a threshold.
-                seen = np.array(image.convert("RGB"))
-                if threshold is not None or (seen == seen[..., :1]).all():
-                    values = seen
-    except Unreadable:
-        raise
-    except Exception as error:  # Pillow's plugins raise nearly anything for a damaged file
-        raise Unreadable(f"its mask is not a readable image ({type(error).__name__})") from error
+    with _opened(path, max_pixels) as image:
+        values = np.array(image)  # of a palette image: the indices, which are the labels
+        if image.mode in ("1", "P") and (binary or threshold is not None):
+            # A palette of greys may begin with white, and 1-bit white is 255 to a threshold.
+            seen = np.array(image.convert("RGB"))
+            if threshold is not None or (seen == seen[..., :1]).all():
+                values = seen
     values = _grey(values)
     if threshold is not None:
         return _above(values, threshold)
@@ -57,6 +52,33 @@ def read_label_map(path: Path, max_pixels: int, threshold: int | None, binary: b
     if values.min() < 0 or values.max() > 65535:
         raise Unreadable("its mask has values outside 0 to 65535")
     return values.astype(np.uint8 if values.max() < 256 else np.uint16)
+
+
+def read_colour_map(
+    path: Path, max_pixels: int, colours: Sequence[Colour], tolerance: int
+) -> np.ndarray:
+    """Read a mask image in colours as indices into `colours`, of which the first is background.
+
+    What is transparent shows the background. A palette stands for its colours.
+
+    Args:
+        tolerance: See `nearest_colour`.
+
+    Returns:
+        (H, W) uint8.
+
+    Raises:
+        Unreadable: Not an image, more than 8 bits, or other colours.
+    """
+    with _opened(path, max_pixels) as image:
+        if image.mode.startswith(("I", "F")):
+            raise Unreadable("its mask has grey values of more than 8 bits; leave --colors out")
+        if image.has_transparency_data:
+            behind = Image.new("RGBA", image.size, (*colours[0], 255))
+            pixels = np.array(Image.alpha_composite(behind, image.convert("RGBA")))[..., :3]
+        else:
+            pixels = np.array(image.convert("RGB"))
+    return nearest_colour(pixels, colours, tolerance)
 
 
 def read_union(paths: Sequence[Path], max_pixels: int, threshold: int | None) -> np.ndarray:
@@ -84,6 +106,20 @@ def nearest_level(values: np.ndarray, levels: Sequence[int]) -> np.ndarray:
     return distance.argmin(axis=2).astype(np.uint8)
 
 
+@contextmanager
+def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
+    """A mask image; what fails while it is read is the fault of the file."""
+    try:
+        with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                raise Unreadable("its mask exceeds max_pixels")
+            yield image
+    except Unreadable:
+        raise
+    except Exception as error:  # Pillow's plugins raise nearly anything for a damaged file
+        raise Unreadable(f"its mask is not a readable image ({type(error).__name__})") from error
+
+
 def _above(values: np.ndarray, threshold: int) -> np.ndarray:
     mask = (values >= threshold).astype(np.uint8)
     if not mask.any() and len(levels := np.unique(values)) == 2:
@@ -102,7 +138,10 @@ def _grey(values: np.ndarray) -> np.ndarray:
         values = values[..., :-1]
     if values.ndim == 3:
         if (values != values[..., :1]).any():
-            raise Unreadable("its mask is coloured; convert it to one label value per pixel")
+            raise Unreadable(
+                f"its mask is coloured ({describe_colours(values)}); give --colors to layout"
+                " pairs, or convert it to one label value per pixel"
+            )
         values = values[..., 0]
     if values.dtype == bool:
         values = values.astype(np.uint8)

@@ -1,7 +1,10 @@
-"""Layout pairs with a mask file for each target."""
+"""Layout pairs with a mask file for each target, and with masks in colours."""
+
+import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_prep.common.errors import UserError
 from data_prep.layouts.pairs import Pairs
@@ -54,3 +57,85 @@ def test_options_that_exclude_each_other(tmp_path):
         Pairs(input=tmp_path, image="*.jpg", mask=masks)
     with pytest.raises(UserError, match="labels: are for mask files of several values"):
         Pairs(input=tmp_path, image="*.jpg", mask={"a": "a/*.png"}, labels={"a": [1]})
+
+
+COLOURS = {"background": [255, 255, 255], "disc": [200, 0, 0], "cup": [0, 0, 200]}
+
+
+@pytest.fixture
+def painted(tmp_path, save_image):
+    """Three photographs with masks in colours on white, one of them a palette image."""
+    for case in range(3):
+        labels = np.where(disc(5 + case, centre=26) > 0, 2, disc(12) // 255).astype(np.uint8)
+        mask = Image.fromarray(np.array(list(COLOURS.values()), np.uint8)[labels])
+        save_image(tmp_path / f"photo/{case}.jpg", np.full((40, 40, 3), 50 * case + 20, np.uint8))
+        save_image(tmp_path / f"labels/{case}.png", labels)
+        (tmp_path / "mask").mkdir(exist_ok=True)
+        (mask.quantize() if case == 1 else mask).save(tmp_path / f"mask/{case}.png")
+    return tmp_path
+
+
+PAINTED = ("--image", "photo/*.jpg", "--mask", "mask/*.png", "--split", "{train: 1.0}")
+COLOURED = "{disc: [200, 0, 0], background: '#ffffff', cup: '#0000c8'}"
+
+
+def test_masks_in_colours(painted, read_layout):
+    records = read_layout("shard-seg", "pairs", painted, *PAINTED, "--colors", COLOURED)["train"]
+    assert len(records) == 3
+    for case, record in enumerate(records):
+        labels = np.asarray(Image.open(painted / f"labels/{case}.png"))
+        assert np.array_equal(record.mask, labels)
+        assert record.meta["present"] == ["disc", "cup"]
+
+
+def test_a_mask_with_another_colour_costs_its_own_record_only(painted, read_layout, save_image):
+    wrong = np.full((40, 40, 3), 255, np.uint8)
+    wrong[:20] = (0, 160, 0)
+    save_image(painted / "mask/1.png", wrong)
+    options = (*PAINTED, "--colors", COLOURED, "--max_bad", "0.5")
+    assert len(read_layout("shard-seg", "pairs", painted, *options)["train"]) == 2
+    (index,) = (painted / "pairs-shards").glob("*.index.json")
+    assert "50 % of its mask has other colours" in index.read_text()
+
+
+def test_a_set_made_before_colours_is_continued_and_other_colours_are_not_mixed_in(
+    painted, read_layout, folder_bytes
+):
+    def read(*options):
+        return read_layout("shard-seg", "pairs", painted, *PAINTED, *options)
+
+    output = painted / "pairs-shards"
+    for path in (painted / "mask").glob("*.png"):
+        Image.fromarray(disc(12)).save(path)
+    read()
+    (index,) = output.glob("*.index.json")
+    document = json.loads(index.read_text())
+    for name in ("colors", "color_tolerance"):
+        del document["options"][name]
+    index.write_text(json.dumps(document))
+    before = folder_bytes(output)
+    read()
+    after = folder_bytes(output)
+    assert after[index.name] == before[index.name]
+    with pytest.raises(SystemExit):
+        read("--colors", "{disc: [255, 255, 255]}")
+
+
+def test_colours_exclude_what_is_for_grey_masks(tmp_path):
+    grey = "is for grey masks, colors for coloured ones; give one"
+    for options, reason in (
+        ({"labels": {"disc": [1]}}, f"labels: {grey}"),
+        ({"threshold": 128}, f"threshold: {grey}"),
+        ({"mask": {"disc": "disc/*.png"}}, "colors: are for masks of one pattern"),
+        ({"color_tolerance": 128}, "color_tolerance: 128 is not between 0 and 127"),
+        ({"colors": {"disc": [300, 0, 0]}}, r"colors: disc is \[300, 0, 0\]"),
+    ):
+        given = {"image": "*.jpg", "mask": "*.png", "colors": COLOURS} | options
+        with pytest.raises(UserError, match=reason):
+            Pairs(input=tmp_path, **given)
+
+
+def test_what_cannot_be_a_colour_is_refused_in_words(painted, read_layout, capsys):
+    with pytest.raises(SystemExit):
+        read_layout("shard-seg", "pairs", painted, *PAINTED, "--colors", "{disc: [0.5, 0, 0]}")
+    assert "is not a mapping from names to lists of whole numbers or" in capsys.readouterr().err

@@ -64,7 +64,7 @@ def test_colours_and_partial_transparency_are_refused(tmp_path):
     see_through = np.full_like(coloured, 255)
     see_through[..., 3] = 255 * DISC
     for name, pixels, reason in (
-        ("coloured", coloured, "its mask is coloured; convert it to one label value per pixel"),
+        ("coloured", coloured, "its mask is coloured .*; give --colors to layout pairs,"),
         ("clear", see_through, "its mask is partly transparent"),
     ):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
