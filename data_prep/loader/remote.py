@@ -15,9 +15,10 @@ import fsspec
 from data_prep.common.errors import UserError
 from data_prep.common.files import atomic_path, sha256, write_text
 from data_prep.format.index import ShardIndex, index_path, open_shard, read_json
+from data_prep.loader.faults import find_fault
 
 ATTEMPTS = 4
-"""Downloads that fail are tried again after 1, 2 and 4 seconds."""
+"""Downloads that fail are tried again after 1, 2 and 4 seconds, if that may help."""
 
 
 def is_remote(root: Path | str) -> bool:
@@ -28,7 +29,8 @@ def is_remote(root: Path | str) -> bool:
 class ShardCache:
     """Local copies of the shards last used, shared by all processes of a machine.
 
-    A shard is downloaded whole, as nearly all of it is read, and checked against its SHA-256. When
+    A shard is downloaded whole, as nearly all of it is read, and checked against its SHA-256, as is
+    its index. When
     the copies exceed `limit` bytes the least recently used are deleted; those that a process has
     open keep their space until it closes them.
 
@@ -51,9 +53,11 @@ class ShardCache:
         with self._lock():
             write_text(self.folder / "dataset.json", document)
         splits: dict[str, Any] = read_json(self.folder / "dataset.json")["splits"]
-        self._sums = {
-            shard["name"]: shard["sha256"] for split in splits.values() for shard in split["shards"]
-        }
+        self._sums: dict[str, str] = {}
+        for shard in (shard for split in splits.values() for shard in split["shards"]):
+            self._sums[shard["name"]] = shard["sha256"]
+            if "index_sha256" in shard:  # sets of earlier versions do not say
+                self._sums[index_path(Path(shard["name"])).name] = shard["index_sha256"]
 
     def open(self, name: str) -> tuple[int, ShardIndex]:
         """File descriptor and index of a shard, downloaded if need be.
@@ -75,24 +79,23 @@ class ShardCache:
             self._fetch(path.name, temporary)
             if path.name in self._sums and sha256(temporary) != self._sums[path.name]:
                 raise UserError(
-                    f"{self.url}/{path.name}: is not the shard that dataset.json describes"
+                    f"{self.url}/{path.name}: is not the file that dataset.json describes"
                     " (SHA-256 differs); upload the set again"
                 )
 
     def _fetch(self, name: str, path: Path) -> None:
+        url = f"{self.url}/{name}"
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                files, remote = fsspec.core.url_to_fs(f"{self.url}/{name}")
+                files, remote = fsspec.core.url_to_fs(url)
+                if name == "dataset.json" or attempt > 1:
+                    files.invalidate_cache()  # its listing may be of an earlier version of the set
                 files.get_file(remote, str(path))
                 return
-            except FileNotFoundError:
-                raise UserError(f"{self.url}/{name}: does not exist") from None
-            # every file system raises other errors, of which most pass
-            except Exception as error:
-                if attempt == ATTEMPTS:
-                    raise UserError(
-                        f"{self.url}/{name}: cannot be fetched ({type(error).__name__}: {error})"
-                    ) from error
+            except Exception as error:  # every file system raises errors of its own
+                fault = find_fault(url, error)
+                if fault.lasts or attempt == ATTEMPTS:
+                    raise UserError(f"{url}: {fault.reason}") from error
                 time.sleep(2 ** (attempt - 1))
 
     def _make_room(self, newest: Path) -> None:

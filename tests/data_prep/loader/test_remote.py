@@ -1,5 +1,6 @@
 """Shard sets behind a URL: a server on this machine gives what the folder gives."""
 
+import json
 import shutil
 import threading
 from functools import partial
@@ -20,14 +21,14 @@ class Server:
     def __init__(self, folder):
         server = self
         self.asked = []
-        self.failures = 0
+        self.failures, self.status = 0, 503
 
         class Handler(SimpleHTTPRequestHandler):
             def do_GET(self):
                 server.asked.append(self.path.lstrip("/"))
                 if server.failures:
                     server.failures -= 1
-                    self.send_error(503)
+                    self.send_error(server.status)
                 else:
                     super().do_GET()
 
@@ -127,7 +128,7 @@ def test_what_is_not_the_set_is_refused(server, tmp_path):
     data[700] ^= 1
     shard.write_bytes(data)
     far = ShardDataset(server.url, cache=tmp_path / "cache")
-    with pytest.raises(UserError, match=r"train-000001\.tar: is not the shard .*SHA-256 differs"):
+    with pytest.raises(UserError, match=r"train-000001\.tar: is not the file .*SHA-256 differs"):
         far.record(4)
     assert far.record(0).image.size
     assert len(list((tmp_path / "cache").glob("*/*.tar"))) == 1
@@ -142,3 +143,23 @@ def test_another_version_of_a_set_is_not_mixed_with_the_first(
     second = ShardDataset(server.url, cache=tmp_path / "cache").record(0)
     local = ShardDataset(tmp_path / "served").record(0)
     assert second.key == local.key != first.key
+
+
+@pytest.mark.parametrize("status", [401, 403, 410])
+def test_refusals_are_not_tried_again(server, tmp_path, monkeypatch, status):
+    waits = []
+    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    server.failures, server.status = 9, status
+    reason = "cannot be fetched" if status == 410 else "access denied"
+    with pytest.raises(UserError, match=rf"dataset\.json: {reason} .*{status}"):
+        ShardDataset(server.url, cache=tmp_path / "cache")
+    assert waits == [] and len(server.asked) == 1
+
+
+def test_a_set_of_an_earlier_version_does_not_say_the_sums_of_its_indexes(server, tmp_path):
+    path = tmp_path / "served" / "dataset.json"
+    document = json.loads(path.read_text())
+    for shard in document["splits"]["train"]["shards"]:
+        del shard["index_sha256"]
+    path.write_text(json.dumps(document))
+    assert ShardDataset(server.url, cache=tmp_path / "cache").record(0).image.size
