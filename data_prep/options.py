@@ -171,12 +171,12 @@ class ShardSegOptions(WriteOptions):
 class InfoOptions:
     """Print what a shard set holds, and draw a contact sheet."""
 
-    shards: Path
-    """Folder of the shard set."""
+    shards: str
+    """Folder of the shard set, or its URL (https, s3, hf)."""
     split: str = "train"
     """Split shown on the contact sheet."""
     sheet: Path | None = None
-    """PNG to write; default contact_sheet.png in the shard set."""
+    """PNG to write; default contact_sheet.png in the shard set, or in this folder for a URL."""
     images: int = 48
     """Number of records on the contact sheet, the first in the split's random order."""
     measured: int = 200
@@ -187,8 +187,8 @@ class InfoOptions:
 class VerifyOptions:
     """Compare every member of a shard set with its index and checksums."""
 
-    shards: Path
-    """Folder of the shard set."""
+    shards: str
+    """Folder of the shard set; shards behind a URL are compared whenever they are downloaded."""
 
 
 @dataclass(frozen=True, kw_only=True)

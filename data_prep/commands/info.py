@@ -1,6 +1,7 @@
 """The fingerprint of a shard set: a table and a contact sheet."""
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,7 @@ def info(config: InfoOptions, resolved: str) -> None:
         raise UserError("images and measured must be at least 1")
     # The loader imports torch, which the workers of `shard` would wait for.
     from data_prep.loader.dataset import ShardDataset
+    from data_prep.loader.remote import is_remote
 
     dataset = ShardDataset(config.shards, config.split)
     order = dataset.order(0)
@@ -39,7 +41,8 @@ def info(config: InfoOptions, resolved: str) -> None:
     lines = fingerprint(dataset.info) + measure(some, dataset.info.get("labels", {})).lines()
     width = max(len(name) for name, _ in lines)
     print("\n".join(f"{name:<{width}}  {text}" for name, text in lines))
-    path = config.sheet or config.shards / "contact_sheet.png"
+    folder = Path() if is_remote(config.shards) else Path(config.shards)
+    path = config.sheet or folder / "contact_sheet.png"
     sheet = contact_sheet([dataset.record(int(index)) for index in order[: config.images]])
     with atomic_path(path) as temporary:
         Image.fromarray(sheet).save(temporary, "PNG")

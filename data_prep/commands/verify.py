@@ -15,7 +15,12 @@ from data_prep.options import VerifyOptions
 
 def verify(config: VerifyOptions, resolved: str) -> None:
     """Check a shard set: what is missing, truncated or altered."""
-    problems = find_problems(config.shards)
+    if "://" in config.shards:
+        raise UserError(
+            f"shards: {config.shards} is not a folder; verify takes one, and whatever reads a set"
+            " behind a URL compares each file with its SHA-256"
+        )
+    problems = find_problems(Path(config.shards))
     for problem in problems:
         print(problem)
     if problems:

@@ -1,7 +1,10 @@
 """Shard sets behind a URL: a server on this machine gives what the folder gives."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -163,3 +166,24 @@ def test_a_set_of_an_earlier_version_does_not_say_the_sums_of_its_indexes(server
         del shard["index_sha256"]
     path.write_text(json.dumps(document))
     assert ShardDataset(server.url, cache=tmp_path / "cache").record(0).image.size
+
+
+def test_info_of_a_url_is_that_of_the_folder(server, shard_set, tmp_path):
+    """Its copies go to the home folder, and the contact sheet to where it is started."""
+    near = run_info(shard_set, tmp_path / "near")
+    far = run_info(server.url, tmp_path / "far")
+    assert far.splitlines()[:-1] == near.splitlines()[:-1]
+    assert "24 records, 24 groups, 6 shards" in far
+    sheet = tmp_path / "far" / "contact_sheet.png"
+    assert sheet.read_bytes() == (shard_set / "contact_sheet.png").read_bytes()
+    (shard_set / "contact_sheet.png").unlink()
+    assert list((tmp_path / "far" / ".cache" / "samaritan").glob("*/*.tar"))
+
+
+def run_info(shards, home):
+    home.mkdir()
+    command = [sys.executable, "-m", "data_prep", "info", "--shards", str(shards)]
+    environment = os.environ | {"HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
