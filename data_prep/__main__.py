@@ -1,9 +1,9 @@
-"""`python -m data_prep shard | shard-seg | layouts | info | verify | benchmark`."""
+"""`python -m data_prep shard | shard-seg | layouts | info | verify | publish | benchmark`."""
 
 from collections.abc import Sequence
 
 from data_prep.common.cli import Command, run_program
-from data_prep.options import BenchmarkOptions, InfoOptions, VerifyOptions
+from data_prep.options import BenchmarkOptions, InfoOptions, PublishOptions, VerifyOptions
 
 COMMANDS = {
     "shard": Command(
@@ -31,6 +31,11 @@ COMMANDS = {
         "Check a shard set: what is missing, truncated or altered.",
         "data_prep.commands.verify:verify",
         (VerifyOptions,),
+    ),
+    "publish": Command(
+        "Upload a shard set to the Hugging Face Hub, with a card made of its figures.",
+        "data_prep.commands.publish:publish",
+        (PublishOptions,),
     ),
     "benchmark": Command(
         "Speed of sharding and loading, as ratios measured in one run.",

@@ -1,5 +1,6 @@
 """Options of the commands, and those that several layouts share."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -189,6 +190,30 @@ class VerifyOptions:
 
     shards: str
     """Folder of the shard set; shards behind a URL are compared whenever they are downloaded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishOptions:
+    """Upload a shard set to the Hugging Face Hub as a data set, with a card made of its figures.
+
+    Shards, indexes, dataset.json and the card leave this machine, and nothing else of the folder.
+    Log in with `hf auth login` first. Started again, it sends what has not arrived.
+    """
+
+    shards: Path
+    """Folder of the shard set."""
+    repo: str
+    """Name of the data set on the Hub, as in clinic/thyroid; made if it is not there."""
+    license: str
+    """Licence of the images, as the Hub names it, such as cc-by-4.0; `other` if it has no name."""
+    private: bool = True
+    """Whether only you or your organisation may see it; false publishes it to everyone."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
+            raise UserError(f"repo: {self.repo!r} is not a name such as clinic/thyroid")
+        if not re.fullmatch(r"[a-z0-9.-]+", self.license):
+            raise UserError(f"license: {self.license!r} is not a name such as cc-by-4.0 or other")
 
 
 @dataclass(frozen=True, kw_only=True)

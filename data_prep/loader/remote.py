@@ -13,9 +13,9 @@ from typing import Any
 import fsspec
 
 from data_prep.common.errors import UserError
+from data_prep.common.faults import find_fault
 from data_prep.common.files import atomic_path, sha256, write_text
 from data_prep.format.index import ShardIndex, index_path, open_shard, read_json
-from data_prep.loader.faults import find_fault
 
 ATTEMPTS = 4
 """Downloads that fail are tried again after 1, 2 and 4 seconds, if that may help."""

@@ -95,7 +95,7 @@ def test_a_private_set_is_read_with_the_token_of_a_login(hub, shard_set, read, t
     refused = read()
     assert refused["error"] == (
         "hf://datasets/clinic/images/first/dataset.json: does not exist on the Hub, or is private;"
-        " check its name, or log in with `hf auth login` as someone who may read it"
+        " check its name, or log in with `hf auth login` as someone with access"
     )
     assert refused["waits"] == []
     (tmp_path / "home").mkdir(exist_ok=True)

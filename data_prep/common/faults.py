@@ -87,7 +87,7 @@ def find_fault(url: str, error: Exception) -> Fault:
     if names & HIDDEN:
         return Fault(
             "does not exist on the Hub, or is private; check its name, or log in with"
-            " `hf auth login` as someone who may read it",
+            " `hf auth login` as someone with access",
             True,
         )
     if status in (401, 403):
@@ -106,7 +106,7 @@ def _allowed(scheme: str) -> str:
     if scheme == "s3":
         return f"; it needs s3:GetObject, and s3:ListBucket to tell what is missing: {CREDENTIALS}"
     if scheme == "hf":
-        return "; log in with `hf auth login` as someone who may read it"
+        return "; log in with `hf auth login` as someone with access"
     return ""
 
 

@@ -1,0 +1,136 @@
+"""A shard set to the Hugging Face Hub: shards, indexes, dataset.json and a card."""
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import DatasetCardData, HfApi
+
+from data_prep.commands.info import fingerprint
+from data_prep.commands.verify import find_problems
+from data_prep.common.errors import UserError
+from data_prep.common.faults import find_fault
+from data_prep.format.index import index_path, read_json
+from data_prep.options import PublishOptions
+
+
+def publish(config: PublishOptions, resolved: str) -> None:
+    """Upload a shard set to the Hugging Face Hub, with a card made of its figures."""
+    if not (config.shards / "dataset.json").is_file():
+        raise UserError(f"{config.shards}: no whole shard set (dataset.json is missing)")
+    document = read_json(config.shards / "dataset.json")
+    if problems := find_problems(config.shards):
+        raise UserError(
+            f"{problems[0]} (and {len(problems) - 1} more problems); nothing was uploaded; shard"
+            " again to fix them"
+        )
+    shards = _shards(config.shards, document)
+    url = f"hf://datasets/{config.repo}"
+    try:
+        page = upload(config, document, shards)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the Hub and the network answer
+        fault = find_fault(url, error)
+        again = "" if fault.lasts else "; started again, it sends what has not arrived"
+        raise UserError(f"{url}: {fault.reason}{again}") from error
+    print(f"published: {page}\nread it as {url}")
+
+
+def upload(config: PublishOptions, document: dict[str, Any], shards: list[Path]) -> str:
+    """Send a set that has been verified; gives the address of its page.
+
+    Args:
+        document: Its `dataset.json`.
+        shards: Its tars and indexes.
+
+    Raises:
+        UserError: It shall be private, but is on the Hub and public.
+    """
+    hub = HfApi()
+    page = hub.create_repo(config.repo, repo_type="dataset", private=config.private, exist_ok=True)
+    if config.private and not hub.dataset_info(config.repo).private:
+        raise UserError(
+            f"{config.repo}: is public; give --private false if everyone may see these images"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        card = Path(folder) / "README.md"
+        card.write_text(dataset_card(config, document), encoding="utf-8")
+        # The card is checked by the Hub before images leave, and readers begin with dataset.json.
+        for files in ([card], shards, [config.shards / "dataset.json"]):
+            _send(hub, config.repo, files)
+    return str(page)
+
+
+def _shards(root: Path, document: dict[str, Any]) -> list[Path]:
+    """The tars and indexes that `dataset.json` lists.
+
+    Raises:
+        UserError: It lists one that is elsewhere.
+    """
+    names = [shard["name"] for split in document["splits"].values() for shard in split["shards"]]
+    if unsafe := [name for name in names if Path(name).name != name]:
+        raise UserError(f"{root / 'dataset.json'}: the shard {unsafe[0]!r} is not a file's name")
+    return [path for name in names for path in (root / name, index_path(root / name))]
+
+
+def _send(hub: HfApi, repo: str, files: Iterable[Path]) -> None:
+    """Upload files as one folder that holds nothing else, so that nothing else can leave."""
+    with tempfile.TemporaryDirectory() as folder:
+        for path in files:
+            (Path(folder) / path.name).symlink_to(path.resolve())
+        hub.upload_folder(
+            repo_id=repo,
+            repo_type="dataset",
+            folder_path=folder,
+            commit_message="Shard set made by samaritan",
+        )
+
+
+def dataset_card(config: PublishOptions, document: dict[str, Any]) -> str:
+    """Markdown of a set's page: its licence, figures and targets, and how to read it."""
+    splits = [{"split": name, "path": f"{name}-*.tar"} for name in document["splits"]]
+    data = DatasetCardData(
+        license=config.license,
+        tags=["medical", "webdataset"],
+        configs=[{"config_name": "default", "data_files": splits}],
+    )
+    lines = [
+        "---",
+        data.to_yaml(),
+        "---",
+        "",
+        f"# {config.repo.partition('/')[2]}",
+        "",
+        f"{document['records']} medical images for"
+        f" {'training with masks' if 'labels' in document else 'self-supervised pretraining'},"
+        " as WebDataset shards made by samaritan.",
+        "",
+        "| figure | value |",
+        "|---|---|",
+        *(f"| {_cell(name.strip())} | {_cell(text)} |" for name, text in fingerprint(document)),
+    ]
+    if "labels" in document:
+        lines += ["", "| target | values in masks |", "|---|---|"]
+        lines += [
+            f"| {_cell(name)} | {', '.join(map(str, values))} |"
+            for name, values in document["labels"].items()
+        ]
+    split = next(iter(document["splits"]))
+    lines += [
+        "",
+        "```python",
+        "from data_prep.loader import ShardDataset",
+        "",
+        f'dataset = ShardDataset("hf://datasets/{config.repo}", "{split}")',
+        "record = dataset.record(0)",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Text that stays within its cell of a Markdown table."""
+    return text.replace("|", "\\|").replace("\n", " ")
