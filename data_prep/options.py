@@ -189,7 +189,7 @@ class VerifyOptions:
     """Compare every member of a shard set with its index and checksums."""
 
     shards: str
-    """Folder of the shard set; shards behind a URL are compared whenever they are downloaded."""
+    """Folder of the shard set, or its URL (https, s3, hf), from which all of it is downloaded."""
 
 
 @dataclass(frozen=True, kw_only=True)

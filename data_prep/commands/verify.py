@@ -1,7 +1,9 @@
 """Check a shard set member by member."""
 
 import hashlib
+import os
 import tarfile
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -15,16 +17,13 @@ from data_prep.options import VerifyOptions
 
 def verify(config: VerifyOptions, resolved: str) -> None:
     """Check a shard set: what is missing, truncated or altered."""
-    if "://" in config.shards:
-        raise UserError(
-            f"shards: {config.shards} is not a folder; verify takes one, and whatever reads a set"
-            " behind a URL compares each file with its SHA-256"
-        )
-    problems = find_problems(Path(config.shards))
+    remote = "://" in config.shards
+    problems = find_remote_problems(config.shards) if remote else find_problems(Path(config.shards))
     for problem in problems:
         print(problem)
     if problems:
-        raise UserError(f"{config.shards}: {len(problems)} problems; shard again to fix them")
+        again = "upload the set" if remote else "shard"
+        raise UserError(f"{config.shards}: {len(problems)} problems; {again} again to fix them")
     print(f"{config.shards}: complete and unaltered")
 
 
@@ -49,6 +48,34 @@ def find_problems(root: Path) -> list[str]:
     for path in sorted(root.glob("*.tar")):
         if path.name not in listed:
             problems.append(f"{path}: not listed in dataset.json")
+    return problems
+
+
+def find_remote_problems(url: str) -> list[str]:
+    """As `find_problems`, of a set behind a URL; each shard is downloaded and deleted in turn.
+
+    Shards that `dataset.json` does not list are not looked for.
+
+    Raises:
+        UserError: `dataset.json` cannot be fetched.
+    """
+    # The loader imports torch, which a folder needs not wait for.
+    from data_prep.loader.remote import ShardCache
+
+    problems = []
+    with tempfile.TemporaryDirectory() as folder:
+        cache = ShardCache(url, Path(folder), limit=0)
+        splits = read_json(cache.folder / "dataset.json")["splits"]
+        shards = [shard for split in splits.values() for shard in split["shards"]]
+        for shard in tqdm(shards, desc="verify", unit="shard"):
+            try:
+                descriptor, _ = cache.open(shard["name"])
+            except UserError as error:
+                problems.append(str(error))
+                continue
+            os.close(descriptor)
+            found = _check_shard(cache.folder / shard["name"], shard["sha256"], shard["records"])
+            problems += [line.replace(str(cache.folder), cache.url) for line in found]
     return problems
 
 

@@ -34,9 +34,8 @@ HIDDEN = {"RepositoryNotFoundError", "GatedRepoError"}
 PASSING = {408, 425, 429}
 """Answers of 400 to 499 that are no refusal but ask for patience."""
 
-CREDENTIALS = (
-    "AWS_PROFILE, `aws configure`, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY name others"
-)
+CREDENTIALS = "AWS_PROFILE, `aws configure`, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+"""Where S3's credentials come from."""
 REACH = {
     "s3": "; check the network, AWS_ENDPOINT_URL and AWS_DEFAULT_REGION",
     "hf": "; check the network and HF_ENDPOINT",
@@ -67,19 +66,19 @@ def find_fault(url: str, error: Exception) -> Fault:
     chain = list(_causes(error))
     names = {kind.__name__ for cause in chain for kind in type(cause).__mro__}
     status, code = _answer(chain)
-    if "ImportError" in names and scheme == "s3":
+    if isinstance(error, ImportError) and scheme == "s3":
         return Fault("needs s3fs; install it with `pip install 'samaritan[s3]'`", True)
     if names & NO_CREDENTIALS:
         return Fault(
-            f"no credentials ({one_line(error)}); {CREDENTIALS.replace('name others', 'name them')}"
-            ", and FSSPEC_S3_ANON=true reads a public bucket without",
+            f"no credentials ({one_line(error)}); {CREDENTIALS} give them, and FSSPEC_S3_ANON=true"
+            " reads a public bucket without",
             True,
         )
     if code == "NoSuchBucket":
         bucket = rest.partition("/")[0]
         return Fault(f"does not exist, nor does the bucket {bucket}; check its name", True)
     if code in NOT_ACCEPTED:
-        return Fault(f"the credentials are not accepted ({code}); {CREDENTIALS}", True)
+        return Fault(f"the credentials are not accepted ({code}); {CREDENTIALS} give others", True)
     if code in OTHER_REGION:
         return Fault(
             f"its bucket is in another region ({code}); set AWS_DEFAULT_REGION to that", True
@@ -104,7 +103,10 @@ def find_fault(url: str, error: Exception) -> Fault:
 def _allowed(scheme: str) -> str:
     """What access is needed."""
     if scheme == "s3":
-        return f"; it needs s3:GetObject, and s3:ListBucket to tell what is missing: {CREDENTIALS}"
+        return (
+            "; it needs s3:GetObject, and s3:ListBucket to tell what is missing;"
+            f" {CREDENTIALS} give other credentials"
+        )
     if scheme == "hf":
         return "; log in with `hf auth login` as someone with access"
     return ""

@@ -39,7 +39,7 @@ class ShardCache:
         folder: Where copies are kept, one folder for each set and version of it.
 
     Raises:
-        UserError: `dataset.json` cannot be fetched.
+        UserError: `dataset.json` cannot be fetched, or lists a shard outside its folder.
     """
 
     def __init__(self, url: str, folder: Path, limit: int) -> None:
@@ -55,6 +55,11 @@ class ShardCache:
         splits: dict[str, Any] = read_json(self.folder / "dataset.json")["splits"]
         self._sums: dict[str, str] = {}
         for shard in (shard for split in splits.values() for shard in split["shards"]):
+            if Path(shard["name"]).name != shard["name"]:
+                raise UserError(
+                    f"{self.url}/dataset.json: lists the shard {shard['name']!r}, which is a path;"
+                    " it was not written by this program"
+                )
             self._sums[shard["name"]] = shard["sha256"]
             if "index_sha256" in shard:  # sets of earlier versions do not say
                 self._sums[index_path(Path(shard["name"])).name] = shard["index_sha256"]

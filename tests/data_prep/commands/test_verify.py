@@ -105,13 +105,6 @@ def test_commands_tell_and_fail(copy, capsys):
     assert "train-000000.tar: missing" in capsys.readouterr().out
 
 
-def test_verify_takes_no_url(capsys):
-    with pytest.raises(SystemExit):
-        main(["verify", "--shards", "s3://bucket/set"])
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "shards: s3://bucket/set is not a folder; verify takes one" in line
-
-
 def test_info_prints_the_fingerprint_and_draws_a_sheet(copy, tmp_path, capsys):
     main(["info", "--shards", str(copy), "--sheet", str(tmp_path / "sheet.png"), "--images", "10"])
     printed = capsys.readouterr().out

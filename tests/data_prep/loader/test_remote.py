@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -13,17 +14,25 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from data_prep.__main__ import main
 from data_prep.common.errors import UserError
 from data_prep.loader import remote
 from data_prep.loader.dataset import ShardDataset, build_loader
 
 
 class Server:
-    """Serves a folder, counts what is asked for, and may fail at first."""
+    """Serves a folder, counts what is asked for, and may fail at first.
+
+    Attributes:
+        failures: How many answers from now on are `status`.
+        slow: Whether tars are sent by halves: the second half waits for `go_on`.
+        halfway: Set when a first half has been sent.
+    """
 
     def __init__(self, folder):
         server = self
         self.asked = []
+        self.slow, self.halfway, self.go_on = False, threading.Event(), threading.Event()
         self.failures, self.status = 0, 503
 
         class Handler(SimpleHTTPRequestHandler):
@@ -32,6 +41,14 @@ class Server:
                 if server.failures:
                     server.failures -= 1
                     self.send_error(server.status)
+                elif server.slow and self.path.endswith(".tar"):
+                    data = (folder / self.path.lstrip("/")).read_bytes()
+                    self.send_response(200)
+                    self.send_header("Content-Length", str(len(data)))
+                    self.end_headers()
+                    self.wfile.write(data[: len(data) // 2])
+                    server.halfway.set()
+                    server.go_on.wait(60)
                 else:
                     super().do_GET()
 
@@ -166,6 +183,57 @@ def test_a_set_of_an_earlier_version_does_not_say_the_sums_of_its_indexes(server
         del shard["index_sha256"]
     path.write_text(json.dumps(document))
     assert ShardDataset(server.url, cache=tmp_path / "cache").record(0).image.size
+
+
+def test_a_shard_outside_the_folder_is_refused(server, tmp_path):
+    path = tmp_path / "served" / "dataset.json"
+    path.write_text(path.read_text().replace('"train-000000', '"../train-000000'))
+    with pytest.raises(UserError, match=r"dataset\.json: lists the shard '\.\./train-000000\.tar'"):
+        ShardDataset(server.url, cache=tmp_path / "cache")
+
+
+def test_a_process_killed_in_its_download_leaves_no_shard(server, shard_set, tmp_path):
+    server.slow = True
+    script = (
+        "import sys; from pathlib import Path; from data_prep.loader import ShardDataset;"
+        "ShardDataset(sys.argv[1], cache=Path(sys.argv[2])).record(0)"
+    )
+    cache = tmp_path / "cache"
+    process = subprocess.Popen([sys.executable, "-c", script, server.url, str(cache)])
+    assert server.halfway.wait(60)
+    process.kill()
+    process.wait()
+    server.slow = False
+    server.go_on.set()
+    (folder,) = cache.iterdir()
+    left = {path.name for path in folder.iterdir()} - {".lock", ".train-000000.tar.partial"}
+    assert left == {"dataset.json", "train-000000.index.json"}
+    far, near = ShardDataset(server.url, cache=cache), ShardDataset(shard_set)
+    assert np.array_equal(far.record(0).image, near.record(0).image)
+
+
+def test_verify_downloads_a_set_and_tells_what_is_wrong(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    main(["verify", "--shards", server.url])
+    assert capsys.readouterr().out == f"{server.url}: complete and unaltered\n"
+    assert len(server.asked) == 13
+    served = tmp_path / "served"
+    (served / "train-000000.tar").unlink()
+    for name in ("train-000001.tar", "train-000002.index.json"):
+        data = bytearray((served / name).read_bytes())
+        data[700] ^= 1
+        (served / name).write_bytes(data)
+    with pytest.raises(SystemExit):
+        main(["verify", "--shards", server.url])
+    printed = capsys.readouterr()
+    differs = "is not the file that dataset.json describes (SHA-256 differs); upload the set again"
+    assert printed.out.splitlines() == [
+        f"{server.url}/train-000000.tar: does not exist",
+        f"{server.url}/train-000001.tar: {differs}",
+        f"{server.url}/train-000002.index.json: {differs}",
+    ]
+    assert f"{server.url}: 3 problems; upload the set again to fix them" in printed.err
+    assert [path.name for path in tmp_path.iterdir()] == ["served"]
 
 
 def test_info_of_a_url_is_that_of_the_folder(server, shard_set, tmp_path):
