@@ -32,7 +32,7 @@ def publish(config: PublishOptions, resolved: str) -> None:
     except UserError:
         raise
     except Exception as error:  # whatever the Hub and the network answer
-        fault = find_fault(url, error)
+        fault = find_fault(url, error, "published")
         again = "" if fault.lasts else "; started again, it sends what has not arrived"
         raise UserError(f"{url}: {fault.reason}{again}") from error
     print(f"published: {page}\nread it as {url}")

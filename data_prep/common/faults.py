@@ -53,13 +53,14 @@ class Fault:
     """Whether trying again will fail the same way."""
 
 
-def find_fault(url: str, error: Exception) -> Fault:
-    """What an error of a file system of fsspec means.
+def find_fault(url: str, error: Exception, done: str = "fetched") -> Fault:
+    """What an error of a file system of fsspec, or of huggingface_hub, means.
 
     Args:
         url: Of the file.
-        error: What `fsspec` raised for it; causes are looked at, as each file system wraps the
+        error: What was raised for it; causes are looked at, as each file system wraps the
             errors of its own library.
+        done: What was to be done with the file.
     """
     scheme, _, rest = url.partition("://")
     scheme = "s3" if scheme == "s3a" else scheme
@@ -97,7 +98,7 @@ def find_fault(url: str, error: Exception) -> Fault:
         status is not None and 400 <= status < 500 and status not in PASSING
     )
     hint = "" if lasts or status is not None else REACH.get(scheme, "")
-    return Fault(f"cannot be fetched ({type(error).__name__}: {one_line(error)}){hint}", lasts)
+    return Fault(f"cannot be {done} ({type(error).__name__}: {one_line(error)}){hint}", lasts)
 
 
 def _allowed(scheme: str) -> str:

@@ -1,5 +1,6 @@
 """Shard sets behind a URL (https, s3, hf, anything fsspec opens), through a bounded local cache."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -19,6 +20,8 @@ from data_prep.format.index import ShardIndex, index_path, open_shard, read_json
 
 ATTEMPTS = 4
 """Downloads that fail are tried again after 1, 2 and 4 seconds, if that may help."""
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def is_remote(root: Path | str) -> bool:
@@ -98,6 +101,8 @@ class ShardCache:
                 files.get_file(remote, str(path))
                 return
             except Exception as error:  # every file system raises errors of its own
+                if isinstance(error, OSError) and error.errno in NO_SPACE:
+                    raise UserError(f"{path.parent}: no space left to download {url}") from error
                 fault = find_fault(url, error)
                 if fault.lasts or attempt == ATTEMPTS:
                     raise UserError(f"{url}: {fault.reason}") from error

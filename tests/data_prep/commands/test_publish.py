@@ -146,6 +146,14 @@ def test_who_may_not_write_is_told_what_to_do(hub, run, shards, tmp_path):
     assert hub.sets == {}
 
 
+def test_a_hub_that_does_not_answer_is_told(run, shards):
+    done = publish(run, shards, *LICENSE, HF_ENDPOINT="http://127.0.0.1:9")
+    line = done.stderr.splitlines()[-1]
+    assert done.returncode == 2
+    assert line.startswith(f"error: hf://datasets/{NAME}: cannot be published (ConnectError: ")
+    assert line.endswith("HF_ENDPOINT; started again, it sends what has not arrived")
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [

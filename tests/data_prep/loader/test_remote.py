@@ -1,5 +1,6 @@
 """Shard sets behind a URL: a server on this machine gives what the folder gives."""
 
+import errno
 import json
 import os
 import shutil
@@ -183,6 +184,19 @@ def test_a_set_of_an_earlier_version_does_not_say_the_sums_of_its_indexes(server
         del shard["index_sha256"]
     path.write_text(json.dumps(document))
     assert ShardDataset(server.url, cache=tmp_path / "cache").record(0).image.size
+
+
+def test_a_full_disk_is_told_with_its_folder(server, tmp_path, monkeypatch):
+    far = ShardDataset(server.url, cache=tmp_path / "cache")
+
+    class Files:
+        def get_file(self, remote, path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(remote.fsspec.core, "url_to_fs", lambda url: (Files(), url))
+    reason = r"^/\S+/cache/\w+: no space left to download http.*/train-000000\.index\.json$"
+    with pytest.raises(UserError, match=reason):
+        far.record(0)
 
 
 def test_a_shard_outside_the_folder_is_refused(server, tmp_path):
