@@ -15,8 +15,8 @@ BACKGROUND = "background"
 MAX_TARGETS = 255
 """Targets of an 8-bit label map."""
 
-EDGE_REACH = 2
-"""Pixels from a soft edge to the colours that meet there: as far as JPEG blurs colours."""
+EDGE_REACH = 4
+"""Pixels from a soft edge to the colours that meet there; JPEG blurs colours so far."""
 EDGE_MARGIN = 2
 """How many tolerances a pixel of an edge may lie outside the colours that meet there, channel by
 channel; JPEG overshoots at edges."""

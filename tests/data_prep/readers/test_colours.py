@@ -55,11 +55,11 @@ def test_what_is_transparent_is_the_background_even_if_that_is_white(tmp_path):
     assert np.array_equal(read(tmp_path / "mask.png", colours), LABELS)
 
 
-@pytest.mark.parametrize("quality", [95, 75])
+@pytest.mark.parametrize("quality", [95, 75, 50])
 def test_jpeg_masks_are_read_but_for_pixels_of_the_edges(tmp_path, quality):
     Image.fromarray(PAINTED).save(tmp_path / "mask.jpg", quality=quality)
     wrong = read(tmp_path / "mask.jpg") != LABELS
-    assert wrong.mean() < 0.0005
+    assert wrong.mean() < 0.001
 
 
 def test_a_soft_edge_takes_one_of_the_two_colours_that_meet(tmp_path):
