@@ -53,8 +53,8 @@ class Measured:
             areas = np.array(self.areas.get(name, []))
             if len(areas):
                 low, middle, high = 100 * np.quantile(areas, (0, 0.5, 1))
-                text = f"{low:.2g} to {high:.2g} %, median {middle:.2g} %, in {len(areas)} records"
-                lines.append((f"area {name}", text))
+                text = f"{_percent(low)} to {_percent(high)} %, median {_percent(middle)} %"
+                lines.append((f"area {name}", f"{text}, in {len(areas)} records"))
         for axes in sorted({len(spacing) for spacing in self.spacings}):
             some = np.array([spacing for spacing in self.spacings if len(spacing) == axes])
             low, middle, high = np.quantile(some, (0, 0.5, 1), axis=0)
@@ -75,6 +75,11 @@ def bars(shares: np.ndarray) -> str:
     """A histogram as one line of block characters, the highest one full; 0 alone is blank."""
     heights = np.ceil(shares / max(shares.max(), 1e-12) * (len(BARS) - 1)).astype(int)
     return "".join(BARS[height] for height in heights)
+
+
+def _percent(value: float) -> str:
+    """Two digits, but all of those before the point."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _times(spacing: np.ndarray) -> str:

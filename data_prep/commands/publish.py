@@ -13,6 +13,8 @@ from data_prep.common.errors import UserError
 from data_prep.common.faults import find_fault
 from data_prep.format.index import index_path, read_json
 from data_prep.options import PublishOptions
+from data_prep.shards.plan import PLAN
+from data_prep.shards.private import EARLIER_SALT, read_salt
 
 
 def publish(config: PublishOptions, resolved: str) -> None:
@@ -24,6 +26,12 @@ def publish(config: PublishOptions, resolved: str) -> None:
         raise UserError(
             f"{problems[0]} (and {len(problems) - 1} more problems); nothing was uploaded; shard"
             " again to fix them"
+        )
+    salt = read_salt(config.shards)
+    if salt == EARLIER_SALT or (salt is None and not (config.shards / PLAN).is_file()):
+        raise UserError(
+            f"{config.shards}: its patients are hashed with the salt of earlier versions, which"
+            " everybody knows; shard again into another --output"
         )
     shards = _shards(config.shards, document)
     url = f"hf://datasets/{config.repo}"

@@ -48,8 +48,9 @@ cup/a.png
     color_tolerance: int = 32
     """How far each of red, green and blue (0 to 255) may be from a colour of `colors`. Soft edges
     between two colours take the nearer one; masks with other colours are refused."""
-    missing: Literal["refuse", "empty"] = "refuse"
-    """What it means that an image lacks a mask file: a mistake, or that the target is not there."""
+    missing: Literal["refuse", "empty", "skip"] = "refuse"
+    """What it means that an image lacks a mask file: a mistake, that the target is not there, or
+    that nobody has drawn one, so that the image is left out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,8 +90,8 @@ cup/a.png
         """One reference for each case that has an image.
 
         Raises:
-            UserError: Patterns without exactly one *, images without a mask (unless `missing` is
-                `empty`).
+            UserError: Patterns without exactly one *, images without a mask (unless `missing`
+                allows them).
         """
         files = self.files()
         rows = isic_rows(self.input, files)
@@ -106,8 +107,12 @@ cup/a.png
                     raise UserError(
                         f"mask: {images[missing[0]]} has no mask {pattern.replace('*', missing[0])}"
                         f" ({len(missing)} of {len(images)} images have none); if such images show"
-                        " nothing of the target, give --missing empty"
+                        " nothing of the target, give --missing empty; if nobody has drawn their"
+                        " masks, --missing skip"
                     )
+        if self.missing == "skip":
+            drawn = set.intersection(*(set(found) for found in masks))
+            images = {case: name for case, name in images.items() if case in drawn}
         return [
             Reference(
                 images[case],

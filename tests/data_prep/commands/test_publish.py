@@ -80,7 +80,8 @@ def test_shards_indexes_dataset_json_and_a_card_arrive_and_nothing_else(hub, run
     assert hub.created[NAME]["visibility"] == "private"
     arrived = dict(hub.sets[NAME])
     card = arrived.pop("README.md").decode()
-    names = {path.name for pattern in ("*.tar", "*.json") for path in labelled.glob(pattern)}
+    names = {path.name for end in ("*.tar", "*.index.json") for path in labelled.glob(end)}
+    names.add("dataset.json")
     assert arrived == {name: (labelled / name).read_bytes() for name in names}
     assert {"train-000000.tar", "test-000000.index.json", "dataset.json"} <= names
     _, head, text = card.split("---\n", 2)
@@ -194,3 +195,15 @@ def test_bad_options_are_refused(shards, capsys, options, reason):
     with pytest.raises(SystemExit):
         main(["publish", "--shards", str(shards), *options])
     assert reason in capsys.readouterr().err
+
+
+def test_a_set_whose_salt_everybody_knows_is_refused(run, shards, hub):
+    """Sets of earlier versions had it, and neither a private folder nor a plan."""
+    (shards / "private" / "salt").write_text("samaritan")
+    for _ in range(2):
+        done = publish(run, shards, *LICENSE)
+        assert done.returncode == 2
+        assert "the salt of earlier versions, which everybody knows" in done.stderr
+        assert hub.created == {}
+        shutil.rmtree(shards / "private", ignore_errors=True)
+        (shards / "plan.json").unlink(missing_ok=True)

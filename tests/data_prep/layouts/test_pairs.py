@@ -139,3 +139,25 @@ def test_what_cannot_be_a_colour_is_refused_in_words(painted, read_layout, capsy
     with pytest.raises(SystemExit):
         read_layout("shard-seg", "pairs", painted, *PAINTED, "--colors", "{disc: [0.5, 0, 0]}")
     assert "is not a mapping from names to lists of whole numbers or" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("missing", "records"), [("empty", 3), ("skip", 2)])
+def test_images_without_a_mask_are_empty_or_left_out(
+    missing, records, tmp_path, save_image, read_layout, capsys
+):
+    for number in range(3):
+        save_image(
+            tmp_path / "in" / "images" / f"{number}.png", np.full((40, 40), number, np.uint8)
+        )
+        if number != 1:
+            save_image(tmp_path / "in" / "masks" / f"{number}.png", np.eye(40, dtype=np.uint8))
+    options = ("--image=images/*.png", "--mask=masks/*.png", "--split={train: 1.0}")
+    with pytest.raises(SystemExit):
+        read_layout("shard-seg", "pairs", tmp_path / "in", *options)
+    error = capsys.readouterr().err
+    assert "--missing empty" in error and "--missing skip" in error
+    found = read_layout("shard-seg", "pairs", tmp_path / "in", *options, f"--missing={missing}")
+    assert len(found["train"]) == records
+    assert [bool(record.mask.any()) for record in found["train"]] == [True, False, True][
+        :: 4 - records
+    ]

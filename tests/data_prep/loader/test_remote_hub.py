@@ -38,7 +38,7 @@ if __name__ == "__main__":
 @pytest.fixture
 def hub(hub, shard_set):
     """A hub with the set in the folder `first` of a data set, and beside it."""
-    files = {path.name: path.read_bytes() for path in shard_set.iterdir()}
+    files = {path.name: path.read_bytes() for path in shard_set.glob("*.*")}
     hub.sets["clinic/images"] = {f"first/{name}": data for name, data in files.items()}
     return hub
 

@@ -42,7 +42,7 @@ class Bucket:
         return boto3.client(service, endpoint_url=self.url, region_name="us-east-1", **keys)
 
     def upload(self, folder, prefix):
-        for path in folder.iterdir():
+        for path in folder.glob("*.*"):
             self.client("s3").upload_file(str(path), "bucket", f"{prefix}/{path.name}")
 
     def close(self):
