@@ -36,8 +36,13 @@ class ReadOptions:
     `percentile` (0.5 to 99.5), `full` (minimum to maximum) or two numbers such as [-160, 240]."""
     max_pixels: int = 89_000_000
     """Images with more pixels than this (in a volume: per slice) are refused."""
+    max_bytes: int = 4_000_000_000
+    """Files whose decoded pixels (all frames of a DICOM file, one channel of a volume) take more
+    bytes than this are refused, as are deflated files that inflate to more."""
 
     def __post_init__(self) -> None:
+        if self.max_bytes < 1:
+            raise UserError(f"max_bytes: {self.max_bytes} is not at least 1")
         if not 1 <= self.max_pixels <= PILLOW_LIMIT:
             raise UserError(f"max_pixels: {self.max_pixels} is not between 1 and {PILLOW_LIMIT}")
         check_window(self.window)

@@ -12,22 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.pixels import (
-    apply_color_lut,
-    apply_modality_lut,
-    apply_voi,
-    iter_pixels,
-)
-from pydicom.pixels.utils import get_expected_length
-from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-)
+from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi
 
-from data_prep.options import PictureOptions, Window
+from data_prep.options import PictureOptions, ReadOptions, Window
 from data_prep.readers.dicom_header import patient, read_header, transfer_syntax
+from data_prep.readers.dicom_pixels import stored_frames
 from data_prep.readers.intensity import (
     intensity_limits,
     replace_not_finite,
@@ -35,14 +24,6 @@ from data_prep.readers.intensity import (
     unit_to_integers,
 )
 from data_prep.records import NOT_OF_A_DECODER, NotAnImage, Sample, Unreadable
-
-UNCOMPRESSED = (
-    ImplicitVRLittleEndian,
-    ExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    DeflatedExplicitVRLittleEndian,
-)
-"""Transfer syntaxes whose pixels are stored as they are."""
 
 # fmt: off
 BODY_PARTS = frozenset((
@@ -74,8 +55,10 @@ def read_pictures(path: Path, options: PictureOptions) -> Iterator[Sample]:
         NotAnImage: Not a picture, or one with a side shorter than `options.min_size`.
         Unreadable: See `read_frames`.
     """
-    dataset = read_header(path)
-    for frame in read_frames(dataset, options.bits, options.window, options.max_pixels):
+    dataset = read_header(path, options.max_bytes)
+    for frame in read_frames(
+        dataset, options.bits, options.window, options.max_pixels, options.max_bytes
+    ):
         height, width = frame.image.shape[:2]
         if min(height, width) < options.min_size:
             raise NotAnImage(f"{height} x {width} pixels are smaller than min_size")
@@ -86,25 +69,21 @@ def read_frames(
     dataset: Dataset,
     bits: Literal[8, 16] = 8,
     window: Window = "auto",
-    max_pixels: int | None = None,
+    max_pixels: int = ReadOptions.max_pixels,
+    max_bytes: int = ReadOptions.max_bytes,
 ) -> Iterator[DicomFrame]:
-    """Decode the frames of an image one after the other.
+    """Decode the frames of an image one after the other; one is held at a time.
 
     Args:
         bits: Bits of grey frames. 8-bit grey without a window or rescale stays as it is.
         window: See `ReadOptions.window`; `auto` takes the file's first window or VOI LUT.
 
     Raises:
-        Unreadable: No decoder, damaged or truncated pixel data, more pixels than `max_pixels`.
+        Unreadable: No decoder, damaged or truncated pixel data, more pixels per frame than
+            `max_pixels` or more bytes in all frames than `max_bytes`.
     """
-    size = int(dataset.get("Rows") or 0) * int(dataset.get("Columns") or 0)
-    if not size:
-        raise Unreadable("its header gives no size")
-    if max_pixels is not None and size > max_pixels:
-        raise Unreadable(f"{dataset.Rows} x {dataset.Columns} pixels exceed max_pixels")
-    _require_all_pixels(dataset)
     try:
-        for index, frame in enumerate(iter_pixels(dataset)):
+        for index, frame in enumerate(stored_frames(dataset, max_pixels, max_bytes)):
             yield _show(frame, dataset, index, bits, window)
     except (Unreadable, *NOT_OF_A_DECODER):
         raise
@@ -113,22 +92,6 @@ def read_frames(
             f"its pixels cannot be decoded (transfer syntax {transfer_syntax(dataset)},"
             f" {type(error).__name__})"
         ) from error
-
-
-def _require_all_pixels(dataset: Dataset) -> None:
-    """Refuse a file that was cut within its uncompressed pixels.
-
-    Raises:
-        Unreadable: Some of them are missing.
-    """
-    if transfer_syntax(dataset) not in UNCOMPRESSED or "PixelData" not in dataset:
-        return
-    try:
-        expected = get_expected_length(dataset)
-    except Exception:  # a damaged header, of which decoding says more
-        return
-    if len(dataset.PixelData) < expected:
-        raise Unreadable("truncated: some of its pixels are missing")
 
 
 def _show(

@@ -1,5 +1,7 @@
 """Which files are DICOM images, and their headers: found, read, and complete."""
 
+import io
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
+from data_prep.options import ReadOptions
 from data_prep.records import NotAnImage, Unreadable
 
 SPECIFIC_CHARACTER_SET = 0x00080005
@@ -24,6 +27,12 @@ FIRST_TAGS = tuple(
     for element in (b"\0", b"\1", b"\5", b"\x08", b"\x16", b"\x18")
 )
 """Elements with which a file without a preamble begins, little endian."""
+PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+"""Elements that hold pixels."""
+HELD_BYTES = 1 << 22
+"""Longer elements stay in their file until they are asked for."""
+CHUNK_BYTES = 1 << 16
+"""So many deflated bytes are read at a time."""
 NOT_PICTURES = {"SEG": "a segmentation", "RTDOSE": "a dose map"}
 """Modalities whose pixels are not a picture of a patient."""
 
@@ -46,16 +55,27 @@ def is_dicom(path: Path) -> bool:
     return head[128:] == b"DICM" or head[:4] in FIRST_TAGS
 
 
-def read_header(path: Path) -> Dataset:
-    """The data set of a file, its pixels not yet decoded.
+def read_header(path: Path, max_bytes: int = ReadOptions.max_bytes) -> Dataset:
+    """The data set of a file, its pixels not yet decoded, and left in the file if they are many.
+
+    Args:
+        max_bytes: Largest size to which a deflated file may inflate.
 
     Raises:
         NotAnImage: A DICOM file without pixels, or whose pixels are not a picture.
-        Unreadable: Not a DICOM file.
+        Unreadable: Not a DICOM file, or a deflated one that inflates to more than `max_bytes`.
     """
+    inflated = None
     try:
-        # Files without a preamble are still common; junk read by force has no Rows.
-        dataset = pydicom.dcmread(path, force=True)
+        with _NotWhole(path.open("rb", buffering=0)) as file:
+            try:
+                # Files without a preamble are still common; junk read by force has no Rows.
+                dataset = pydicom.dcmread(file, force=True, defer_size=HELD_BYTES)
+            except _DeflatedError as deflated:
+                inflated = _inflate(path, deflated.position, max_bytes)
+                dataset = pydicom.dcmread(inflated, force=True, defer_size=HELD_BYTES)
+    except Unreadable:
+        raise
     except OSError as error:
         if error.errno is None:  # pydicom's own
             raise Unreadable("truncated: it ends within its header") from error
@@ -64,9 +84,10 @@ def read_header(path: Path) -> Dataset:
         raise Unreadable(f"not a readable DICOM file ({type(error).__name__})") from error
     if not dataset:
         raise Unreadable("not a DICOM file, or an empty one")
-    cut = _ends_within_an_element(dataset, path)
+    size = inflated.getbuffer().nbytes if inflated else path.stat().st_size
+    cut = _ends_within_an_element(dataset, size)
     _name_transfer_syntax(dataset)
-    if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+    if not any(name in dataset for name in PIXELS):
         if dataset.get("Rows"):
             raise Unreadable("truncated: its header describes an image, but it has no pixel data")
         meta = getattr(dataset, "file_meta", None) or {}
@@ -83,6 +104,47 @@ def read_header(path: Path) -> Dataset:
     return dataset
 
 
+class _DeflatedError(Exception):
+    """The data set is deflated, from `position` on."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__()
+        self.position = position
+
+
+class _NotWhole(io.BufferedReader):
+    """A file that is never read whole: pydicom does so to inflate it, however much that gives."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or size < 0:
+            raise _DeflatedError(self.tell())
+        return super().read(size)
+
+
+def _inflate(path: Path, position: int, max_bytes: int) -> io.BytesIO:
+    """A deflated file as the same without compression (PS3.5 A.5).
+
+    Raises:
+        Unreadable: It would take more than `max_bytes`, or is damaged.
+    """
+    plain = ExplicitVRLittleEndian.encode().ljust(len(DeflatedExplicitVRLittleEndian), b"\0")
+    stream, inflated = zlib.decompressobj(-zlib.MAX_WBITS), io.BytesIO()
+    with path.open("rb") as file:
+        head = file.read(position)
+        inflated.write(head.replace(DeflatedExplicitVRLittleEndian.encode(), plain))
+        while not stream.eof and (data := stream.unconsumed_tail or file.read(CHUNK_BYTES)):
+            try:
+                inflated.write(stream.decompress(data, 16 * CHUNK_BYTES))
+            except zlib.error as error:
+                raise Unreadable("its deflated data set is damaged") from error
+            if inflated.tell() > max_bytes:
+                raise Unreadable(f"inflates to more than max_bytes ({max_bytes})")
+    if not stream.eof:
+        raise Unreadable("truncated: its deflated data set has no end")
+    inflated.seek(0)
+    return inflated
+
+
 def _swap_palette(dataset: Dataset) -> None:
     """Bring a big-endian palette into the order in which pydicom applies it, little endian."""
     for colour in ("Red", "Green", "Blue"):
@@ -92,16 +154,14 @@ def _swap_palette(dataset: Dataset) -> None:
             setattr(dataset, name, np.frombuffer(data, ">u2").astype("<u2").tobytes())
 
 
-def _ends_within_an_element(dataset: Dataset, path: Path) -> bool:
+def _ends_within_an_element(dataset: Dataset, size: int) -> bool:
     """Whether a file is shorter than its last element says, or ends within the next one."""
-    last: Any = dataset.get_item(max(dataset.keys()))
-    if transfer_syntax(dataset) == DeflatedExplicitVRLittleEndian:
-        return False  # positions are not those in the file
+    last: Any = dataset.get_item(max(dataset.keys()), keep_deferred=True)
     if not isinstance(last, RawDataElement):  # a sequence, or what pydicom needs to read on
         return bool(last.tag == SPECIFIC_CHARACTER_SET)
     if last.length == UNDEFINED_LENGTH:
         return False
-    return bool(last.value_tell + last.length != path.stat().st_size)
+    return bool(last.value_tell + last.length != size)
 
 
 def _name_transfer_syntax(dataset: Dataset) -> None:

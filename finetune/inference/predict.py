@@ -190,9 +190,13 @@ def _read_picture(config: PredictConfig, window: Window) -> tuple[NDArray[Any], 
 
 
 def _read_dicom(config: PredictConfig, window: Window) -> tuple[NDArray[Any], tuple[int, ...]]:
-    frames = [frame.image for frame in read_frames(read_header(config.input), 8, window)]
-    index = _chosen(config, len(frames))
-    return frames[index], frames[index].shape
+    image, count = np.empty(0), 0
+    for index, frame in enumerate(read_frames(read_header(config.input), 8, window)):
+        count = index + 1
+        if index == (config.slice or 0):  # the others are counted, not kept
+            image = frame.image
+    _chosen(config, count)
+    return image, image.shape
 
 
 def _read_nifti(config: PredictConfig, window: Window) -> tuple[NDArray[Any], tuple[int, ...]]:

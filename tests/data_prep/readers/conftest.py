@@ -1,8 +1,16 @@
 """DICOM files made on the fly."""
 
+import numpy as np
+import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    MPEG2MPML,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    SecondaryCaptureImageStorage,
+)
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +42,30 @@ def make():
         for name, value in header.items():
             setattr(dataset, name, value)
         dataset.save_as(path, implicit_vr=False, little_endian=little, enforce_file_format=True)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def compress(make):
+    """Write a DICOM file of compressed frames of any kind, its header as for pixels of `like`."""
+
+    def write(path, frames, syntax, like=(40, 56), has_bot=True, **header):
+        make(path, np.zeros(like, np.uint8) if isinstance(like, tuple) else like)
+        dataset = pydicom.dcmread(path)
+        dataset.file_meta.TransferSyntaxUID = MPEG2MPML
+        if len(frames) > 1:
+            dataset.NumberOfFrames = len(frames)
+        dataset.PixelData = encapsulate(frames, has_bot=has_bot)
+        dataset["PixelData"].VR = "OB"
+        for name, value in header.items():
+            setattr(dataset, name, value)
+        dataset.save_as(path)
+        # pydicom writes no transfer syntax that it does not know
+        size = len(MPEG2MPML) + len(MPEG2MPML) % 2
+        stand_in, uid = (str(each).encode().ljust(size, b"\0") for each in (MPEG2MPML, syntax))
+        path.write_bytes(path.read_bytes().replace(stand_in, uid))
         return path
 
     return write

@@ -194,3 +194,18 @@ def test_a_palette_gives_the_same_colours_in_either_byte_order(syntax, bits, tmp
     (frame,) = frames(make(tmp_path / "a", indices, syntax, **header))
     expected = np.stack([table[indices] for table in tables], axis=-1).astype(int)
     assert np.abs(frame.image - expected).max() <= (1 if bits == 16 else 0)
+
+
+def test_every_frame_of_subsampled_colour_is_read(tmp_path, make):
+    stored = np.random.default_rng(0).integers(0, 255, (3, 40, 50, 2), np.uint8)
+    header = {
+        "SamplesPerPixel": 3,
+        "PhotometricInterpretation": "YBR_FULL_422",
+        "PlanarConfiguration": 0,
+        "NumberOfFrames": 3,
+    }
+    path = make(tmp_path / "a", stored, **header)
+    expected = pydicom.dcmread(path).pixel_array
+    shown = frames(path)
+    assert len(shown) == 3
+    assert all(np.array_equal(f.image, pixels) for f, pixels in zip(shown, expected, strict=True))
