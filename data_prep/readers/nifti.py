@@ -11,12 +11,14 @@ flips, so that every slice is shown as radiologists see it:
 | sagittal | left to right  | head to foot   | front to back             |
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel
 import numpy as np
+from nibabel.openers import ImageOpener
 from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
 from nibabel.spatialimages import SpatialImage
 
@@ -31,9 +33,12 @@ PLANES = {
 }
 """For (depth, row, column): the canonical axis each one is, and whether it is reversed."""
 
-GZIP_RATIO = 1032
-"""Largest factor by which gzip shrinks anything."""
+INFLATED = {".gz": 1032, ".bz2": np.inf, ".zst": np.inf}
+"""Largest factor by which compression shrinks anything, by suffix."""
+MAX_HEAD = 1 << 24
+"""Bytes before the voxels of a compressed file: a header and its extensions, which are short."""
 
+ORDERS: dict[str, Literal["little", "big"]] = {"<": "little", ">": "big"}
 RAS = np.array([[0, 1], [1, 1], [2, 1]])
 
 
@@ -70,8 +75,10 @@ def load_nifti(path: Path) -> SpatialImage:
             the file can hold.
     """
     try:
+        if path.suffix.lower() in INFLATED:
+            _check_head(path)
         image = nibabel.load(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, Unreadable):
         raise
     except Exception as error:  # nibabel lets errors of many kinds through for damaged headers
         raise Unreadable(f"not a readable NIfTI file ({type(error).__name__})") from error
@@ -86,15 +93,40 @@ def load_nifti(path: Path) -> SpatialImage:
 def count_voxels(path: Path) -> int:
     """Voxels of one channel of a NIfTI file, as its header counts them; 0 if it is unreadable."""
     try:
-        return int(np.prod(nibabel.load(path).shape[:3], dtype=np.int64))  # type: ignore[attr-defined]
-    except Exception:  # reading it says why
+        return int(np.prod(load_nifti(path).shape[:3], dtype=np.int64))
+    except (Unreadable, OSError):  # reading it says why
         return 0
+
+
+def _check_head(path: Path) -> None:
+    """Refuse a compressed file that would inflate to much before its voxels begin.
+
+    nibabel reads extensions as long as each one says it is.
+    """
+    with ImageOpener(str(path)) as file:
+        head = file.read(544)
+        for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
+            size = kind.sizeof_hdr
+            if len(head) < size + 4 or not kind.may_contain_header(head):
+                continue
+            header = kind(head[:size], check=False)
+            end = int(header["vox_offset"]) if b"n+" in bytes(header["magic"]) else MAX_HEAD
+            position = size + 4
+            while head[size] and position + 16 <= end <= MAX_HEAD:
+                file.seek(position)
+                length = int.from_bytes(file.read(4), ORDERS[header.endianness], signed=True)
+                if length < 8 or position + length > end:
+                    raise Unreadable("its header's extensions are damaged")
+                position += length
+            if end > MAX_HEAD:
+                raise Unreadable(f"its voxels begin {end} bytes into the file")
+            return
 
 
 def _check_size(image: SpatialImage) -> None:
     """Refuse a header that would have memory allocated for voxels that cannot be there."""
     path = Path(str(image.file_map["image"].filename))
-    ratio = {".gz": GZIP_RATIO, ".bz2": np.inf, ".zst": np.inf}.get(path.suffix.lower(), 1)
+    ratio = INFLATED.get(path.suffix.lower(), 1)
     claimed = int(np.prod(image.shape, dtype=np.float64)) * image.get_data_dtype().itemsize
     if claimed > path.stat().st_size * ratio:
         raise Unreadable("its voxels cannot be read: fewer than the header says")
@@ -104,7 +136,8 @@ def volume_from_nifti(
     source: Path | SpatialImage,
     plane: str = "axial",
     channel: int = 0,
-    max_pixels: int | None = None,
+    max_pixels: int = ReadOptions.max_pixels,
+    max_bytes: int = ReadOptions.max_bytes,
 ) -> Volume:
     """Read a NIfTI file or image as (depth, row, column) slices of `plane`.
 
@@ -113,13 +146,14 @@ def volume_from_nifti(
         plane: "axial", "coronal" or "sagittal".
         channel: Which volume of a 4D image.
         max_pixels: Bound on the pixels of the largest face of the volume.
+        max_bytes: Bound on the bytes of its voxels, as they are stored before compression.
 
     Raises:
         Unreadable: Not 3D or 4D, no such channel, too large, complex or coloured voxels, fewer
             voxels than the header says.
     """
     image = source if isinstance(source, SpatialImage) else load_nifti(source)
-    data = _voxels(image, channel, max_pixels)
+    data = _voxels(image, channel, max_pixels, max_bytes)
     orientation = io_orientation(image.affine)
     canonical = apply_orientation(data, orientation)
     affine = image.affine @ nibabel.orientations.inv_ornt_aff(orientation, data.shape)
@@ -154,8 +188,9 @@ def read_labelled(
     if not np.allclose(image.affine, label.affine, atol=1e-2):
         raise Unreadable("its label map lies elsewhere in space (another affine)")
     channel = channel if len(image.shape) > 3 else 0
-    volume = volume_from_nifti(image, channel=channel, max_pixels=options.max_pixels)
-    mask = volume_from_nifti(label, max_pixels=options.max_pixels).array
+    bounds = options.max_pixels, options.max_bytes
+    volume = volume_from_nifti(image, "axial", channel, *bounds)
+    mask = volume_from_nifti(label, "axial", 0, *bounds).array
     whole = mask.astype(np.uint16)
     if (whole != mask).any():
         raise Unreadable("its label map has values that are not labels")
@@ -201,7 +236,7 @@ def _flip(array: np.ndarray, flips: tuple[bool, bool, bool]) -> np.ndarray:
     return array[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
 
 
-def _voxels(image: SpatialImage, channel: int, max_pixels: int | None) -> np.ndarray:
+def _voxels(image: SpatialImage, channel: int, max_pixels: int, max_bytes: int) -> np.ndarray:
     """(X, Y, Z) voxels of one channel, in the file's own order."""
     shape = image.shape
     if len(shape) == 5 and shape[3] == 1:  # vector images store channels on the fifth axis
@@ -213,11 +248,14 @@ def _voxels(image: SpatialImage, channel: int, max_pixels: int | None) -> np.nda
     if len(shape) == 3 and channel:
         raise Unreadable(f"has one channel, no channel {channel}")
     face = int(np.prod(sorted(shape[:3])[1:], dtype=np.int64))
-    if max_pixels is not None and face > max_pixels:
+    if face > max_pixels:
         raise Unreadable(f"{shape[:3]} voxels: a slice exceeds max_pixels ({max_pixels})")
     kind = image.get_data_dtype()
     if kind.fields is not None or kind.kind not in "biuf":
         raise Unreadable(f"voxels of type {kind}, not one number per voxel")
+    size = math.prod(map(int, shape[:3])) * kind.itemsize
+    if size > max_bytes:
+        raise Unreadable(f"{shape[:3]} voxels: {size} bytes exceed max_bytes ({max_bytes})")
     try:
         if len(image.shape) == 3:
             data = np.asanyarray(image.dataobj)

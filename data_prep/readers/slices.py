@@ -24,7 +24,7 @@ def slice_volume(
         NotAnImage: No slice does, or slices are smaller than `options.min_size`.
         Unreadable: See `volume_from_nifti`.
     """
-    volume = volume_from_nifti(source, plane, channel, options.max_pixels)
+    volume = volume_from_nifti(source, plane, channel, options.max_pixels, options.max_bytes)
     height, width = volume.array.shape[1:]
     if min(height, width) < options.min_size:
         raise NotAnImage(f"slices of {height} x {width} are smaller than min_size")

@@ -137,6 +137,62 @@ def test_damaged_files_are_refused(tmp_path):
         volume_from_nifti(nibabel.Nifti1Image(np.zeros((4, 4)), np.eye(4)))
 
 
+def test_voxels_count_against_max_bytes():
+    image = nibabel.Nifti1Image(np.zeros((9, 8, 7, 5), np.int16), np.eye(4))
+    assert volume_from_nifti(image, channel=4, max_bytes=9 * 8 * 7 * 2).array.shape == (7, 8, 9)
+    with pytest.raises(Unreadable, match=r"1008 bytes exceed max_bytes \(1007\)"):
+        volume_from_nifti(image, max_bytes=1007)
+
+
+@pytest.fixture
+def inflated(monkeypatch):
+    """Counts of bytes that gzip inflates."""
+    counts, read = [], gzip._GzipReader.read
+
+    def counted(reader, size=-1):
+        data = read(reader, size)
+        counts.append(len(data))
+        return data
+
+    monkeypatch.setattr(gzip._GzipReader, "read", counted)
+    return counts
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    "claim", ["nothing", "extension", "negative extension", "offset", "voxels"]
+)
+def test_a_compressed_file_inflates_to_no_more_than_it_needs(
+    claim, order, kind, tmp_path, inflated
+):
+    """Eighty megabytes of zeros lie behind the voxels."""
+    image = kind(np.ones((9, 8, 7), np.float32), np.eye(4))
+    image = kind(image.dataobj, image.affine, image.header.as_byteswapped(order))
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"ten years" * 9))
+    data, head = bytearray(image.to_bytes()), image.header.sizeof_hdr
+    if "extension" in claim:
+        length = -8 if "negative" in claim else 60_000_000
+        data[head + 4 : head + 8] = np.array(length, f"{order}i4").tobytes()
+    if claim == "offset":
+        place, number = (108, f"{order}f4") if head == 348 else (168, f"{order}i8")
+        new = np.array(70_000_000, number)
+        data[place : place + new.itemsize] = new.tobytes()
+    if claim == "voxels":
+        place, number = (42, f"{order}i2") if head == 348 else (24, f"{order}i8")
+        new = np.array([250, 250, 250], number)
+        data[place : place + new.nbytes] = new.tobytes()
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(gzip.compress(bytes(data) + bytes(80_000_000), 1))
+    if claim == "nothing":
+        assert (volume_from_nifti(path).array == 1).all()
+        assert len(data) <= sum(inflated)
+    else:
+        with pytest.raises(Unreadable):
+            volume_from_nifti(path, max_bytes=10_000_000)
+    assert 0 < sum(inflated) < 1_000_000
+
+
 def test_layout_slices_the_chosen_planes(tmp_path, shard_folder):
     y, x, z = np.mgrid[:40, :50, :60]
     ball = ((y - 20) ** 2 + (x - 25) ** 2 + (z - 30) ** 2 < 15**2) * 900.0
