@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from data_prep.format.codec import decode, encode_jpeg, encode_png
 from data_prep.options import ReadOptions
 from data_prep.readers.intensity import intensity_limits, replace_not_finite, to_integers
-from data_prep.readers.strip import may_be_turned, strip_jpeg, strip_png
+from data_prep.readers.strip import may_be_turned, strip_jpeg, strip_png, uncompressed_png
 from data_prep.records import Unreadable
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
@@ -68,6 +68,8 @@ def read_image(
     if upright and small and not crop_border and _is_plain(image, data):
         if is_jpeg:
             return Picture(_pixels(image), ("jpg", strip_jpeg(data)))
+        if plain := uncompressed_png(data):
+            return Picture(_call(decode, "png", plain), ("png", data))
         return Picture(_call(decode, "png", data), ("png", strip_png(data)))
     if max_size is not None and is_jpeg:
         # a frame takes less than half of each side, or else the image becomes smaller than max_size

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep.format.codec import decode
 from data_prep.options import ReadOptions
 from data_prep.readers.images import read_image
-from data_prep.readers.strip import strip_jpeg, strip_png
+from data_prep.readers.strip import strip_jpeg, strip_png, uncompressed_png
 from data_prep.records import Unreadable
 
 NAME = b"Jane Roe 19700101"
@@ -137,3 +138,63 @@ def test_pixels_that_inflate_beyond_the_image_are_refused():
     )
     with pytest.raises(Unreadable, match="damaged"):
         strip_png(data)
+
+
+def plain_png(array, **options):
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, "PNG", **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (48, 64, 3), (1, 1), (700, 900)])
+def test_a_png_with_its_pixels_uncompressed_is_the_same_image(shape):
+    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    data = plain_png(array, dpi=(72, 72))
+    assert (data.count(b"IDAT") > 1) == (shape == (700, 900))
+    uncompressed = uncompressed_png(data)
+    assert uncompressed is not None
+    assert np.array_equal(decode("png", uncompressed), array)
+    picture = read_image(data, ReadOptions())
+    assert picture.encoded == ("png", data) and np.array_equal(picture.array, array)
+
+
+def chunk(name, body):
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def grey_png(pixels, before=b"", between=b"", size=8):
+    """A grey PNG of a zlib stream in two chunks."""
+    header = struct.pack(">IIBBBBB", size, size, 8, 0, 0, 0, 0)
+    parts = chunk(b"IDAT", pixels[:9]) + between + chunk(b"IDAT", pixels[9:])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + before + parts + chunk(b"IEND", b"")
+
+
+ROWS = b"".join(b"\0" + bytes(range(row, row + 8)) for row in range(8))
+STREAM = zlib.compress(ROWS)
+NARROW = zlib.compressobj(wbits=9)
+ODD = {
+    "text": (grey_png(STREAM, chunk(b"tEXt", b"Name\0" + NAME)), True),
+    "text between the pixels": (grey_png(STREAM, between=chunk(b"tEXt", b"a\0b")), False),
+    "behind the pixels": (grey_png(STREAM + NAME), True),
+    "behind the end": (grey_png(STREAM) + NAME, True),
+    "a window of 512 bytes": (
+        grey_png(NARROW.compress(bytes(65 * 64)) + NARROW.flush(), size=64),
+        None,
+    ),
+    "checksum of a chunk": (grey_png(STREAM).replace(STREAM[9:], STREAM[9:-1] + b"x"), False),
+    "checksum of the pixels": (grey_png(STREAM[:-1] + b"x"), False),
+    "too few pixels": (grey_png(zlib.compress(ROWS[:-9])), False),
+    "too many pixels": (grey_png(zlib.compress(ROWS + bytes(9))), False),
+    "no end": (grey_png(STREAM)[:-12], False),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_an_odd_png_is_decoded_as_it_is(kind):
+    data, readable = ODD[kind]
+    assert uncompressed_png(data) is None
+    if readable:
+        assert read_image(data, ReadOptions()).array[7, 7] == 14
+    elif readable is False:
+        with pytest.raises(Unreadable):
+            read_image(data, ReadOptions())
