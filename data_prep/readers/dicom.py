@@ -18,7 +18,9 @@ from data_prep.options import PictureOptions, ReadOptions, Window
 from data_prep.readers.dicom_header import patient, read_header, transfer_syntax
 from data_prep.readers.dicom_pixels import stored_frames
 from data_prep.readers.intensity import (
+    distinct,
     intensity_limits,
+    look_up,
     replace_not_finite,
     to_integers,
     unit_to_integers,
@@ -124,19 +126,38 @@ def _grey(
     """Grey frame as integers, and the linear window used (None for a LUT or a sigmoid)."""
     rescale = _functional_group(dataset, index, "PixelValueTransformationSequence") or dataset
     voi = _functional_group(dataset, index, "FrameVOILUTSequence") or dataset
+    if (found := distinct(frame)) is None:
+        return _shown(frame, None, dataset, rescale, voi, bits, window)
+    stored, counts, unsigned = found
+    table, limits = _shown(stored, counts, dataset, rescale, voi, bits, window)
+    return look_up(table, stored, unsigned), limits
+
+
+def _shown(
+    frame: np.ndarray,
+    counts: np.ndarray | None,
+    dataset: Dataset,
+    rescale: Dataset,
+    voi: Dataset,
+    bits: Literal[8, 16],
+    window: Window,
+) -> tuple[np.ndarray, tuple[float, float] | None]:
+    """Stored values of any shape (each as often as `counts`) as they are shown, and the window."""
     values = replace_not_finite(_output_units(frame, rescale))
     if window == "auto" and _has_table(voi, "VOILUT"):
         table = voi.VOILUTSequence[0]
         top = (1 << int(table.LUTDescriptor[2])) - 1
         return unit_to_integers(apply_voi(values, voi) / top, bits), None
-    if window == "auto" and voi.get("WindowCenter") is not None and voi.get("WindowWidth"):
+    if window == "auto" and _has_window(voi):
         return _windowed(values, voi, bits)
     plain = values is frame or np.array_equal(values, frame)
     eight_bit = plain and frame.dtype == np.uint8 and int(dataset.BitsStored) == 8
     if window == "auto" and eight_bit and bits == 8:
         return frame, (0, 255)
-    valid = values[~_padding(frame, dataset)]
-    limits = intensity_limits(valid if valid.size else values, window)
+    inside = ~_padding(frame, dataset)
+    if not inside.any():
+        inside[...] = True
+    limits = intensity_limits(values[inside], window, None if counts is None else counts[inside])
     return to_integers(values, limits, bits), limits
 
 
@@ -175,6 +196,10 @@ def _has_table(dataset: Dataset, name: str) -> bool:
     """Whether a data set has a lookup table; some files carry its sequence empty."""
     tables = dataset.get(f"{name}Sequence")
     return bool(tables) and tables[0].get("LUTDescriptor") is not None
+
+
+def _has_window(dataset: Dataset) -> bool:
+    return dataset.get("WindowCenter") is not None and bool(dataset.get("WindowWidth"))
 
 
 def _to_eight_bits(frame: np.ndarray, bits: int) -> np.ndarray:

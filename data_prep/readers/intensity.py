@@ -8,24 +8,69 @@ from data_prep.options import Window
 from data_prep.records import Unreadable
 
 PERCENTILES = (0.5, 99.5)
+FEW_PIXELS = 1 << 15
+"""Smaller arrays gain nothing by a table of their values."""
 NARROW = 64
 """How many times its width a window may lie from 0 before it takes double precision."""
 
 
-def intensity_limits(values: np.ndarray, window: Window) -> tuple[float, float]:
+def intensity_limits(
+    values: np.ndarray, window: Window, counts: np.ndarray | None = None
+) -> tuple[float, float]:
     """The values that become black and white. `auto` here means percentiles.
 
     Args:
         values: Any shape, non-empty, finite.
+        counts: How often each of `values` occurs, if not once.
     """
     if isinstance(window, tuple):
         return window
     if window == "full":
         return float(values.min()), float(values.max())
-    low, high = np.percentile(values, PERCENTILES)
+    if counts is None:
+        low, high = np.percentile(values, PERCENTILES)
+    else:
+        low, high = (_counted_percentile(values, counts, each) for each in PERCENTILES)
     if low == high:  # a few bright pixels on an even ground
         return float(values.min()), float(values.max())
     return float(low), float(high)
+
+
+def _counted_percentile(values: np.ndarray, counts: np.ndarray, percentile: float) -> float:
+    """What `np.percentile` gives for `np.repeat(values, counts)`, to the last bit."""
+    order = np.argsort(values)
+    ends = np.cumsum(counts[order])
+    rank = (ends[-1] - 1) * (percentile / 100)
+    below = int(rank)
+    two = values[order][np.searchsorted(ends, (below, min(below + 1, ends[-1] - 1)), "right")]
+    return float(np.quantile(two, rank - below))
+
+
+def distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """The values that occur in an array of 8- or 16-bit integers of any shape.
+
+    What becomes of a pixel depends on its value alone, and there are far fewer values than pixels.
+
+    Returns:
+        The values (n,), how often each occurs (n,), and the array as numbers below 256 or 65536,
+        which `look_up` takes; None for other types, and where there are few pixels.
+    """
+    if values.dtype.kind not in "ui" or values.itemsize > 2 or not values.dtype.isnative:
+        return None
+    if values.size < FEW_PIXELS:
+        return None
+    unsigned = np.ascontiguousarray(values).view(f"u{values.itemsize}")
+    counts = np.bincount(unsigned.ravel())
+    found = np.flatnonzero(counts)
+    return found.astype(unsigned.dtype).view(values.dtype), counts[found], unsigned
+
+
+def look_up(table: np.ndarray, values: np.ndarray, unsigned: np.ndarray) -> np.ndarray:
+    """An array in which each of the `values` of `distinct` is replaced by its entry of `table`."""
+    places = values.view(unsigned.dtype)
+    whole = np.zeros(int(places.max()) + 1, table.dtype)
+    whole[places] = table
+    return whole.take(unsigned)
 
 
 def unit_to_integers(unit: np.ndarray, bits: Literal[8, 16]) -> np.ndarray:

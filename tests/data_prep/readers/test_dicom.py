@@ -12,8 +12,10 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
 )
 
+from data_prep.readers import intensity
 from data_prep.readers.dicom import read_frames
 from data_prep.readers.dicom_header import read_header
+from data_prep.records import Unreadable
 
 FILES = Path(pydicom.__file__).parent / "data" / "test_files"
 
@@ -209,3 +211,61 @@ def test_every_frame_of_subsampled_colour_is_read(tmp_path, make):
     shown = frames(path)
     assert len(shown) == 3
     assert all(np.array_equal(f.image, pixels) for f, pixels in zip(shown, expected, strict=True))
+
+
+def lut(bits, signed):
+    table = Dataset()
+    table.LUTDescriptor = [256, -40 if signed else 100, bits]
+    table.LUTData = np.random.default_rng(bits).integers(0, 1 << bits, 256).astype("<u2").tobytes()
+    return [table]
+
+
+SHOWN = {
+    "stored": {},
+    "slope": {"RescaleSlope": 0.37, "RescaleIntercept": -1024},
+    "negative slope": {"RescaleSlope": -2, "RescaleIntercept": 5},
+    "whole": {"RescaleSlope": 1, "RescaleIntercept": 0},
+    "infinite": {"RescaleSlope": "1e400", "RescaleIntercept": 0},
+    "padding": {"PixelPaddingValue": 7, "PixelPaddingRangeLimit": 30},
+    "inverse": {"PhotometricInterpretation": "MONOCHROME1"},
+    "narrow window": {"WindowCenter": 100.25, "WindowWidth": 1},
+    "window of fractions": {
+        "WindowCenter": 100.25,
+        "WindowWidth": 1,
+        "RescaleSlope": 0.5,
+        "RescaleIntercept": 0,
+    },
+    "sigmoid": {"WindowCenter": 100, "WindowWidth": 80, "VOILUTFunction": "SIGMOID"},
+    "window": {"WindowCenter": 40, "WindowWidth": 400, "RescaleSlope": 3, "RescaleIntercept": 1},
+}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16])
+@pytest.mark.parametrize("kind", [*SHOWN, "modality table", "table of values"])
+def test_a_table_of_values_shows_what_each_pixel_would(kind, dtype, tmp_path, make, monkeypatch):
+    """Bit for bit, for windows of the file and others, at 8 and 16 bits."""
+    rng = np.random.default_rng(len(kind))
+    whole, signed = np.iinfo(dtype), np.dtype(dtype).kind == "i"
+    header = SHOWN.get(kind, {})
+    if kind == "modality table":
+        header = {"ModalityLUTSequence": lut(16, signed)}
+    if kind == "table of values":
+        header = {"VOILUTSequence": lut(8, signed)}
+    pixels = np.clip(rng.normal(60, 90, (200, 190)), whole.min, whole.max).astype(dtype) // 2 * 2
+    path = make(tmp_path / "a", pixels, **header)
+    taken = []
+    monkeypatch.setattr(
+        "data_prep.readers.dicom.look_up", lambda *a: taken.append(1) or intensity.look_up(*a)
+    )
+    for bits in (8, 16):
+        for window in ("auto", "percentile", "full", (-20.5, 130.0)):
+            results = []
+            for few in (0, 1 << 30):
+                monkeypatch.setattr(intensity, "FEW_PIXELS", few)
+                try:
+                    (frame,) = frames(path, bits=bits, window=window)
+                    results.append((frame.image.tobytes(), frame.image.dtype, frame.meta))
+                except Unreadable as error:
+                    results.append(str(error))
+            assert results[0] == results[1], (bits, window)
+    assert taken or kind == "infinite"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_prep.readers.intensity import intensity_limits, to_integers
+from data_prep.readers.intensity import FEW_PIXELS, distinct, intensity_limits, look_up, to_integers
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.float32, np.float64, np.int64])
@@ -40,3 +40,29 @@ def test_a_few_bright_pixels_on_an_even_ground_are_seen():
 def test_a_constant_image_is_black():
     image = np.full((2, 3), 7.5)
     assert not to_integers(image, intensity_limits(image, "auto"), 8).any()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16])
+@pytest.mark.parametrize("spread", [1, 40, 30000])
+def test_counted_values_have_the_percentiles_of_all_pixels(dtype, spread):
+    """Exactly, also where neighbours in rank lie so far apart that their difference overflows."""
+    rng = np.random.default_rng(spread)
+    whole = np.iinfo(dtype)
+    for size in (FEW_PIXELS, FEW_PIXELS + 77, 100_001):
+        image = np.clip(rng.normal(0, spread, size), whole.min, whole.max).astype(dtype)
+        image[: size // 150] = whole.max
+        image[-size // 190 :] = whole.min
+        values, counts, unsigned = distinct(image)
+        for convert in (lambda v: v, lambda v: v.astype(float) * 1.7 - 3, lambda v: v * -0.3):
+            expected = intensity_limits(convert(image), "percentile")
+            assert intensity_limits(convert(values), "percentile", counts) == expected
+        assert np.array_equal(look_up(values, values, unsigned), image)
+        assert counts.sum() == size and len(np.unique(values)) == len(values)
+
+
+def test_only_small_integers_are_counted():
+    for dtype in (np.float32, np.int32, np.dtype(">i2")):
+        assert distinct(np.zeros(FEW_PIXELS, dtype)) is None
+    assert distinct(np.zeros(FEW_PIXELS - 1, np.int16)) is None
+    values, counts, _ = distinct(np.zeros((FEW_PIXELS, 2), np.int16)[:, 0])
+    assert values.tolist() == [0] and counts.tolist() == [FEW_PIXELS]
