@@ -6,12 +6,15 @@ JPEG (ITU-T T.81 B.2), JPEG-LS (T.87 C.1), JPEG 2000 and HTJ2K (T.800 A.5.1, I.5
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice, takewhile
 
 from data_prep.records import Unreadable
 
 MAX_SCANS = 100
 """Scans of a JPEG. Encoders write about ten; each one more makes a decoder pass over all
 coefficients again, in next to no bytes."""
+MAX_SEGMENTS = 10_000
+"""Segments of a JPEG before its pixels; Pillow keeps tens of times their bytes."""
 
 PIXELS_PER_TILE = 1024
 """JPEG 2000: tiles may not be smaller than this on average, as each takes kilobytes to decode."""
@@ -45,7 +48,7 @@ def image_size(data: bytes) -> Size:
     """
     try:
         if data[:2] == b"\xff\xd8":
-            check_scans(data)
+            check_jpeg(data)
             return _jpeg_size(data)
         if data[:4] == b"\xff\x4f\xff\x51":
             return _jpeg_2000_size(data)
@@ -61,12 +64,15 @@ def image_size(data: bytes) -> Size:
     raise Unreadable("its compressed pixels have no header that names their size")
 
 
-def check_scans(jpeg: bytes) -> None:
-    """Refuse a JPEG of more than `MAX_SCANS` scans.
+def check_jpeg(jpeg: bytes) -> None:
+    """Refuse a JPEG of more than `MAX_SCANS` scans or `MAX_SEGMENTS` segments before the first.
 
     Raises:
         Unreadable: It has more.
     """
+    head = takewhile(lambda segment: segment[0] != 0xDA, _segments(jpeg))
+    if sum(1 for _ in islice(head, MAX_SEGMENTS + 1)) > MAX_SEGMENTS:
+        raise Unreadable(f"a JPEG of more than {MAX_SEGMENTS} segments before its pixels")
     if jpeg.count(b"\xff\xda") > MAX_SCANS:  # of scans, or of thumbnails and texts
         scans = sum(marker == 0xDA for marker, _ in _segments(jpeg))
         if scans > MAX_SCANS:

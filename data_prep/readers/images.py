@@ -3,6 +3,7 @@ where they cannot.
 """
 
 import io
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image, ImageOps
 
 from data_prep.format.codec import decode, encode_jpeg, encode_png
 from data_prep.options import ReadOptions
+from data_prep.readers.codestreams import check_jpeg
 from data_prep.readers.intensity import intensity_limits, replace_not_finite, to_integers
 from data_prep.readers.strip import may_be_turned, strip_jpeg, strip_png, uncompressed_png
 from data_prep.records import Unreadable
@@ -27,6 +29,10 @@ NOISE = 0.01
 
 ORIENTATION = 0x0112
 """EXIF tag; 1 is upright."""
+TILE_SIDES = (322, 323)
+"""TIFF tags: width and length of a tile."""
+BAND_PIXELS = 1 << 22
+"""About so many pixels of a large picture are converted at a time."""
 
 
 @dataclass
@@ -58,10 +64,13 @@ def read_image(
         crop_border: Cut off a black frame first; the image is then always encoded again.
 
     Raises:
-        Unreadable: Not an image, damaged, several frames, or more than `options.max_pixels`.
+        Unreadable: Not an image, damaged, several frames, more than `options.max_pixels` or
+            `options.max_bytes`, or one that asks for far more memory or work than its pixels.
     """
+    if isinstance(source, Path) and source.stat().st_size > options.max_bytes:
+        raise Unreadable(f"a file of more bytes than max_bytes ({options.max_bytes})")
     data = source if isinstance(source, bytes) else source.read_bytes()
-    image = _open(data, options.max_pixels)
+    image = _open(data, options.max_pixels, options.max_bytes)
     is_jpeg = image.format in ("JPEG", "MPO")
     upright = _is_upright(image, data)
     small = max_size is None or max(image.size) <= max_size
@@ -85,13 +94,18 @@ def read_image(
     array = _plain_pixels(image, options)
     if is_jpeg:
         encoded = encode_jpeg(array)
-        return Picture(decode("jpg", encoded), ("jpg", encoded))
+        del image, array  # before as much is taken again
+        return Picture(
+            _pixels(Image.open(io.BytesIO(encoded), formats=("JPEG",))), ("jpg", encoded)
+        )
     return Picture(array, ("png", encode_png(array)))
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def _open(data: bytes, max_pixels: int, max_bytes: int) -> Image.Image:
     if not data:
         raise Unreadable("the file is empty")
+    if data[:2] == b"\xff\xd8":
+        check_jpeg(data)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
@@ -100,14 +114,47 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         raise Unreadable("not an image, or a damaged one") from error
     if image.width * image.height > max_pixels:
         raise Unreadable(f"{image.width} x {image.height} pixels exceed max_pixels ({max_pixels})")
+    size = image.width * image.height * (1 if image.mode in ("1", "L", "P") else 4)
+    if size > max_bytes:
+        raise Unreadable(f"{size} bytes of pixels exceed max_bytes ({max_bytes})")
+    if image.format == "TIFF":
+        _check_tiles(image)
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # a camera's JPEG with a preview behind it
         raise Unreadable(f"holds {frames} frames; split them into files")
     return image
 
 
+def _check_tiles(image: Image.Image) -> None:
+    """Refuse a TIFF whose tiles are far larger than its picture: libtiff takes memory for one."""
+    tags: Any = getattr(image, "tag_v2", {})
+    tile = math.prod(int(tags.get(tag) or 0) for tag in TILE_SIDES)
+    if tile > max(4 * image.width * image.height, BAND_PIXELS):
+        raise Unreadable("a TIFF whose tiles are far larger than its picture")
+
+
 def _pixels(image: Image.Image) -> np.ndarray:
-    return _call(np.array, image)
+    return _by_bands(image, np.array)
+
+
+def _by_bands(image: Image.Image, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+    """`convert` of some rows after the other.
+
+    On its way out of Pillow a picture takes several times its memory.
+    """
+    rows = max(BAND_PIXELS // image.width, 1)
+    if rows >= image.height:
+        return _call(convert, image)
+    _call(image.load)
+    whole: np.ndarray | None = None
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        array = _call(convert, band)
+        if whole is None:
+            whole = np.empty((image.height, *array.shape[1:]), array.dtype)
+        whole[top : top + rows] = array
+    assert whole is not None
+    return whole
 
 
 def _is_upright(image: Image.Image, data: bytes) -> bool:
@@ -160,14 +207,18 @@ def _plain_pixels(image: Image.Image, options: ReadOptions) -> np.ndarray:
         values = replace_not_finite(_pixels(image))
         return to_integers(values, intensity_limits(values, options.window), options.bits)
     if image.mode == "1":
-        return _pixels(image.convert("L"))
+        return _by_bands(image, lambda band: np.array(band.convert("L")))
     if image.mode == "L" and "transparency" not in image.info:
         return _pixels(image)
     if image.mode in ("LA", "La", "RGBA", "RGBa", "PA", "P") or "transparency" in image.info:
         grey = image.mode in ("L", "LA", "La")
-        layer = _call(image.convert, "RGBA")
-        black = Image.new("RGBA", layer.size, (0, 0, 0, 255))
-        array = _pixels(Image.alpha_composite(black, layer).convert("RGB"))
-        same = (array[..., :1] == array).all()
-        return array[..., 0].copy() if grey or (image.mode == "P" and same) else array
-    return _pixels(_call(image.convert, "RGB"))
+        array = _by_bands(image, _on_black)
+        same = grey or (image.mode == "P" and (array[..., :1] == array).all())
+        return array[..., 0].copy() if same else array
+    return _by_bands(image, lambda band: np.array(band.convert("RGB")))
+
+
+def _on_black(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) of an image with transparency."""
+    black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+    return np.array(Image.alpha_composite(black, image.convert("RGBA")).convert("RGB"))

@@ -217,3 +217,85 @@ def test_a_decompression_bomb_is_refused_unread(tmp_path):
     (tmp_path / "a.png").write_bytes(png([*chunks, (b"IDAT", zlib.compress(bytes(10**6)))]))
     with pytest.raises(Unreadable, match="more pixels than any image may have"):
         read_image(tmp_path / "a.png", OPTIONS)
+
+
+def colours_with_one_clear():
+    image = Image.fromarray(smooth(channels=1) // 16).convert("P")
+    image.putpalette(np.random.default_rng(0).integers(0, 256, 48, np.uint8).tobytes())
+    return image
+
+
+UNUSUAL = {
+    "grey": (Image.fromarray(smooth(channels=1)), "PNG", {}),
+    "one clear grey": (Image.fromarray(smooth(channels=1)), "PNG", {"transparency": 7}),
+    "colour": (Image.fromarray(smooth()), "TIFF", {}),
+    "one clear colour": (Image.fromarray(smooth()), "PNG", {"transparency": (4, 6, 8)}),
+    "palette": (colours_with_one_clear(), "GIF", {}),
+    "clear entries": (colours_with_one_clear(), "PNG", {"transparency": bytes([0, 99, 200])}),
+    "alpha": (Image.fromarray(np.dstack([smooth(), smooth(channels=1)])), "PNG", {}),
+    "grey with alpha": (Image.fromarray(smooth(channels=2)), "PNG", {}),
+    "CMYK": (Image.fromarray(smooth()).convert("CMYK"), "JPEG", {}),
+    "16 bits": (Image.fromarray(smooth(channels=1).astype(np.uint16) * 200), "PNG", {}),
+    "floats": (Image.fromarray(smooth(channels=1) / np.float32(3)), "TIFF", {}),
+    "one bit": (Image.fromarray(smooth(channels=1) > 90), "PNG", {}),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_a_large_picture_is_converted_some_rows_at_a_time(kind, monkeypatch):
+    image, form, options = UNUSUAL[kind]
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    expected = read_image(stream.getvalue(), OPTIONS)
+    crops = []
+    crop = Image.Image.crop
+    monkeypatch.setattr(Image.Image, "crop", lambda *each: crops.append(each) or crop(*each))
+    monkeypatch.setattr("data_prep.readers.images.BAND_PIXELS", 7 * 80)
+    found = read_image(stream.getvalue(), OPTIONS)
+    assert np.array_equal(found.array, expected.array) and found.encoded == expected.encoded
+    assert len(crops) >= 9 or kind == "grey"  # which libpng decodes
+    assert len(np.unique(found.array)) > 1
+
+
+def test_bytes_of_the_file_and_of_its_pixels_count_against_max_bytes(tmp_path):
+    path = save(tmp_path / "a.png", np.random.default_rng(0).integers(0, 256, (60, 80), np.uint8))
+    size = path.stat().st_size
+    assert size > 4800
+    read_image(path, ReadOptions(max_bytes=size))
+    with pytest.raises(Unreadable, match="a file of more bytes than max_bytes"):
+        read_image(path, ReadOptions(max_bytes=size - 1))
+    path = save(tmp_path / "b.png", smooth())
+    with pytest.raises(Unreadable, match=r"19200 bytes of pixels exceed max_bytes \(19199\)"):
+        read_image(path, ReadOptions(max_bytes=19199))
+
+
+def test_a_jpeg_of_many_scans_or_segments_is_refused():
+    stream = io.BytesIO()
+    Image.fromarray(smooth()).save(stream, "JPEG", progressive=True)
+    data = stream.getvalue()
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    whole = read_image(data[:-2] + scan * 90 + data[-2:], OPTIONS)
+    assert whole.array.shape == (60, 80, 3)
+    with pytest.raises(Unreadable, match="a JPEG of 110 scans, more than 100"):
+        read_image(data[:-2] + scan * 100 + data[-2:], OPTIONS)
+    comment = b"\xff\xfe\0\x02"
+    assert read_image(data[:2] + comment * 1000 + data[2:], OPTIONS).encoded[1] == data
+    with pytest.raises(Unreadable, match="more than 10000 segments"):
+        read_image(data[:2] + comment * 10_000 + data[2:], OPTIONS)
+
+
+def tiled(side):
+    """A TIFF of 100 x 100 pixels in one tile."""
+    pixels = zlib.compress(bytes(side * side))
+    start = 8 + len(pixels) + len(pixels) % 2
+    tags = {256: 100, 257: 100, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 8}
+    entries = [struct.pack("<HHII", *each) for each in ((t, 4, 1, v) for t, v in tags.items())]
+    entries.append(struct.pack("<HHII", 325, 4, 1, len(pixels)))
+    head = b"II*\0" + struct.pack("<I", start) + pixels.ljust(start - 8, b"\0")
+    return head + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+
+
+def test_a_tiff_of_one_tile_far_larger_than_its_picture_is_refused():
+    assert read_image(tiled(112), OPTIONS).array.shape == (100, 100)
+    with pytest.raises(Unreadable, match="tiles are far larger than its picture"):
+        read_image(tiled(2064), OPTIONS)
