@@ -21,6 +21,9 @@ PIXELS_PER_TILE = 1024
 FEW_TILES = 1024
 """So many tiles may be of any size."""
 
+MIN_PRECINCT = 8
+"""JPEG 2000: binary logarithm of the samples of its smallest precincts, for the same reason."""
+
 SOF = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 """Markers of a JPEG's or JPEG-LS's frame header."""
 JP2 = b"\0\0\0\x0cjP  "
@@ -119,7 +122,34 @@ def _jpeg_2000_size(data: bytes) -> Size:
     tiles = -((tile_left - right) // tile_width) * -((tile_top - bottom) // tile_height)
     if tiles > FEW_TILES + size.height * size.width // PIXELS_PER_TILE:
         raise Unreadable(f"a JPEG 2000 of {tiles} tiles, too small to be worth their memory")
+    for sizes in _precincts(data, size.samples or 0):
+        if any((each & 15) + (each >> 4) < MIN_PRECINCT for each in sizes):
+            raise Unreadable("a JPEG 2000 of precincts that are too small to be worth their memory")
     return size
+
+
+def _precincts(data: bytes, samples: int) -> Iterator[bytes]:
+    """Precinct sizes of each coding style of a JPEG 2000, in its header and those of its tiles."""
+    position, tile_end = 2, 0
+    while position + 4 <= len(data):
+        marker = data[position + 1]
+        if data[position] != 0xFF or marker == 0xD9:
+            return
+        if marker == 0x93:  # the tile's compressed pixels follow
+            if tile_end <= position:
+                return
+            position = tile_end
+            continue
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker == 0x90:
+            length = int.from_bytes(data[position + 6 : position + 10], "big")
+            tile_end = position + length if length else 0
+        elif marker in (0x52, 0x53):
+            start = position + 4 if marker == 0x52 else position + 5 + (samples > 256)
+            first = start + (10 if marker == 0x52 else 6)
+            if data[start] & 1:
+                yield data[first:end]
+        position = end
 
 
 def _boxes(data: bytes, *names: bytes) -> Iterator[bytes]:

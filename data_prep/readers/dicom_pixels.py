@@ -15,7 +15,7 @@ from imagecodecs import jpeg8_decode, jpegls_decode, jpegxl_decode
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
-from pydicom.pixels import get_decoder
+from pydicom.pixels import convert_color_space, get_decoder
 from pydicom.pixels.utils import as_pixel_options, get_expected_length, get_nr_frames
 from pydicom.uid import (
     UID,
@@ -43,6 +43,8 @@ UNCOMPRESSED = (
 )
 """Transfer syntaxes whose pixels are stored as they are."""
 
+BAND_PIXELS = 1 << 16
+"""About so many pixels change their colour space at a time."""
 RLE_RATIO = 64
 """Largest factor by which RLE shrinks anything: two bytes for 128."""
 
@@ -126,7 +128,7 @@ def _plain_frames(dataset: Dataset, source: BinaryIO, frames: int) -> Iterator[n
     options |= {"pixel_keyword": name, "pixel_vr": str(element.VR)}
     for index in range(frames):
         # each by a call of its own: after one frame of YBR_FULL_422 pydicom miscounts the bytes
-        yield next(decoder.iter_array(source, indices=[index], **options))[0]
+        yield _rgb(*next(decoder.iter_array(source, indices=[index], raw=True, **options)))
 
 
 def _compressed_frames(dataset: Dataset, source: BinaryIO, frames: int) -> Iterator[np.ndarray]:
@@ -166,12 +168,25 @@ def _decode(encoded: bytes, dataset: Dataset, options: dict[str, Any]) -> np.nda
             return _fitting(EXACT[syntax](encoded, dataset), dataset)
     single = encapsulate([encoded], has_bot=False)
     try:
-        decoded = get_decoder(syntax).iter_array(single, **(options | {"number_of_frames": 1}))
-        return next(decoded)[0]
+        options = options | {"number_of_frames": 1}
+        return _rgb(*next(get_decoder(syntax).iter_array(single, raw=True, **options)))
     except Exception:
         if syntax != JPEGExtended12Bit:
             raise
         return _fitting(_decode_jpeg(encoded, dataset), dataset)
+
+
+def _rgb(frame: np.ndarray, properties: dict[str, Any]) -> np.ndarray:
+    """A frame of pydicom's with its colours as RGB, in place.
+
+    Some rows at a time, as pydicom takes many times their memory.
+    """
+    if properties["photometric_interpretation"] in ("YBR_FULL", "YBR_FULL_422"):
+        rows = max(BAND_PIXELS // frame.shape[1], 1)
+        for top in range(0, len(frame), rows):
+            band = frame[top : top + rows]
+            band[...] = convert_color_space(band, "YBR_FULL", "RGB")
+    return frame
 
 
 def _decode_jpeg(encoded: bytes, dataset: Dataset) -> np.ndarray:

@@ -6,13 +6,18 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
+from pydicom.pixels import (
+    apply_color_lut,
+    apply_modality_lut,
+    apply_voi_lut,
+    convert_color_space,
+)
 from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
 )
 
-from data_prep.readers import intensity
+from data_prep.readers import dicom_pixels, intensity
 from data_prep.readers.dicom import read_frames
 from data_prep.readers.dicom_header import read_header
 from data_prep.records import Unreadable
@@ -269,3 +274,19 @@ def test_a_table_of_values_shows_what_each_pixel_would(kind, dtype, tmp_path, ma
                     results.append(str(error))
             assert results[0] == results[1], (bits, window)
     assert taken or kind == "infinite"
+
+
+def test_colours_are_converted_some_rows_at_a_time(monkeypatch):
+    name = "examples_ybr_color.dcm"
+    expected = pydicom.dcmread(FILES / name).pixel_array  # (frames, H, W, 3)
+    bands = []
+
+    def convert(band, *spaces):
+        bands.append(len(band))
+        return convert_color_space(band, *spaces)
+
+    monkeypatch.setattr(dicom_pixels, "convert_color_space", convert)
+    monkeypatch.setattr(dicom_pixels, "BAND_PIXELS", 7 * expected.shape[2])
+    shown = frames(FILES / name)
+    assert all(np.array_equal(f.image, pixels) for f, pixels in zip(shown, expected, strict=True))
+    assert sum(bands) == len(expected) * expected.shape[1] and max(bands) == 7

@@ -97,6 +97,28 @@ def test_a_jpeg_2000_of_tiny_tiles_is_refused():
         image_size(bytes(data))
 
 
+@pytest.mark.parametrize("place", ["header", "tile"])
+def test_a_jpeg_2000_of_tiny_precincts_is_refused(place):
+    """157 bytes of it took half a gigabyte."""
+    data = imagecodecs.jpeg2k_encode(values((200, 200)), codecformat="j2k")
+    start, tile = data.index(b"\xff\x52"), data.index(b"\xff\x90")
+    style = bytearray(data[start : start + 14])
+    style[4] |= 1
+    style[2:4] = bytes([0, 12 + 6])
+
+    def with_precincts(size):
+        body = bytes(style) + bytes([size] * 6)
+        if place == "header":
+            return data[:start] + body + data[start + 14 :]
+        count = int.from_bytes(data[tile + 6 : tile + 10], "big") + len(body)
+        begin = data[: tile + 6] + count.to_bytes(4, "big") + data[tile + 10 : tile + 12]
+        return begin + body + data[tile + 12 :]
+
+    assert image_size(with_precincts(0x44)) == Size(200, 200, 1)
+    with pytest.raises(Unreadable, match="precincts that are too small"):
+        image_size(with_precincts(0x22))
+
+
 def scans_added(jpeg, count):
     """The same with its last scan several times more."""
     start = jpeg.rindex(b"\xff\xda")
