@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 
-from imagecodecs import DeflateError, deflate_decode
+from imagecodecs import DeflateError, deflate_decode, deflate_encode
 
 from data_prep.records import Unreadable
 
@@ -107,7 +107,7 @@ def uncompressed_png(data: bytes) -> bytes | None:
     rows = _inflate(pixels, size) if size <= MAX_UNCOMPRESSED else None
     if rows is None or window < min(size, 1 << 15):
         return None
-    body = b"IDAT" + zlib.compress(rows, 0)
+    body = b"IDAT" + deflate_encode(rows, 0)
     chunk = [struct.pack(">I", len(body) - 4), body, struct.pack(">I", zlib.crc32(body))]
     return b"".join([data[: chunks[first][1]], *chunk, data[chunks[last - 1][2] :]])
 
