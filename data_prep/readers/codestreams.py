@@ -117,7 +117,7 @@ def _jpeg_2000_size(data: bytes) -> Size:
     values = [int.from_bytes(data[start : start + 4], "big") for start in range(8, 40, 4)]
     right, bottom, left, top, tile_width, tile_height, tile_left, tile_top = values
     size = Size(bottom - top, right - left, int.from_bytes(data[40:42], "big"))
-    if data[2:4] != b"\xff\x51" or len(data) < 42 or not tile_width or not tile_height:
+    if data[2:4] != b"\xff\x51" or min(size.height, size.width, tile_width, tile_height) <= 0:
         raise Unreadable("its compressed pixels have a damaged header")
     tiles = -((tile_left - right) // tile_width) * -((tile_top - bottom) // tile_height)
     if tiles > FEW_TILES + size.height * size.width // PIXELS_PER_TILE:

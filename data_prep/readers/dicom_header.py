@@ -65,6 +65,18 @@ def read_header(path: Path, max_bytes: int = ReadOptions.max_bytes) -> Dataset:
         NotAnImage: A DICOM file without pixels, or whose pixels are not a picture.
         Unreadable: Not a DICOM file, or a deflated one that inflates to more than `max_bytes`.
     """
+    dataset, size = _parse(path, max_bytes)
+    try:
+        _check(dataset, size)
+    except (NotAnImage, Unreadable):
+        raise
+    except Exception as error:  # of values, which pydicom converts when they are used
+        raise Unreadable(f"its header is damaged ({type(error).__name__})") from error
+    return dataset
+
+
+def _parse(path: Path, max_bytes: int) -> tuple[Dataset, int]:
+    """The data set of a file, and the file's size, inflated if it is deflated."""
     inflated = None
     try:
         with _NotWhole(path.open("rb", buffering=0)) as file:
@@ -82,9 +94,13 @@ def read_header(path: Path, max_bytes: int = ReadOptions.max_bytes) -> Dataset:
         raise
     except Exception as error:  # damaged headers make pydicom raise nearly anything
         raise Unreadable(f"not a readable DICOM file ({type(error).__name__})") from error
+    return dataset, inflated.getbuffer().nbytes if inflated else path.stat().st_size
+
+
+def _check(dataset: Dataset, size: int) -> None:
+    """Refuse what is no picture; complete and correct what reading its pixels needs."""
     if not dataset:
         raise Unreadable("not a DICOM file, or an empty one")
-    size = inflated.getbuffer().nbytes if inflated else path.stat().st_size
     cut = _ends_within_an_element(dataset, size)
     _name_transfer_syntax(dataset)
     if not any(name in dataset for name in PIXELS):
@@ -101,7 +117,6 @@ def read_header(path: Path, max_bytes: int = ReadOptions.max_bytes) -> Dataset:
         raise NotAnImage(f"is {what}")
     if transfer_syntax(dataset) == ExplicitVRBigEndian:
         _swap_palette(dataset)
-    return dataset
 
 
 class _DeflatedError(Exception):

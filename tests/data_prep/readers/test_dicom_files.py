@@ -186,3 +186,11 @@ def test_images_that_say_that_text_is_burned_in_are_counted_or_refused(
     assert document.get("burned_in") == (2 if kept else None)
     reasons = (tmp_path / "set" / "quarantine.jsonl").read_text()
     assert reasons.count("text is burned into its pixels") == (0 if kept else 2)
+
+
+def test_a_value_that_is_damaged_makes_a_file_unreadable(tmp_path):
+    data = (FILES / "CT_small.dcm").read_bytes()
+    modality = data.index(b"\x08\0\x60\0CS")
+    (tmp_path / "a.dcm").write_bytes(data[: modality + 5] + b"\xa1" + data[modality + 6 :])
+    with pytest.raises(Unreadable, match="its header is damaged"):
+        read_header(tmp_path / "a.dcm")
