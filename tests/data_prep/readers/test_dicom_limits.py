@@ -249,3 +249,14 @@ def test_what_is_refused_takes_no_memory(tmp_path, make, compress):
     assert path.stat().st_size < 1_000_000
     what, megabytes = growth(path, warm, limit=20_000_000)
     assert what == "Unreadable" and megabytes < 60
+
+
+def test_max_bytes_is_an_option_of_the_layouts(tmp_path, make, shard_folder):
+    (tmp_path / "in").mkdir()
+    for count in (1, 3):
+        frames = np.random.default_rng(count).integers(0, 255, (count, 40, 50), np.uint8)
+        make(tmp_path / "in" / f"{count}.dcm", frames)
+    options = {"layout": "dicom", "max_bytes": 4000, "max_bad": 0.5}
+    document = shard_folder(tmp_path / "in", tmp_path / "set", **options)
+    assert (document["records"], document["unreadable"]) == (1, 1)
+    assert "exceed max_bytes (4000)" in (tmp_path / "set" / "quarantine.jsonl").read_text()

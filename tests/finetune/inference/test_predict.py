@@ -12,6 +12,8 @@ from pydicom.data import get_testdata_file
 from data_prep.common.cli import run_program
 from data_prep.common.errors import UserError
 from data_prep.options import ReadOptions
+from data_prep.readers.dicom import read_frames
+from data_prep.readers.dicom_header import read_header
 from data_prep.readers.images import read_image
 from data_prep.readers.nifti import volume_from_nifti
 from finetune.__main__ import COMMANDS
@@ -136,6 +138,25 @@ def test_dicom_gives_a_png(with_discs, tmp_path):
     mask = np.array(Image.open(output))
     assert mask.shape == (128, 128)
     assert mask[70, 60] == 255 and mask[10, 10] == 0
+
+
+def test_one_frame_of_a_dicom_file_is_segmented(with_discs, tmp_path, monkeypatch, capsys):
+    source = get_testdata_file("examples_ybr_color.dcm")
+    shown = [frame.image for frame in read_frames(read_header(Path(source)))]
+    seen = []
+
+    def keep(segmenter, image):
+        seen.append(image)
+        return PromptedImage(segmenter, image)
+
+    monkeypatch.setattr("finetune.inference.predict.PromptedImage", keep)
+    output = f"--output={tmp_path / 'a.png'}"
+    command(f"--input={source}", output, "--box=30,40,90,100", "--slice=4")
+    assert np.array_equal(seen[0], shown[4]) and not np.array_equal(shown[4], shown[3])
+    output = f"--output={tmp_path / 'b.png'}"
+    for options in ([], [f"--slice={len(shown)}"], ["--slice=-1"]):
+        found = error_of(capsys, f"--input={source}", output, "--box=30,40,90,100", *options)
+        assert f"has {len(shown)} slices; give --slice 0 to {len(shown) - 1}" in found
 
 
 def test_the_real_model_answers(run_folder, tmp_path):
