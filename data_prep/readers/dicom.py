@@ -6,6 +6,7 @@ inverted (DICOM PS3.3 C.7.6.3.1.2, C.11.1, C.11.2). Colour images become 8-bit R
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -84,9 +85,20 @@ def read_frames(
         Unreadable: No decoder, damaged or truncated pixel data, more pixels per frame than
             `max_pixels` or more bytes in all frames than `max_bytes`.
     """
-    try:
+    with decoding(dataset):
         for index, frame in enumerate(stored_frames(dataset, max_pixels, max_bytes)):
             yield _show(frame, dataset, index, bits, window)
+
+
+@contextmanager
+def decoding(dataset: Dataset) -> Iterator[None]:
+    """Whatever is raised while a file is decoded, as what it means for the file.
+
+    Raises:
+        Unreadable: Anything was, but what ends a program.
+    """
+    try:
+        yield
     except (Unreadable, *NOT_OF_A_DECODER):
         raise
     except BaseException as error:  # each decoder plugin raises other errors, or panics
@@ -100,8 +112,8 @@ def _show(
     frame: np.ndarray, dataset: Dataset, index: int, bits: Literal[8, 16], window: Window
 ) -> DicomFrame:
     meta = {
-        "modality": _modality(dataset),
-        "body_part": _body_part(dataset),
+        "modality": modality(dataset),
+        "body_part": body_part(dataset),
         "spacing": _spacing(dataset, index),
         "window": None,
         "burned_in": True if dataset.get("BurnedInAnnotation") == "YES" else None,
@@ -124,8 +136,8 @@ def _grey(
     frame: np.ndarray, dataset: Dataset, index: int, bits: Literal[8, 16], window: Window
 ) -> tuple[np.ndarray, tuple[float, float] | None]:
     """Grey frame as integers, and the linear window used (None for a LUT or a sigmoid)."""
-    rescale = _functional_group(dataset, index, "PixelValueTransformationSequence") or dataset
-    voi = _functional_group(dataset, index, "FrameVOILUTSequence") or dataset
+    rescale = functional_group(dataset, index, "PixelValueTransformationSequence") or dataset
+    voi = functional_group(dataset, index, "FrameVOILUTSequence") or dataset
     if (found := distinct(frame)) is None:
         return _shown(frame, None, dataset, rescale, voi, bits, window)
     stored, counts, unsigned = found
@@ -143,7 +155,7 @@ def _shown(
     window: Window,
 ) -> tuple[np.ndarray, tuple[float, float] | None]:
     """Stored values of any shape (each as often as `counts`) as they are shown, and the window."""
-    values = replace_not_finite(_output_units(frame, rescale))
+    values = replace_not_finite(output_units(frame, rescale))
     if window == "auto" and _has_table(voi, "VOILUT"):
         table = voi.VOILUTSequence[0]
         top = (1 << int(table.LUTDescriptor[2])) - 1
@@ -182,7 +194,7 @@ def _windowed(
     return to_integers(values, limits, bits), limits
 
 
-def _output_units(frame: np.ndarray, dataset: Dataset) -> np.ndarray:
+def output_units(frame: np.ndarray, dataset: Dataset) -> np.ndarray:
     """Stored values to the modality's units, such as Hounsfield (PS3.3 C.11.1)."""
     if _has_table(dataset, "ModalityLUT"):
         return apply_modality_lut(frame, dataset)
@@ -219,7 +231,7 @@ def _padding(frame: np.ndarray, dataset: Dataset) -> np.ndarray:
     return (frame >= min(value, other)) & (frame <= max(value, other))
 
 
-def _functional_group(dataset: Dataset, index: int, name: str) -> Dataset | None:
+def functional_group(dataset: Dataset, index: int, name: str) -> Dataset | None:
     """A macro of an enhanced multi-frame image: of this frame, else shared by all frames."""
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
     shared = dataset.get("SharedFunctionalGroupsSequence") or []
@@ -230,7 +242,7 @@ def _functional_group(dataset: Dataset, index: int, name: str) -> Dataset | None
 
 
 def _spacing(dataset: Dataset, index: int) -> list[float] | None:
-    measures = _functional_group(dataset, index, "PixelMeasuresSequence") or dataset
+    measures = functional_group(dataset, index, "PixelMeasuresSequence") or dataset
     for name in ("PixelSpacing", "ImagerPixelSpacing"):
         values = measures.get(name)
         if values is not None and not isinstance(values, str) and len(values) == 2:
@@ -240,12 +252,14 @@ def _spacing(dataset: Dataset, index: int) -> list[float] | None:
     return None
 
 
-def _modality(dataset: Dataset) -> str | None:
+def modality(dataset: Dataset) -> str | None:
+    """Modality of an image, such as CT; None if the header has something else there."""
     value = str(dataset.get("Modality", ""))
     return value if re.fullmatch(r"[A-Z]{2,6}", value) else None
 
 
-def _body_part(dataset: Dataset) -> str | None:
+def body_part(dataset: Dataset) -> str | None:
+    """One of `BODY_PARTS`, or None."""
     value = str(dataset.get("BodyPartExamined", "")).upper()
     return value if value in BODY_PARTS else None
 
