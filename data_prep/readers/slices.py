@@ -8,7 +8,7 @@ from nibabel.spatialimages import SpatialImage
 
 from data_prep.options import SliceOptions
 from data_prep.readers.intensity import intensity_limits, to_integers
-from data_prep.readers.nifti import volume_from_nifti
+from data_prep.readers.nifti import Volume, volume_from_nifti
 from data_prep.records import NotAnImage, Sample
 
 
@@ -25,10 +25,24 @@ def slice_volume(
         Unreadable: See `volume_from_nifti`.
     """
     volume = volume_from_nifti(source, plane, channel, options.max_pixels, options.max_bytes)
+    yield from slices_of_volume(volume, plane, options)
+
+
+def slices_of_volume(
+    volume: Volume, plane: str, options: SliceOptions, limits: tuple[float, float] | None = None
+) -> Iterator[Sample]:
+    """The slices of a volume, cut in `plane`, that show something.
+
+    Args:
+        limits: What becomes black and white; by default `options.window` over the whole volume.
+
+    Raises:
+        NotAnImage: See `slice_volume`.
+    """
     height, width = volume.array.shape[1:]
     if min(height, width) < options.min_size:
         raise NotAnImage(f"slices of {height} x {width} are smaller than min_size")
-    limits = intensity_limits(volume.array, options.window)
+    limits = limits or intensity_limits(volume.array, options.window)
     bright = (volume.array > volume.array.mean()).mean(axis=(1, 2))  # (D,)
     chosen = np.flatnonzero(bright >= options.min_content)
     if not len(chosen):
