@@ -114,7 +114,7 @@ WRONG = [
     ("data_prep", (*SHARD, "--layuot=x"), "--layuot: there is no such option; did you mean --lay"),
     ("data_prep", (*SHARD, "--raters=each"), "--raters: is an option of riga, not of layout f"),
     ("data_prep", (*SEG, "--raters=each"), "--raters: is an option of riga, not of layout pairs"),
-    ("data_prep", (*SEG, "--planes=[axial]"), "--planes: is an option of nifti, sampl"),
+    ("data_prep", (*SEG, "--planes=[axial]"), "--planes: is an option of dicom, nifti, sampl"),
     ("data_prep", ("info", "--shard=x"), "--shard: there is no such option; did you mean --shards"),
     ("data_prep", ("verify",), "--shards is missing; see --help"),
     ("data_prep", ("shard",), "--output and --layout are missing; see --help"),

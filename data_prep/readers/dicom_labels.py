@@ -66,6 +66,7 @@ def labels_of(header: Dataset, path: Path, name: str, group: str) -> Labels:
         plain_name(str(element(item, inner) or ""))
         for sequence, inner in NAMES
         for item in element(header, sequence) or ()
+        if element(item, "SegmentNumber") != 0  # the background of a label map
     )
     people = " ".join(str(element(header, key) or "") for key in PERSONAL)
     return Labels(

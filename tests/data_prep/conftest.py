@@ -158,7 +158,7 @@ def make_series():
             dataset.FrameOfReferenceUID, dataset.PatientID = "1.2.4", "ID-4711"
             dataset.PatientName, dataset.PatientBirthDate, dataset.PatientSex = "Roe^Jane", "", ""
             dataset.StudyDate = dataset.StudyTime = dataset.AccessionNumber = dataset.StudyID = ""
-            dataset.ReferringPhysicianName = ""
+            dataset.ReferringPhysicianName, dataset.SliceThickness = "", 2.5
             dataset.Modality, dataset.InstanceNumber = "CT", index + 1
             dataset.ImagePositionPatient = (np.array(origin) + index * np.array(step)).tolist()
             dataset.ImageOrientationPatient = list(orientation)
