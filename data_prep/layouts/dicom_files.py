@@ -15,7 +15,7 @@ from data_prep.layouts.base import FolderLayout
 from data_prep.options import ReadOptions, SliceOptions
 from data_prep.readers.dicom import read_pictures
 from data_prep.readers.dicom_header import is_dicom
-from data_prep.readers.dicom_labels import matches
+from data_prep.readers.dicom_labels import Labels, matches
 from data_prep.readers.dicom_masks import label_masks
 from data_prep.readers.dicom_series import load_series
 from data_prep.readers.intensity import to_integers
@@ -143,7 +143,7 @@ any/folders/any_name.dcm   images and labels; they belong together by their UIDs
         """The n-th target is bit n of a mask value; of more than 8 it is value n + 1.
 
         Raises:
-            UserError: See `references`.
+            UserError: None, or too many; see also `references`.
         """
         names = list(self._names)
         if not 1 <= len(names) <= MAX_TARGETS:
@@ -163,8 +163,9 @@ any/folders/any_name.dcm   images and labels; they belong together by their UIDs
         A file of labels without its images is one too: reading it says so.
 
         Raises:
-            UserError: No label of any target, too many targets, or names that may be a patient's.
+            UserError: Nothing is named as a target, or names may be a patient's.
         """
+        self._require_targets()
         references = [
             Reference(
                 stack.names[0],
@@ -191,20 +192,23 @@ any/folders/any_name.dcm   images and labels; they belong together by their UIDs
         between = reference.masks.index(BETWEEN)
         images, labels = reference.masks[:between], reference.masks[between + 1 :]
         paths = [self.input / name for name in images]
-        series = load_series(paths, int(reference.part or 0), self.max_pixels)
+        series = load_series(paths, int(reference.part or 0), self.max_pixels, self.max_bytes)
         limits = series.limits(self.window)
-        volume = volume_from_nifti(series.image, max_pixels=self.max_pixels)
+        volume = volume_from_nifti(
+            series.image, max_pixels=self.max_pixels, max_bytes=self.max_bytes
+        )
         marked = SpatialImage(self._mask(series.image, labels).T, series.image.affine)
         yield Sample(
-            to_integers(volume.array, limits, self.bits),
-            volume_from_nifti(marked).array,
+            # by slices, so that the volume is not held as floating point numbers
+            np.stack([to_integers(each, limits, self.bits) for each in volume.array]),
+            volume_from_nifti(marked, max_pixels=self.max_pixels, max_bytes=self.max_bytes).array,
             meta=volume.meta() | series.meta | {"window": list(series.in_file(limits))},
             volume=True,
         )
 
     def _mask(self, image: SpatialImage, labels: Sequence[str]) -> np.ndarray:
         """Label map (slices, rows, columns) of a series."""
-        overlap = len(self._names if self.labels is None else self.labels) <= MAX_OVERLAPPING
+        overlap = len(self._names) <= MAX_OVERLAPPING
         columns, rows, slices = image.shape
         shape = slices, rows, columns
         mask = np.zeros(shape, np.uint8)
@@ -226,10 +230,9 @@ any/folders/any_name.dcm   images and labels; they belong together by their UIDs
 
     def _of(self, name: str) -> list[int]:
         """Which targets a segment or region is of."""
-        targets = self._names if self.labels is None else self.labels
         return [
             number
-            for number, patterns in enumerate(targets.values())
+            for number, patterns in enumerate(self._names.values())
             if any(matches(name, pattern) for pattern in patterns)
         ]
 
@@ -238,9 +241,8 @@ any/folders/any_name.dcm   images and labels; they belong together by their UIDs
         return [each.name for each in stack.labels if any(map(self._of, each.targets))]
 
     def source(self, name: str, references: list[Reference]) -> Source:
-        """What the shard writer takes; it knows the names found, and not all headers."""
-        named = self if self.labels is not None else replace(self, labels=self._names)
-        return FolderLayout.source(named, name, references)
+        """What the shard writer takes: workers are sent the names found, and not all headers."""
+        return FolderLayout.source(replace(self, labels=self._names), name, references)
 
     @cached_property
     def _found(self) -> Found:
@@ -248,23 +250,14 @@ any/folders/any_name.dcm   images and labels; they belong together by their UIDs
 
     @cached_property
     def _names(self) -> dict[str, list[str]]:
-        """Patterns of names by target.
+        """Patterns of names by target: the option, or each name found as its own.
 
         Raises:
             UserError: See `references`.
         """
-        files = [each for stack in self._found.stacks for each in stack.labels]
-        known = sorted({name for each in files for name in each.targets if name})
         if self.labels is not None:
-            for target, patterns in self.labels.items():
-                if not any(matches(name, pattern) for name in known for pattern in patterns):
-                    safe = {name for each in files if not each.personal for name in each.targets}
-                    names = ", ".join(sorted(safe)[:SHOWN]) or "none"
-                    raise UserError(
-                        f"labels: no segment or region is named as those of {target!r}; of"
-                        f" {len(known)} names there are {names}"
-                    )
             return self.labels
+        files, known = self._known
         if not known:
             raise UserError(
                 f"input: {self.input} holds no series of CT, MR or PET with a DICOM-SEG or RTSTRUCT"
@@ -275,3 +268,21 @@ any/folders/any_name.dcm   images and labels; they belong together by their UIDs
                 " the targets, as in --labels '{liver: [liver*]}'"
             )
         return {name: [escape(name)] for name in known}
+
+    def _require_targets(self) -> None:
+        """Refuse targets that nothing is named as, as after a slip of the pen."""
+        files, known = self._known
+        for target, patterns in self._names.items():
+            if not any(matches(name, pattern) for name in known for pattern in patterns):
+                safe = {name for each in files if not each.personal for name in each.targets}
+                names = ", ".join(sorted(safe)[:SHOWN]) or "none"
+                raise UserError(
+                    f"labels: no segment or region is named as those of {target!r}; of"
+                    f" {len(known)} names there are {names}"
+                )
+
+    @property
+    def _known(self) -> tuple[list[Labels], list[str]]:
+        """The files of labels of all volumes, and the names in them."""
+        files = [each for stack in self._found.stacks for each in stack.labels]
+        return files, sorted({name for each in files for name in each.targets if name})

@@ -65,7 +65,8 @@ def read_header(path: Path, max_bytes: int = ReadOptions.max_bytes) -> Dataset:
         NotAnImage: A DICOM file without pixels, or whose pixels are not a picture.
         Unreadable: Not a DICOM file, or a deflated one that inflates to more than `max_bytes`.
     """
-    dataset, size = _parse(path, max_bytes)
+    dataset, inflated = read_elements(path, max_bytes, defer_size=HELD_BYTES)
+    size = inflated.getbuffer().nbytes if inflated else path.stat().st_size
     try:
         _check(dataset, size)
     except (NotAnImage, Unreadable):
@@ -73,28 +74,6 @@ def read_header(path: Path, max_bytes: int = ReadOptions.max_bytes) -> Dataset:
     except Exception as error:  # of values, which pydicom converts when they are used
         raise Unreadable(f"its header is damaged ({type(error).__name__})") from error
     return dataset
-
-
-def _parse(path: Path, max_bytes: int) -> tuple[Dataset, int]:
-    """The data set of a file, and the file's size, inflated if it is deflated."""
-    inflated = None
-    try:
-        with _NotWhole(path.open("rb", buffering=0)) as file:
-            try:
-                # Files without a preamble are still common; junk read by force has no Rows.
-                dataset = pydicom.dcmread(file, force=True, defer_size=HELD_BYTES)
-            except _DeflatedError as deflated:
-                inflated = _inflate(path, deflated.position, max_bytes)
-                dataset = pydicom.dcmread(inflated, force=True, defer_size=HELD_BYTES)
-    except Unreadable:
-        raise
-    except OSError as error:
-        if error.errno is None:  # pydicom's own
-            raise Unreadable("truncated: it ends within its header") from error
-        raise
-    except Exception as error:  # damaged headers make pydicom raise nearly anything
-        raise Unreadable(f"not a readable DICOM file ({type(error).__name__})") from error
-    return dataset, inflated.getbuffer().nbytes if inflated else path.stat().st_size
 
 
 def _check(dataset: Dataset, size: int) -> None:
@@ -117,6 +96,36 @@ def _check(dataset: Dataset, size: int) -> None:
         raise NotAnImage(f"is {what}")
     if transfer_syntax(dataset) == ExplicitVRBigEndian:
         _swap_palette(dataset)
+
+
+def read_elements(
+    path: Path, max_bytes: int = ReadOptions.max_bytes, **options: Any
+) -> tuple[Dataset, io.BytesIO | None]:
+    """The data set of a file, whatever it is of, and its bytes if they were deflated.
+
+    Args:
+        max_bytes: Largest size to which a deflated file may inflate.
+        options: Of `pydicom.dcmread`.
+
+    Raises:
+        Unreadable: Not a DICOM file, or a deflated one that inflates to more than `max_bytes`.
+    """
+    try:
+        with _NotWhole(path.open("rb", buffering=0)) as file:
+            try:
+                # Files without a preamble are still common; junk read by force has no Rows.
+                return pydicom.dcmread(file, force=True, **options), None
+            except _DeflatedError as deflated:
+                inflated = _inflate(path, deflated.position, max_bytes)
+                return pydicom.dcmread(inflated, force=True, **options), inflated
+    except Unreadable:
+        raise
+    except OSError as error:
+        if error.errno is None:  # pydicom's own
+            raise Unreadable("truncated: it ends within its header") from error
+        raise
+    except Exception as error:  # damaged headers make pydicom raise nearly anything
+        raise Unreadable(f"not a readable DICOM file ({type(error).__name__})") from error
 
 
 class _DeflatedError(Exception):

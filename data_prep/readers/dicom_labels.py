@@ -17,6 +17,7 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
+from data_prep.readers.dicom_header import read_elements
 from data_prep.readers.dicom_stacks import element
 
 LABEL_MAP = UID("1.2.840.10008.5.1.4.1.1.66.7")
@@ -59,7 +60,7 @@ def labels_of(header: Dataset, path: Path, name: str, group: str) -> Labels:
     series, images = _referenced(header, REFERENCES)
     if not series and not images:
         try:  # each frame or contour names its image
-            series, images = _referenced(pydicom.dcmread(path, force=True), None)
+            series, images = _referenced(read_elements(path)[0], None)
         except Exception:  # reading it says why
             series, images = (), ()
     targets = tuple(

@@ -11,6 +11,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from data_prep.readers.dicom import functional_group
+from data_prep.readers.dicom_header import read_elements
 from data_prep.readers.dicom_labels import plain_name
 from data_prep.readers.dicom_stacks import plane_affine
 from data_prep.records import NOT_OF_A_DECODER, Unreadable
@@ -40,18 +41,21 @@ def seg_masks(
     import highdicom  # takes as long to import as all else here
 
     try:
-        seg = highdicom.seg.segread(path)
+        dataset, _ = read_elements(path)
+        seg = highdicom.seg.Segmentation.from_dataset(dataset, copy=False)
         names = {
             number: plain_name(str(seg.get_segment_description(number).SegmentLabel))
             for number in seg.segment_numbers
         }
         kind, tiled = str(seg.SegmentationType), seg.is_tiled
-    except OSError:
+    except (OSError, Unreadable):
         raise
     except Exception as error:  # highdicom raises nearly anything for what is not to the standard
         raise Unreadable(f"its DICOM-SEG cannot be read ({type(error).__name__})") from error
     if tiled:
         raise Unreadable("its DICOM-SEG is of a slide")
+    if int(seg.Rows) * int(seg.Columns) > shape[1] * shape[2]:  # before a decoder takes memory
+        raise Unreadable("its DICOM-SEG has larger frames than the series; it is not resampled")
     # segment 0 is the background of a label map
     names = {number: name for number, name in names.items() if number and wanted(name)}
     voxel = np.linalg.inv(affine)

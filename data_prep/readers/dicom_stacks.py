@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 from pydicom.dataset import Dataset
 
 from data_prep.readers.dicom import functional_group
+from data_prep.readers.dicom_header import read_elements
 from data_prep.records import NotAnImage, Unreadable
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -109,15 +109,7 @@ def read_slice_header(path: Path, extra: Sequence[str] = ()) -> Dataset:
     Raises:
         Unreadable: Not a readable DICOM file.
     """
-    try:
-        tags = [*HEADER, *extra]
-        return pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=tags)
-    except OSError as error:
-        if error.errno is None:  # pydicom's own
-            raise Unreadable("truncated: it ends within its header") from error
-        raise
-    except Exception as error:  # damaged headers make pydicom raise nearly anything
-        raise Unreadable(f"not a readable DICOM file ({type(error).__name__})") from error
+    return read_elements(path, stop_before_pixels=True, specific_tags=[*HEADER, *extra])[0]
 
 
 def slices_of(header: Dataset, path: Path) -> list[Slice]:

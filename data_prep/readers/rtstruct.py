@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pydicom
 
+from data_prep.readers.dicom_header import read_elements
 from data_prep.readers.dicom_labels import plain_name
 from data_prep.readers.dicom_stacks import LPS_TO_RAS
 from data_prep.records import Unreadable
@@ -40,7 +40,7 @@ def rtstruct_masks(
     """
     try:
         regions = _regions(path, wanted)
-    except OSError:
+    except (OSError, Unreadable):
         raise
     except Exception as error:  # pydicom raises nearly anything for damaged values
         raise Unreadable(f"its RTSTRUCT cannot be read ({type(error).__name__})") from error
@@ -61,7 +61,7 @@ def rtstruct_masks(
 
 def _regions(path: Path, wanted: Callable[[str], bool]) -> list[tuple[str, list[np.ndarray]]]:
     """Plain name and closed contours, (N, 3) in millimetres (LPS), of each region."""
-    dataset = pydicom.dcmread(path, force=True)
+    dataset, _ = read_elements(path)
     names = {
         int(item.ROINumber): plain_name(str(item.get("ROIName", "")))
         for item in dataset.StructureSetROISequence

@@ -1,6 +1,7 @@
 """DICOM series with DICOM-SEG and RTSTRUCT labels: each voxel where it belongs."""
 
 import json
+import pickle
 
 import highdicom
 import nibabel
@@ -337,11 +338,11 @@ def test_names_that_may_be_a_patients_are_not_targets(name, tmp_path, make_serie
 def test_targets_that_nothing_is_named_as_are_refused(tmp_path, make_series):
     layout = find_layout("dicom", "segmentation")
     with pytest.raises(UserError, match="no series of CT, MR or PET with"):
-        layout(input=tmp_path).targets()
+        layout(input=tmp_path).references()
     paths = make_series(tmp_path / "ct", volume())
     write_seg(tmp_path / "seg", paths, boxes())
     with pytest.raises(UserError, match="named as those of 'spleen'; of 2 names there are gtv 1"):
-        layout(input=tmp_path, labels={"spleen": ["spleen"], "liver": ["liver"]}).targets()
+        layout(input=tmp_path, labels={"spleen": ["spleen"], "liver": ["liver"]}).references()
 
 
 def test_more_than_eight_targets_may_not_overlap(tmp_path, make_series):
@@ -370,6 +371,32 @@ def test_bytes_do_not_depend_on_workers(tmp_path, make_series, folder_bytes):
         sets.append(folder_bytes(output))
         sets[-1].pop("config.yaml")  # it names the folder and the number of workers
     assert sets[0] == sets[1] and len(sets[0]) > 8
+
+
+def test_larger_frames_are_refused_before_they_are_decoded(tmp_path, make_series):
+    paths = make_series(tmp_path / "ct", volume())
+    path = write_seg(tmp_path / "seg", paths, boxes())
+    seg = pydicom.dcmread(path)
+    seg.Rows = seg.Columns = 65535
+    seg.save_as(path)
+    with pytest.raises(Unreadable, match="larger frames"):
+        read_one(tmp_path)
+
+
+def test_bounds_hold_for_labelled_series(tmp_path, make_series):
+    paths = make_series(tmp_path / "ct", volume())
+    write_seg(tmp_path / "seg", paths, boxes())
+    for bound in ("max_pixels", "max_bytes"):
+        with pytest.raises(Unreadable, match=bound):
+            read_one(tmp_path, **{bound: 300})
+
+
+def test_workers_are_sent_names_and_not_headers(tmp_path, make_series):
+    paths = make_series(tmp_path / "ct", volume())
+    write_seg(tmp_path / "seg", paths, boxes())
+    layout = find_layout("dicom", "segmentation")(input=tmp_path)
+    sent = pickle.dumps(layout.source("dicom", layout.references()).read)
+    assert b"gtv 1" in sent and b"ID-4711" not in sent
 
 
 def test_damaged_labels_cost_their_volume(tmp_path, make_series, read_layout):

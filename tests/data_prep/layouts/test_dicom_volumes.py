@@ -11,7 +11,7 @@ from data_prep.common.errors import UserError
 from data_prep.format.index import index_path, read_json
 from data_prep.layouts import find_layout
 from data_prep.loader.dataset import ShardDataset
-from data_prep.records import NotAnImage, group_hash
+from data_prep.records import NotAnImage, Unreadable, group_hash
 
 
 def scan(count=40, seed=0):
@@ -137,6 +137,16 @@ def test_no_header_names_a_patient_in_the_set(tmp_path, make_series, shard_folde
     written = b"".join(folder_bytes(tmp_path / "set").values())
     for text in (b"Roe", b"ROE", b"4711", b"1.2.7"):
         assert text not in written
+
+
+def test_bounds_hold_for_volumes(tmp_path, make_series):
+    make_series(tmp_path, scan(4))
+    for bound in ("max_pixels", "max_bytes"):
+        layout = find_layout("dicom", "pretraining")(
+            input=tmp_path, series="volumes", **{bound: 1000}
+        )
+        with pytest.raises(Unreadable, match=bound):
+            list(layout.read(layout.references()[0]))
 
 
 def test_options_of_volumes_are_refused_without_them(tmp_path):

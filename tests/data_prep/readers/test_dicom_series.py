@@ -6,7 +6,9 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from data_prep.readers.dicom_header import read_elements
 from data_prep.readers.dicom_series import load_series
 from data_prep.readers.dicom_stacks import read_slice_header, slices_of, split_stacks
 from data_prep.readers.nifti import volume_from_nifti
@@ -262,6 +264,17 @@ def test_an_enhanced_file_may_hold_several_volumes(tmp_path, make_series):
     )
     for stack in (0, 1):
         assert np.array_equal(values(load_series([path], stack)), VOLUME[stack:6:2])
+
+
+def test_a_header_that_inflates_without_end_is_not_read(tmp_path, make_series):
+    (path,) = make_series(tmp_path, VOLUME[:1])
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    dataset.ImageComments = " " * 100_000
+    dataset.save_as(path)
+    assert read_slice_header(path).Rows == 6
+    with pytest.raises(Unreadable, match="inflates to more"):
+        read_elements(path, max_bytes=50_000, stop_before_pixels=True)
 
 
 def test_frames_without_functional_groups_have_no_place(tmp_path, make_series):
