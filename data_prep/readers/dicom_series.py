@@ -34,7 +34,8 @@ from data_prep.readers.dicom_stacks import (
     slices_of,
     split_stacks,
 )
-from data_prep.readers.intensity import intensity_limits, replace_not_finite
+from data_prep.readers.histogram import counted_limits
+from data_prep.readers.intensity import replace_not_finite
 from data_prep.records import Unreadable
 
 Range = tuple[float, float]
@@ -66,11 +67,8 @@ class Series:
             return self.in_file(window)
         if window == "auto" and self.window is not None:
             return self.window
-        values = np.asanyarray(self.image.dataobj)
-        if self.padding is not None:
-            inside = values[(values < self.padding[0]) | (values > self.padding[1])]
-            values = inside if inside.size else values
-        return intensity_limits(values, window)
+        # (slices, rows, columns)
+        return counted_limits(np.asanyarray(self.image.dataobj).T, window, self.padding)
 
     def in_file(self, limits: Range) -> Range:
         """Limits of `image` in the headers' units, or the reverse."""

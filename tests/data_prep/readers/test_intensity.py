@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from data_prep.readers.histogram import counted_limits
 from data_prep.readers.intensity import FEW_PIXELS, distinct, intensity_limits, look_up, to_integers
 
 
@@ -66,3 +67,27 @@ def test_only_small_integers_are_counted():
     assert distinct(np.zeros(FEW_PIXELS - 1, np.int16)) is None
     values, counts, _ = distinct(np.zeros((FEW_PIXELS, 2), np.int16)[:, 0])
     assert values.tolist() == [0] and counts.tolist() == [FEW_PIXELS]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.uint16, np.int16, np.int32, np.float32])
+@pytest.mark.parametrize("seed", range(4))
+def test_limits_by_counting_are_those_by_sorting(kind, seed):
+    generator = np.random.default_rng(seed)
+    shape = (3, int(generator.integers(1, 40)), int(generator.integers(1, 40)))
+    values = np.round(generator.normal(20, 40, shape)).clip(0, 127).astype(kind)
+    values[0, 0] = 100
+    for window in ("percentile", "full", (3.0, 9.0)):
+        assert counted_limits(values, window) == pytest.approx(intensity_limits(values, window))
+    rest = values[(values < 0) | (values > 15)]
+    assert counted_limits(values, "percentile", (0, 15)) == pytest.approx(
+        intensity_limits(rest, "percentile")
+    )
+    even = np.full(shape, 7, kind)
+    assert counted_limits(even, "percentile") == (7, 7)
+    assert counted_limits(even, "percentile", (7, 7)) == (7, 7)  # there are no others
+
+
+def test_a_few_bright_pixels_on_an_even_ground_set_the_limits():
+    values = np.zeros((10, 100, 100), np.int16)
+    values[5, 5, 5] = 900
+    assert counted_limits(values, "auto") == intensity_limits(values, "auto") == (0, 900)
