@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from glob import escape
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from data_prep.readers.dicom_header import is_dicom
 from data_prep.readers.dicom_labels import Labels, matches
 from data_prep.readers.dicom_masks import label_masks
 from data_prep.readers.dicom_series import load_series
+from data_prep.readers.dicom_stacks import read_slice_header, slices_of
 from data_prep.readers.intensity import to_integers
 from data_prep.readers.nifti import volume_from_nifti
 from data_prep.readers.slices import slices_of_volume
@@ -243,6 +245,16 @@ any/folders/any_name.dcm   images and labels; they belong together by their UIDs
     def source(self, name: str, references: list[Reference]) -> Source:
         """What the shard writer takes: workers are sent the names found, and not all headers."""
         return FolderLayout.source(replace(self, labels=self._names), name, references)
+
+    def stored_bytes(self, reference: Reference) -> int:
+        """Those of all voxels and of their labels, as the header of a slice counts them."""
+        try:
+            slices = slices_of(read_slice_header(self.input / reference.path), Path(reference.path))
+        except (Unreadable, OSError):  # reading it says why
+            return 0
+        rows, columns = slices[0].size
+        files = reference.masks.index(BETWEEN) if reference.masks else 0
+        return (self.bits // 8 + 1) * rows * columns * max(files, len(slices))
 
     @cached_property
     def _found(self) -> Found:

@@ -400,6 +400,17 @@ def test_workers_are_sent_names_and_not_headers(tmp_path, make_series):
     assert b"gtv 1" in sent and b"ID-4711" not in sent
 
 
+def test_the_size_of_a_volume_is_known_from_a_header(tmp_path, make_series):
+    paths = make_series(tmp_path / "ct", volume())
+    write_seg(tmp_path / "seg", paths, boxes())
+    for bits in (8, 16):
+        layout = find_layout("dicom", "segmentation")(input=tmp_path, bits=bits)
+        (reference,) = layout.references()
+        (sample,) = layout.read(reference)
+        size = sample.image.nbytes + sample.mask.nbytes
+        assert layout.stored_bytes(reference) == size
+
+
 def test_damaged_labels_cost_their_volume(tmp_path, make_series, read_layout):
     for number in range(2):
         folder = tmp_path / "in" / str(number)
