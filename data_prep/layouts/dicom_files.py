@@ -133,10 +133,10 @@ any/folders/any_name.dcm   images and labels; they belong together by their UIDs
 
     labels: dict[str, list[str]] | None = None
     """Names of segments and regions of each target, with * and ?, whatever their case, e.g.
-    {liver: [liver], tumour: ["gtv*", lesion ?]}. Without it each name that occurs is a target. Such
-    names are typed by hand and are written to dataset.json, so those that hold a part of the
+    {liver: [liver], tumour: ["gtv*", "lesion ?"]}. Without it each name that occurs is a target.
+    Such names are typed by hand and are written to dataset.json, so those that hold a part of the
     patient's name or number, or five digits in a row, are refused: look at the others too. Up to 8
-    targets may overlap; a volume where more of them do is refused."""
+    targets may overlap; of more none may, and a volume where they do is refused."""
     missing: Literal["skip", "empty"] = "skip"
     """What it means that a series has no label of any target: that nobody looked for them, so that
     it is left out, or that they are not there."""
