@@ -20,8 +20,10 @@ from pydicom.sequence import Sequence
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage
 
+from data_prep.__main__ import main
 from data_prep.common.errors import UserError
 from data_prep.layouts import find_layout
+from data_prep.loader.dataset import ShardDataset
 from data_prep.options import WriteOptions
 from data_prep.readers.nifti import volume_from_nifti
 from data_prep.records import Unreadable
@@ -372,6 +374,28 @@ def test_bytes_do_not_depend_on_workers(tmp_path, make_series, folder_bytes):
         )
     one = folder_bytes(tmp_path / "1")
     assert folder_bytes(tmp_path / "3") == one and len(one) > 8
+
+
+def test_stage_one_leaves_out_the_patients_that_stage_two_tests_on(tmp_path, make_series):
+    folder = tmp_path / "in"
+    for number in range(3):
+        header = {"series": f"1.2.{number}", "PatientID": f"P{number}"}
+        large = np.kron(volume(number), np.ones((1, 2, 2), np.uint16))  # 40 x 36 pixels
+        paths = make_series(folder / str(number), large, **header)
+        write_seg(folder / str(number) / "seg", paths, np.kron(boxes(), np.ones((1, 1, 2, 2))))
+    common = ["--layout=dicom", f"--input={folder}", "--salt=s"]
+    labelled, unlabelled = tmp_path / "two", tmp_path / "one"
+    main(["shard-seg", *common, f"--output={labelled}", "--split={train: 0.7, test: 0.3}"])
+    volumes = ["--series=volumes", "--planes=[axial]", f"--held_out={labelled}"]
+    main(["shard", *common, f"--output={unlabelled}", *volumes])
+    (tested,) = groups_of(labelled, "test")
+    assert len(groups_of(unlabelled, "train")) == 2
+    assert tested not in groups_of(unlabelled, "train")
+
+
+def groups_of(output, split):
+    dataset = ShardDataset(output, split)
+    return {dataset.meta(index)["group"] for index in range(len(dataset))}
 
 
 def test_larger_frames_are_refused_before_they_are_decoded(tmp_path, make_series):
