@@ -84,7 +84,7 @@ def shard_seg(options: ShardSegOptions, layout: Layout, resolved: str) -> None:
         assigned = {"split": options.split or DEFAULT_SPLIT}
         known = known_splits(references, options)
         references = assign_splits(references, assigned["split"], options.seed, known)
-    if not options.group:
+    if not options.group and not layout.groups_in_files:
         _warn_of_cut_patients(references)
     source = _source(layout, options, references)
     source = replace(

@@ -126,6 +126,7 @@ class LabelledDicom(FolderLayout, ReadOptions):
     """
 
     stage = "segmentation"
+    groups_in_files = True
     summary = "DICOM series with DICOM-SEG or RTSTRUCT labels, of any names, below any folders"
     tree = """
 any/folders/any_name.dcm   images and labels; they belong together by their UIDs

@@ -70,7 +70,10 @@ def read_image(
     if isinstance(source, Path) and source.stat().st_size > options.max_bytes:
         raise Unreadable(f"a file of more bytes than max_bytes ({options.max_bytes})")
     data = source if isinstance(source, bytes) else source.read_bytes()
-    image = _open(data, options.max_pixels, options.max_bytes)
+    image = open_image(data, options.max_pixels, options.max_bytes)
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # a camera's JPEG with a preview behind it
+        raise Unreadable(f"holds {frames} frames; split them into files")
     is_jpeg = image.format in ("JPEG", "MPO")
     upright = _is_upright(image, data)
     small = max_size is None or max(image.size) <= max_size
@@ -101,7 +104,13 @@ def read_image(
     return Picture(array, ("png", encode_png(array)))
 
 
-def _open(data: bytes, max_pixels: int, max_bytes: int) -> Image.Image:
+def open_image(data: bytes, max_pixels: int, max_bytes: int) -> Image.Image:
+    """An image file of any of `FORMATS`, its pixels not yet decoded.
+
+    Raises:
+        Unreadable: Not an image, more than `max_pixels` or `max_bytes`, or one that asks for far
+            more memory or work than its pixels.
+    """
     if not data:
         raise Unreadable("the file is empty")
     if data[:2] == b"\xff\xd8":
@@ -119,9 +128,6 @@ def _open(data: bytes, max_pixels: int, max_bytes: int) -> Image.Image:
         raise Unreadable(f"{size} bytes of pixels exceed max_bytes ({max_bytes})")
     if image.format == "TIFF":
         _check_tiles(image)
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # a camera's JPEG with a preview behind it
-        raise Unreadable(f"holds {frames} frames; split them into files")
     return image
 
 

@@ -1,6 +1,5 @@
 """Mask images as label maps; refused where what they mean is not certain."""
 
-import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data_prep.options import ReadOptions
 from data_prep.readers.colours import Colour, describe_colours, nearest_colour
-from data_prep.readers.images import FORMATS
+from data_prep.readers.images import open_image
 from data_prep.records import Unreadable
 
 MAX_BETWEEN = 0.01
@@ -110,9 +110,11 @@ def nearest_level(values: np.ndarray, levels: Sequence[int]) -> np.ndarray:
 def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     """A mask image; what fails while it is read is the fault of the file."""
     try:
-        with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                raise Unreadable("its mask exceeds max_pixels")
+        image = open_image(path.read_bytes(), max_pixels, ReadOptions.max_bytes)
+    except Unreadable as error:
+        raise Unreadable(f"its mask: {error}") from error
+    try:
+        with image:
             yield image
     except Unreadable:
         raise

@@ -1,7 +1,7 @@
 """From a reference to records that are ready to be written."""
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,9 +17,18 @@ from data_prep.records import (
     patient_of,
     printable,
 )
+from data_prep.shards.summary import Figures, count_pixels
 
-Encoded = tuple[Sample, dict[str, Any], dict[str, bytes]]
-"""A sample, its JSON and its members."""
+
+class Encoded(NamedTuple):
+    """A record, ready to be written; its pixels are no longer in memory."""
+
+    meta: dict[str, Any]
+    """Its JSON."""
+    members: dict[str, bytes]
+    patient: str
+    """Whose it is, in clear; see `patient_of`."""
+    figures: Figures
 
 
 def read_reference(
@@ -75,7 +84,7 @@ def _encode(sample: Sample, reference: Reference, source: Source, salt: str) -> 
         else:
             members["mask.png"] = encode_png(sample.mask)
     members["json"] = _encode_meta(meta)
-    return sample, meta, members
+    return Encoded(meta, members, patient_of(sample, reference), count_pixels(sample))
 
 
 def _encode_meta(meta: dict[str, Any]) -> bytes:

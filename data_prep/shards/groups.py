@@ -61,7 +61,13 @@ class WithoutHeldOut:
     """Key of these hashes."""
 
     def __call__(self, reference: Reference) -> Iterator[Sample | NotAnImage | Unreadable]:
-        """The samples of a reference; in place of one that is left out, the reason."""
+        """The samples of a reference; in place of one that is left out, the reason.
+
+        Raises:
+            NotAnImage: All of it is left out, as is known before it is read.
+        """
+        if group_hash(reference.group, self.salt) in self.groups:
+            raise NotAnImage(HELD_OUT)
         for sample in self.read(reference):
             if isinstance(sample, Sample) and self._shows_one(sample, reference):
                 yield NotAnImage(HELD_OUT)

@@ -8,7 +8,7 @@ import platform
 from collections import Counter
 from collections.abc import Iterable
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,31 @@ EXACT_PIXELS = 1 << 20
 """So many squares of 16-bit integers sum to less than 2^53: doubles hold every step exactly."""
 
 SOFTWARE = ("samaritan", "numpy", "pillow", "pydicom", "nibabel")
+
+
+class Figures(NamedTuple):
+    """What is counted of the pixels of one record."""
+
+    shape: tuple[int, ...]
+    """(H, W), or (D, H, W) of a volume."""
+    volume: bool
+    kind: str
+    """Type and channels, such as uint8x3."""
+    sums: list[tuple[int, int, int]]
+    """Number, sum and sum of squares of the values of each channel."""
+
+
+def count_pixels(sample: Sample) -> Figures:
+    """The figures of a sample."""
+    image = sample.image
+    colour = image.ndim == 3 and not sample.volume
+    pixels = image.reshape(-1, 3 if colour else 1)
+    return Figures(
+        image.shape if sample.volume else image.shape[:2],
+        sample.volume,
+        f"{image.dtype.name}x{pixels.shape[1]}",
+        [exact_sums(channel) for channel in pixels.T],
+    )
 
 
 class Summary:
@@ -37,26 +62,19 @@ class Summary:
         self.burned_in = 0
         self.sums: dict[str, list[list[int]]] = {}
 
-    def add(self, sample: Sample, meta: dict[str, Any]) -> None:
+    def add(self, figures: Figures, meta: dict[str, Any]) -> None:
         """Count one record."""
         self.records += 1
-        self.volumes |= sample.volume
+        self.volumes |= figures.volume
         self.groups.add(meta["group"])
-        self.shapes[sample.image.shape if sample.volume else sample.image.shape[:2]] += 1
+        self.shapes[figures.shape] += 1
         self.classes.update([meta["label"]] if meta["label"] else [])
         self.modalities.update([meta["modality"]] if meta["modality"] else [])
         self.present.update(meta.get("present", []))
         self.burned_in += bool(meta.get("burned_in"))
-        colour = sample.image.ndim == 3 and not sample.volume
-        pixels = sample.image.reshape(-1, 3 if colour else 1)
-        totals = self.sums.setdefault(
-            f"{sample.image.dtype.name}x{pixels.shape[1]}", [[0, 0, 0] for _ in pixels[0]]
-        )
-        for total, channel in zip(totals, pixels.T, strict=True):
-            count, value, square = exact_sums(channel)
-            total[0] += count
-            total[1] += value
-            total[2] += square
+        totals = self.sums.setdefault(figures.kind, [[0, 0, 0] for _ in figures.sums])
+        for total, sums in zip(totals, figures.sums, strict=True):
+            total[:] = (before + more for before, more in zip(total, sums, strict=True))
 
     def document(self) -> dict[str, Any]:
         """As stored in the shard's index."""

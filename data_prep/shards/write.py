@@ -16,7 +16,7 @@ from data_prep.format.index import index_path, read_json
 from data_prep.format.tar import TarWriter
 from data_prep.options import WriteOptions
 from data_prep.readers.quiet import quiet
-from data_prep.records import NotAnImage, Source, patient_of, record_key
+from data_prep.records import NotAnImage, Source, record_key
 from data_prep.shards.alone import reading
 from data_prep.shards.existing import count_changed, is_finished, recipe, stored_options
 from data_prep.shards.history import extension_number
@@ -118,10 +118,10 @@ def write_shard(
                 kind = "skipped" if isinstance(error, NotAnImage) else "unreadable"
                 quarantined.append([key, kind, str(error), 1 / (len(records) + len(errors))])
             patients = {}
-            for index, (sample, meta, members) in enumerate(records):
-                summary.add(sample, meta)
-                patients[meta["group"]] = patient_of(sample, reference)
-                writer.add(key if len(records) == 1 else f"{key}-{index:04d}", members)
+            for index, record in enumerate(records):
+                summary.add(record.figures, record.meta)
+                patients[record.meta["group"]] = record.patient
+                writer.add(key if len(records) == 1 else f"{key}-{index:04d}", record.members)
             if not records:
                 patients[""] = reference.group
             table.add(key, reference, patients.items(), state)

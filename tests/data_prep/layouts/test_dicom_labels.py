@@ -393,6 +393,18 @@ def test_stage_one_leaves_out_the_patients_that_stage_two_tests_on(tmp_path, mak
     assert tested not in groups_of(unlabelled, "train")
 
 
+def test_no_patient_number_is_printed(tmp_path, make_series, capfd):
+    """Numbers that look like those of one patient are warned of where they are names of files."""
+    for number in range(5):
+        header = {"series": f"1.2.{number}", "PatientID": f"TCGA-02-{number:04d}"}
+        paths = make_series(tmp_path / "in" / str(number), volume(number), **header)
+        write_seg(tmp_path / "in" / str(number) / "seg", paths, boxes())
+    options = ["--layout=dicom", f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'set'}"]
+    main(["shard-seg", *options])
+    printed = "".join(capfd.readouterr())
+    assert "5 records" in printed and "warning" not in printed and "TCGA" not in printed
+
+
 def groups_of(output, split):
     dataset = ShardDataset(output, split)
     return {dataset.meta(index)["group"] for index in range(len(dataset))}

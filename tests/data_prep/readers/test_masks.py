@@ -1,5 +1,7 @@
 """What a mask image means, or why that is not certain."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
@@ -85,3 +87,17 @@ def test_labels_of_a_palette_are_its_indices(tmp_path):
 def test_an_empty_mask_stays_empty_under_a_threshold(tmp_path):
     Image.fromarray(np.uint8(0) * DISC).save(tmp_path / "mask.png")
     assert not binary_mask(tmp_path / "mask.png", 128).any()
+
+
+def test_masks_have_the_bounds_of_images(tmp_path):
+    stream = io.BytesIO()
+    Image.fromarray(np.zeros((60, 80), np.uint8)).save(stream, "JPEG", progressive=True)
+    data = stream.getvalue()
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    (tmp_path / "mask.jpg").write_bytes(data[:-2] + scan * 100 + data[-2:])
+    with pytest.raises(Unreadable, match=r"its mask: a JPEG of 1\d\d scans, more than 100"):
+        read_label_map(tmp_path / "mask.jpg", 10_000, 128, binary=True)
+    (tmp_path / "mask.jpg").write_bytes(data)
+    with pytest.raises(Unreadable, match="its mask: 80 x 60 pixels exceed max_pixels"):
+        read_label_map(tmp_path / "mask.jpg", 4799, 128, binary=True)
+    assert not read_label_map(tmp_path / "mask.jpg", 4800, 128, binary=True).any()

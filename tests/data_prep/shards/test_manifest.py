@@ -6,7 +6,7 @@ import pytest
 from data_prep.common.errors import UserError
 from data_prep.records import Reference, Sample
 from data_prep.shards.manifest import assign_splits, plan_shards
-from data_prep.shards.summary import Summary, dataset_document
+from data_prep.shards.summary import Summary, count_pixels, dataset_document
 
 
 def test_plan_does_not_depend_on_the_order_of_files():
@@ -43,7 +43,7 @@ def test_sizes_of_images_and_volumes_in_one_set():
     summary = Summary()
     for shape, volume in (((40, 50), False), ((40, 60, 3), False), ((7, 30, 90), True)):
         sample = Sample(np.zeros(shape, np.uint8), volume=volume)
-        summary.add(sample, {"group": "g", "label": None, "modality": None})
+        summary.add(count_pixels(sample), {"group": "g", "label": None, "modality": None})
     index = {
         "shard": "train-000000.tar",
         "bytes": 0,
