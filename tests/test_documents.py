@@ -15,10 +15,12 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import torch
 from PIL import Image
 from pydicom.data import get_testdata_file
+from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage
 from segment_anything import sam_model_registry
 
 from data_prep.__main__ import COMMANDS as DATA_PREP
@@ -117,6 +119,45 @@ def write_volumes(folder: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), folder / "volumes" / "scan.nii.gz")
 
 
+def write_series(folder: Path) -> None:
+    """CT series of three patients, each with an RTSTRUCT of one region."""
+    for patient in range(3):
+        images = []
+        for index in range(6):
+            image = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+            image.PatientID, image.SeriesInstanceUID = f"P{patient}", f"1.2.{patient}"
+            image.SOPInstanceUID = f"1.2.{patient}.{index}"
+            image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+            image.ImagePositionPatient = [-40.0, -40.0, 5.0 * index]
+            images.append(image)
+        regions = pydicom.Dataset()
+        regions.file_meta = pydicom.dataset.FileMetaDataset()
+        regions.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        regions.SOPClassUID, regions.SOPInstanceUID = RTStructureSetStorage, f"1.3.{patient}"
+        regions.Modality, regions.PatientID = "RTSTRUCT", images[0].PatientID
+        regions.StudyInstanceUID, regions.SeriesInstanceUID = "1.2", f"1.4.{patient}"
+        series, study, frame = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+        series.SeriesInstanceUID = images[0].SeriesInstanceUID
+        study.RTReferencedSeriesSequence = [series]
+        frame.RTReferencedStudySequence = [study]
+        regions.ReferencedFrameOfReferenceSequence = [frame]
+        regions.StructureSetROISequence, regions.ROIContourSequence = [], []
+        for number, name in enumerate(("Liver", "GTV 1"), start=1):
+            named, drawn, contour = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+            named.ROINumber = drawn.ReferencedROINumber = number
+            named.ROIName = name
+            contour.ContourGeometricType, contour.NumberOfContourPoints = "CLOSED_PLANAR", 4
+            corners = ((-20, -20), (10, -20), (10, 5 * number), (-20, 5 * number))
+            contour.ContourData = [each for x, y in corners for each in (x, y, 10)]
+            drawn.ContourSequence = [contour]
+            regions.StructureSetROISequence.append(named)
+            regions.ROIContourSequence.append(drawn)
+        for index, dataset in enumerate([*images, regions]):
+            path = folder / "series" / f"patient{patient}" / f"{index}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            dataset.save_as(path, enforce_file_format=True)
+
+
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository's folder as a user has it: with data and a SAM checkpoint beside the code."""
@@ -126,6 +167,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).symlink_to(ROOT / name)
     write_pictures(folder)
     write_volumes(folder)
+    write_series(folder)
     (folder / "scans").mkdir()
     for name in ("CT_small.dcm", "MR_small.dcm", "examples_rgb_color.dcm", "SC_rgb_rle.dcm"):
         shutil.copy(str(get_testdata_file(name)), folder / "scans")
@@ -179,9 +221,12 @@ def test_the_readme_runs_as_printed(after_readme):
         assert (after_readme / path).is_file(), path
     targets = {
         name: set(json.loads((after_readme / f"shards/{name}/dataset.json").read_text())["labels"])
-        for name in ("retina", "retina-values")
+        for name in ("retina", "retina-values", "series")
     }
-    assert targets == {"retina": {"disc", "cup"}, "retina-values": {"disc", "cup"}}
+    discs = {"disc", "cup"}
+    assert targets == {"retina": discs, "retina-values": discs, "series": {"liver", "tumour"}}
+    slices = json.loads((after_readme / "shards/slices/dataset.json").read_text())
+    assert (slices["records"], slices["skipped"]) == (12, 1)  # two of three patients
 
     script = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
     checks = "\nassert features.shape == (1, 256, 14, 14) and tokens.shape == (1, 196, 768)"

@@ -11,6 +11,8 @@ from PIL import Image
 
 PNG_SIZE = slice(16, 24)
 """Bytes of a PNG file that hold its width and height."""
+PNG_LEVEL = 4
+"""Of zlib. A CT slice takes 9 ms and 83 kB, at Pillow's level 6 it takes 35 ms and 84 kB."""
 MAX_PIXELS = 2**28
 """A PNG that says it has more is refused before memory is taken for it."""
 
@@ -20,7 +22,7 @@ def encode_png(array: np.ndarray) -> bytes:
     if array.dtype not in (np.uint8, np.uint16) or (array.ndim == 3 and array.dtype != np.uint8):
         raise ValueError(f"a PNG cannot hold an array of {array.dtype} with shape {array.shape}")
     stream = io.BytesIO()
-    Image.fromarray(array).save(stream, "PNG")
+    Image.fromarray(array).save(stream, "PNG", compress_level=PNG_LEVEL)
     return stream.getvalue()
 
 
