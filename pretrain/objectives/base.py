@@ -72,12 +72,18 @@ class Inputs:
         return self._clean[keep_ratio]
 
     def _draw(self, keep_ratio: float) -> View:
-        if keep_ratio == 1.0:
+        keep = self.draw_keep(keep_ratio)
+        if keep is None:
             return View(self.embeddings, None)
-        batch = len(self.embeddings)
-        keep = balanced_keep(batch, self.grid, ATTENTION_WINDOW, keep_ratio, self.generator)
         index = keep.to(self.embeddings.device, non_blocking=True)
         return View(take(self.embeddings, index), keep)
+
+    def draw_keep(self, keep_ratio: float) -> Tensor | None:
+        """Another random subset of tokens for each image: `View.keep`."""
+        if keep_ratio == 1.0:
+            return None
+        batch = len(self.embeddings)
+        return balanced_keep(batch, self.grid, ATTENTION_WINDOW, keep_ratio, self.generator)
 
 
 class Objective(nn.Module, ABC):

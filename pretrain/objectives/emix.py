@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from lightly.utils.dist import gather, rank, world_size
 from torch import Tensor, nn
 
+from pretrain.encoder.sam import take
 from pretrain.objectives.base import Inputs, Objective, Plan, View
 
 
@@ -48,7 +49,11 @@ class EMix(Objective):
         self.project = nn.Sequential(nn.LayerNorm(width, eps=1e-6), nn.Linear(width, projection))
 
     def plan(self, inputs: Inputs) -> Plan:
-        """The clean view and the mixed one, both on the same tokens."""
+        """The clean view and the mixed one.
+
+        Images are mixed position by position. Of the mixed ones other tokens are kept than of the
+        clean ones, or else the mask would tell which belong together.
+        """
         clean = inputs.clean(self.keep_ratio)
         batch = len(clean.embeddings)
         device = clean.embeddings.device
@@ -60,21 +65,30 @@ class EMix(Objective):
         )  # (B,)
         partner = torch.randperm(batch, generator=inputs.generator)
         partner = partner.to(device, non_blocking=True)  # (B,)
+        keep = inputs.draw_keep(self.keep_ratio)
+        own, other = inputs.embeddings, inputs.embeddings.detach()
+        if keep is None:
+            other = other[partner]
+        else:
+            index = keep.to(device, non_blocking=True)  # (B, n)
+            own, other = take(own, index), other[partner[:, None], index]
         # In fp32 also under autocast: bf16 would round lambda to 8 bits.
-        embeddings = clean.embeddings.float()
-        mixed = torch.lerp(embeddings[partner].detach(), embeddings, share[:, None, None])
+        mixed = torch.lerp(other.float(), own.float(), share[:, None, None])
 
         def loss(encoded: Sequence[Tensor]) -> Tensor:
-            z, z_mix = (F.normalize(self.project(e.mean(dim=1)).float(), dim=-1) for e in encoded)
-            first = 0
-            if self.gather_negatives and world_size() > 1:
-                first = rank() * batch
-                z = torch.cat(gather(z.contiguous()))
-            logits = z_mix @ z.T / self.temperature  # (B, B * processes)
-            diagonal = first + torch.arange(batch, device=device)
-            cross_entropy = nn.CrossEntropyLoss(reduction="none")
-            by_sample: Tensor = share * cross_entropy(logits, diagonal)
-            by_sample = by_sample + (1 - share) * cross_entropy(logits, first + partner)
-            return by_sample.mean()
+            with torch.autocast(device.type, enabled=False):  # nor are logits rounded
+                z, z_mix = (
+                    F.normalize(self.project(e.float().mean(dim=1)), dim=-1) for e in encoded
+                )
+                first = 0
+                if self.gather_negatives and world_size() > 1:
+                    first = rank() * batch
+                    z = torch.cat(gather(z.contiguous()))
+                logits = z_mix @ z.T / self.temperature  # (B, B * processes)
+                diagonal = first + torch.arange(batch, device=device)
+                cross_entropy = nn.CrossEntropyLoss(reduction="none")
+                by_sample: Tensor = share * cross_entropy(logits, diagonal)
+                by_sample = by_sample + (1 - share) * cross_entropy(logits, first + partner)
+                return by_sample.mean()
 
-        return Plan([clean, View(mixed.to(clean.embeddings.dtype), clean.keep)], loss)
+        return Plan([clean, View(mixed.to(clean.embeddings.dtype), keep)], loss)

@@ -115,7 +115,6 @@ def test_emix_equals_the_formula_sample_by_sample(keep_ratio: float) -> None:
 
     # The same draws again, literally.
     generator = seeded(4)
-    kept = clean.embeddings
     if keep_ratio < 1:
         again = Inputs(inputs.images, inputs.embeddings, GRID, generator)
         torch.testing.assert_close(again.clean(keep_ratio).keep, clean.keep)
@@ -128,19 +127,67 @@ def test_emix_equals_the_formula_sample_by_sample(keep_ratio: float) -> None:
     for i in range(batch):
         share = max(shares[i], 1 - shares[i])
         assert 0.5 <= share <= 1
-        blend = share * kept[i] + (1 - share) * kept[partners[i]]
+        whole = share * inputs.embeddings[i] + (1 - share) * inputs.embeddings[partners[i]]
+        blend = whole if mixed.keep is None else whole[mixed.keep[i]]
         torch.testing.assert_close(mixed.embeddings[i], blend, atol=1e-5, rtol=1e-5)
         logits = torch.stack([z_mix[i] @ other for other in z]) / 0.2
         log_p = logits - logits.exp().sum().log()
         expected -= (share * log_p[i] + (1 - share) * log_p[partners[i]]) / batch
     torch.testing.assert_close(loss, expected)
 
+    if keep_ratio < 1:  # each view has kept tokens of its own
+        assert not torch.equal(mixed.keep, clean.keep)
     # The partner's part carries no gradient; the own part carries its share.
     (grad,) = torch.autograd.grad(mixed.embeddings.sum(), inputs.embeddings)
     share = torch.tensor(np.maximum(shares, 1 - shares), dtype=torch.float32)
     torch.testing.assert_close(grad.amax((1, 2)), share, atol=1e-5, rtol=1e-5)
     grads = torch.autograd.grad(loss, encoded)
     assert all(g.abs().max() > 0 for g in grads)  # both views learn
+
+
+@pytest.mark.parametrize("keep_ratio", [1.0, 0.25])
+def test_emix_mixes_whole_images(keep_ratio: float) -> None:
+    """Patch embedding is linear, so mixed embeddings are those of mixed images."""
+    torch.manual_seed(0)
+    encoder = SamEncoder(TINY)
+    images = torch.randn(4, 3, 224, 224)
+    embeddings, grid = encoder.embed(images)
+    _, mixed = (
+        EMix(32, keep_ratio=keep_ratio).plan(Inputs(images, embeddings, grid, seeded(1))).views
+    )
+    generator = seeded(1)
+    Inputs(images, embeddings, grid, generator).clean(keep_ratio)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    share = np.random.default_rng(seed).beta(1.0, 1.0, 4)
+    share = torch.tensor(np.maximum(share, 1 - share), dtype=torch.float32).view(4, 1, 1, 1)
+    partner = torch.randperm(4, generator=generator)
+    whole, _ = encoder.embed(share * images + (1 - share) * images[partner])
+    expected = whole if mixed.keep is None else take(whole, mixed.keep)
+    torch.testing.assert_close(mixed.embeddings, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_emix_learns_nothing_from_which_tokens_are_kept() -> None:
+    """An encoder that knows the kept positions alone cannot tell equal images apart."""
+    torch.manual_seed(0)
+    objective = EMix(32, keep_ratio=0.25)
+    nn.init.orthogonal_(objective.project[1].weight)
+    positions = torch.randn(196, 32)
+    losses = []
+    for seed in range(20):
+        inputs = make_inputs(32, seed)
+        plan = objective.plan(inputs)
+        losses.append(plan.loss([positions[view.keep] for view in plan.views]))
+    assert torch.stack(losses).mean() > math.log(32)
+
+
+def test_emix_compares_in_full_precision_under_autocast() -> None:
+    torch.manual_seed(0)
+    objective = EMix(32, keep_ratio=0.25)
+    plan = objective.plan(make_inputs(4))
+    encoded = [torch.randn(4, 49, 32).bfloat16() for _ in plan.views]
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = plan.loss(encoded)
+    torch.testing.assert_close(rounded, plan.loss([e.float() for e in encoded]), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize(("keep_ratio", "moved"), [(1.0, 0.15), (0.25, 0.15), (0.25, 0.01)])
