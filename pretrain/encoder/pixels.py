@@ -82,3 +82,25 @@ def normalise_pixels(pixels: Tensor, valid: Tensor | None = None) -> Tensor:
     )
     normalised = (pixels.contiguous() - mean) / std
     return normalised if valid is None else normalised * valid[:, None]
+
+
+def to_common_scale(images: Tensor) -> Tensor:
+    """Normalised images with one mean and one deviation for all channels in place of SAM's three.
+
+    A grey image has three equal channels again, as it was stored.
+
+    Args:
+        images: (..., 3, H, W) as `normalise_pixels` gives them.
+    """
+    mean, std = (
+        torch.tensor(c, device=images.device).view(3, 1, 1) for c in (PIXEL_MEAN, PIXEL_STD)
+    )
+    return (images * std + (mean - mean.mean())) / std.mean()
+
+
+def from_common_scale(images: Tensor) -> Tensor:
+    """The reverse of `to_common_scale`."""
+    mean, std = (
+        torch.tensor(c, device=images.device).view(3, 1, 1) for c in (PIXEL_MEAN, PIXEL_STD)
+    )
+    return (images * std.mean() - (mean - mean.mean())) / std

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from pretrain.encoder.pixels import to_common_scale
 from pretrain.encoder.sam import SamEncoder
 from pretrain.objectives.base import Inputs, Objective, Plan
 from pretrain.objectives.reconstruction import draw_reconstructions
@@ -93,8 +94,12 @@ class MaskedAutoencoding(Objective):
         return Plan([view], loss)
 
     def targets(self, images: Tensor) -> Tensor:
-        """Patches to predict, (B, N, 768), of images (B, 3, H, W)."""
-        patches: Tensor = patchify(images, PATCH)
+        """Patches to predict, (B, N, 768), of images (B, 3, H, W).
+
+        They are taken before SAM's shift of the channels: of a grey image, which has three equal
+        ones, half of what is to be predicted would be the constants by which they differ.
+        """
+        patches: Tensor = patchify(to_common_scale(images), PATCH)
         return normalize_mean_var(patches) if self.normalise_patches else patches
 
     def decode(self, encoded: Tensor, keep: Tensor, grid: tuple[int, int]) -> Tensor:

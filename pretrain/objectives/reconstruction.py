@@ -8,7 +8,12 @@ from lightly.models.utils import get_at_index, patchify, set_at_index, unpatchif
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pretrain.encoder.pixels import PIXEL_MEAN, PIXEL_STD
+from pretrain.encoder.pixels import (
+    PIXEL_MEAN,
+    PIXEL_STD,
+    from_common_scale,
+    to_common_scale,
+)
 from pretrain.encoder.sam import SamEncoder
 from pretrain.objectives.base import Inputs
 from pretrain.sizes import PATCH
@@ -39,15 +44,16 @@ def reconstruct(
     assert view.keep is not None  # keep_ratio is below 1
     keep = view.keep.to(images.device)
     tokens = encoder.encode(view.embeddings, grid, view.keep)
-    patches = patchify(images, PATCH)  # (B, N, 768)
+    patches = patchify(to_common_scale(images), PATCH)  # (B, N, 768)
     predicted = objective.predict(objective.decode(tokens, keep, grid)).float()
     if objective.normalise_patches:
         mean, variance = patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)
         predicted = predicted * (variance + 1e-6).sqrt() + mean
     visible = get_at_index(patches, keep)
-    masked = set_at_index(torch.zeros_like(patches), keep, visible)
-    filled = set_at_index(predicted, keep, visible)
-    return unpatchify(masked, PATCH), unpatchify(filled, PATCH)
+    filled = from_common_scale(unpatchify(set_at_index(predicted, keep, visible), PATCH))
+    plain = patchify(images, PATCH)
+    masked = set_at_index(torch.zeros_like(plain), keep, get_at_index(plain, keep))
+    return unpatchify(masked, PATCH), filled
 
 
 def draw_reconstructions(
@@ -66,14 +72,9 @@ def draw_reconstructions(
     rows = len(images)
     figure = Figure(figsize=(6, 2 * rows))
     axes = figure.subplots(rows, 3, squeeze=False)
-    # SAM's normalisation shifts the channels of a grey patch apart, and with them a poor guess.
-    grey = [np.ptp(to_rgb(image), axis=-1).max() < 1e-3 for image in images]
     for column, (title, pictures) in enumerate(zip(titles, columns, strict=True)):
         for row in range(rows):
-            pixels = to_rgb(pictures[row])
-            if grey[row]:
-                pixels = pixels.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
-            axes[row, column].imshow(pixels)
+            axes[row, column].imshow(to_rgb(pictures[row]))
             axes[row, column].axis("off")
         axes[0, column].set_title(title)
     figure.subplots_adjust(wspace=0.03, hspace=0.03)

@@ -13,6 +13,13 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
 
+from pretrain.encoder.pixels import (
+    PIXEL_MEAN,
+    PIXEL_STD,
+    from_common_scale,
+    normalise_pixels,
+    to_common_scale,
+)
 from pretrain.encoder.sam import SamEncoder, take
 from pretrain.encoder.windows import balanced_keep
 from pretrain.objectives import EMix, Inputs, MaskedAutoencoding, Objective, Plan, ShED, View
@@ -48,6 +55,9 @@ def test_mae_loss_is_the_mean_square_over_dropped_patches_only(normalise: bool) 
     loss = plan.loss([encoded])
 
     predicted = objective.predict(objective.decode(encoded, view.keep, GRID))
+    mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
+    stored = inputs.images * std.view(3, 1, 1) + mean.view(3, 1, 1)  # 0 to 255
+    pixels = (stored - mean.mean()) / std.mean()
     errors = []
     for b in range(3):
         kept = set(view.keep[b].tolist())
@@ -56,7 +66,7 @@ def test_mae_loss_is_the_mean_square_over_dropped_patches_only(normalise: bool) 
             if token in kept:
                 continue
             y, x = token // 14 * 16, token % 14 * 16
-            patch = inputs.images[b, :, y : y + 16, x : x + 16]
+            patch = pixels[b, :, y : y + 16, x : x + 16]
             target = patch.permute(1, 2, 0).flatten()  # pixels row by row, channels innermost
             if normalise:
                 target = (target - target.mean()) / (target.var(unbiased=True) + 1e-6).sqrt()
@@ -80,6 +90,22 @@ def test_mae_decoder_puts_each_token_in_its_place_and_mask_tokens_elsewhere() ->
             content = embedded[b, where.item()] if len(where) else objective.mask_token[0, 0]
             expected = content + position[b, token - 49]
             torch.testing.assert_close(decoded[b, token], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_mae_targets_of_a_grey_image_are_the_same_in_all_channels(normalise: bool) -> None:
+    grey = torch.randint(0, 256, (2, 1, 224, 224), generator=seeded(0), dtype=torch.uint8)
+    objective = MaskedAutoencoding(32, normalise_patches=normalise)
+    target = objective.targets(normalise_pixels(grey.expand(-1, 3, -1, -1)))
+    by_channel = target.view(2, 196, 256, 3)
+    torch.testing.assert_close(by_channel, by_channel[..., :1].expand_as(by_channel))
+    even = objective.targets(normalise_pixels(torch.full((1, 3, 224, 224), 90, dtype=torch.uint8)))
+    assert even.std() < 1e-3  # nothing but the value itself
+
+
+def test_the_scale_common_to_all_channels_is_left_again() -> None:
+    images = torch.randn(2, 3, 32, 32, generator=seeded(0))
+    torch.testing.assert_close(from_common_scale(to_common_scale(images)), images)
 
 
 def test_mae_predictions_do_not_depend_on_dropped_pixels() -> None:
