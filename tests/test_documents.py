@@ -45,7 +45,7 @@ STEPS = "--optim.steps 2 --optim.batch_size 2 --optim.warmup_steps 1 --data.work
 ADDED = {
     " pretrain/train.py ": STEPS,
     " finetune/train.py ": f"{STEPS} --model.image_size 64",
-    "/full_tokens.yaml ": "--optim.batch_size 8",
+    "/full_tokens.yaml ": "--optim.batch_size 8 --encoder_size vit_t",
     " finetune evaluate ": "--data.cases 1",
     " data_prep benchmark": "--images 6 --photographs 2 --workers 1 --repeats 1",
     " pretrain benchmark": "--encoder_size vit_t --sizes 224 --repeats 1 --batch_size 2",
@@ -274,7 +274,7 @@ def test_options_that_the_readme_names_exist():
     for command in (*DATA_PREP.values(), *FINETUNE.values(), *PRETRAIN.values()):
         configs += () if isinstance(command.configs, str) else command.configs
     configs += (layout for layouts in list_layouts().values() for layout in layouts)
-    known = {"help", "config", "version", "dependency"}
+    known = {"help", "config", "version"} | {"dependency", "exclude"}  # of sbatch, of rsync
     known |= {name for config in configs for name in options_of(config)}
     known |= {f"objectives.emix.{name}" for name in read_parameters("pretrain.objectives.EMix")}
     named = set(options_named_in(README))
