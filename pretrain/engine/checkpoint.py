@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data_prep.common.errors import UserError
-from data_prep.common.files import use_umask, write_json
+from data_prep.common.files import sha256, use_umask, write_json
 
 OPTIMIZER_FILE = "optimizer.pt"
+FILES = "files"
+"""Document of the size and SHA-256 of each other file of a checkpoint."""
 
 
 @dataclass
@@ -69,6 +71,27 @@ class Checkpoint:
         path = self.folder / f"{name}.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
+    def fault(self) -> str:
+        """What is wrong with its files; "" if it is whole."""
+        try:
+            listed = self.document(FILES)
+            if listed is None:  # of an earlier version, which kept no sums
+                self.state()
+                for path in self.folder.glob("*.safetensors"):
+                    with safe_open(path, "pt"):
+                        pass
+                torch.load(self.folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+                return ""
+            for name, (size, checksum) in listed.items():
+                path = self.folder / name
+                if not path.is_file():
+                    return f"{name} is missing"
+                if path.stat().st_size != size or sha256(path) != checksum:
+                    return f"{name} is not as it was written"
+        except Exception as error:  # readers of damaged files raise nearly anything
+            return f"it cannot be read ({type(error).__name__})"
+        return ""
+
     def state(self) -> State:
         """How far the run was."""
         return State(**self.document("state"))
@@ -86,10 +109,15 @@ class Checkpoint:
             raise UserError(f"{path} does not fit the model of this recipe: {error}") from None
 
 
+def checkpoints_of(run: Path) -> list[Checkpoint]:
+    """The checkpoints of a run folder, the oldest first."""
+    return [Checkpoint(folder) for folder in sorted((run / "checkpoints").glob("step-*"))]
+
+
 def latest_checkpoint(run: Path) -> Checkpoint | None:
-    """The newest whole checkpoint of a run folder, or None."""
-    found = sorted((run / "checkpoints").glob("step-*"))
-    return Checkpoint(found[-1]) if found else None
+    """The newest checkpoint of a run folder, or None."""
+    found = checkpoints_of(run)
+    return found[-1] if found else None
 
 
 def save_checkpoint(
@@ -122,6 +150,8 @@ def save_checkpoint(
     for name, document in {**documents, "state": asdict(state)}.items():
         write_json(temporary / f"{name}.json", document)
     torch.save(optimizer.state_dict(), temporary / OPTIMIZER_FILE)
+    sums = {path.name: (path.stat().st_size, sha256(path)) for path in temporary.iterdir()}
+    write_json(temporary / f"{FILES}.json", sums)
     for path in temporary.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())

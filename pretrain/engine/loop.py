@@ -13,7 +13,7 @@ from data_prep.common.errors import UserError
 from data_prep.common.files import write_json, write_text
 from data_prep.loader.dataset import build_loader
 from data_prep.loader.signals import term_blocked
-from pretrain.engine.checkpoint import State, latest_checkpoint, save_checkpoint
+from pretrain.engine.checkpoint import State, save_checkpoint
 from pretrain.engine.cpu import keep_freed_memory, use_cores
 from pretrain.engine.evaluator import Evaluator
 from pretrain.engine.figures import draw_losses, save_figure
@@ -21,6 +21,7 @@ from pretrain.engine.memory import peak_memory
 from pretrain.engine.metrics import Metrics
 from pretrain.engine.optim import build_optimizer, learning_rate, set_learning_rate, step_seed
 from pretrain.engine.progress import Progress
+from pretrain.engine.resume import agree_on_checkpoint, on_rank_0
 from pretrain.engine.run import prepare_folder
 from pretrain.engine.run_options import RunOptions
 from pretrain.engine.stage import Stage
@@ -46,10 +47,8 @@ def train(stage_class: type[Stage], options: RunOptions, resolved: str) -> None:
     stage = stage_class(options, device)
     evaluators = {name: chosen.build(Evaluator) for name, chosen in options.evaluators.items()}
     new_optimizer = build_optimizer(stage.model, options.optim)
-    if accelerator.is_main_process:
-        prepare_folder(options, resolved)
-    accelerator.wait_for_everyone()
-    checkpoint = latest_checkpoint(options.output)
+    on_rank_0(accelerator, lambda: prepare_folder(options, resolved))
+    checkpoint = agree_on_checkpoint(options.output, accelerator)
     state = State()
     if checkpoint is not None:
         state = checkpoint.state()

@@ -87,6 +87,23 @@ def test_a_killed_run_resumes_to_the_same_losses_and_weights(
         assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
+def test_a_run_whose_newest_checkpoint_is_damaged_ends_the_same(
+    mixed, tmp_path, never_stopped, read_losses, capsys
+) -> None:
+    run = shutil.copytree(never_stopped[1], tmp_path / "run")
+    path = latest_checkpoint(run).weights_file("encoder")
+    path.write_bytes(path.read_bytes()[:-1])
+    options = [RECIPE[1], *TINY, *mixed, f"--output={run}", "--resume=auto"]
+    run_command("pretrain/train.py", COMMAND, options)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    printed = capsys.readouterr()
+    assert "step-00000009 is damaged" in printed.err
+    assert f"resuming after step 8 of {STEPS}" in printed.out
+    assert read_losses(run) == read_losses(never_stopped[1])
+    found, wanted = weights(run, "encoder"), weights(never_stopped[1], "encoder")
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
 def test_two_processes_draw_other_masks_but_the_same_images_in_all(
     never_stopped, read_losses
 ) -> None:

@@ -1,0 +1,75 @@
+"""Which checkpoint a run goes on from: chosen by rank 0, and seen by all."""
+
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+
+from data_prep.common.errors import UserError
+from pretrain.engine.checkpoint import Checkpoint, checkpoints_of
+
+
+def on_rank_0(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
+    """What a function gives in the main process, in all processes.
+
+    Raises:
+        UserError: It raised one. All processes do, so that none waits for one that has ended.
+    """
+    result: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            result[0] = function()
+        except UserError as error:
+            result[1] = str(error)
+    broadcast_object_list(result)
+    if result[1] is not None:
+        raise UserError(result[1])
+    return result[0]
+
+
+def agree_on_checkpoint(run: Path, accelerator: Accelerator) -> Checkpoint | None:
+    """The newest whole checkpoint of a run folder, as the main process sees it.
+
+    Returns:
+        None if the run has none yet.
+
+    Raises:
+        UserError: No checkpoint is whole, or a process does not see the chosen one.
+    """
+    name = on_rank_0(accelerator, lambda: _choose(run))
+    checkpoint = None if name is None else Checkpoint(run / "checkpoints" / name)
+    seen = _names(run)
+    agrees = name in seen if name is not None else not seen
+    answers = gather_object([(accelerator.process_index, socket.gethostname(), agrees)])
+    if strangers := [(rank, host) for rank, host, agreed in answers if not agreed]:
+        rank, host = strangers[0]
+        raise UserError(
+            f"output {run}: process {rank} on {host} does not see what process 0 sees there"
+            f" ({name or 'no checkpoint'}); a run folder must be on a disk that all nodes share"
+        )
+    return checkpoint
+
+
+def _choose(run: Path) -> str | None:
+    """Name of the newest whole checkpoint; each that is damaged is told."""
+    faults: list[str] = []
+    for checkpoint in reversed(checkpoints_of(run)):
+        fault = checkpoint.fault()
+        if not fault:
+            for each in faults:
+                print(f"warning: {each}; going on from {checkpoint.folder.name}", file=sys.stderr)
+            return checkpoint.folder.name
+        faults.append(f"{checkpoint.folder} is damaged: {fault}")
+    if faults:
+        raise UserError(
+            f"{faults[0]}; no other is whole. To start anew, remove {run / 'checkpoints'}"
+        )
+    return None
+
+
+def _names(run: Path) -> list[str]:
+    return [checkpoint.folder.name for checkpoint in checkpoints_of(run)]
