@@ -37,6 +37,11 @@ class PretrainConfig(RunOptions):
         "data.window": "data.shuffle_shards",
     }
 
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = (
+        *RunOptions.MAY_CHANGE,
+        *("compile", "recompute_blocks", "data.shards"),
+    )
+
     data: DataConfig
     """The images."""
     objectives: dict[str, Component] = component(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,6 +78,15 @@ class PretrainStage(Stage):
         """What the encoder is."""
         name, pixels = size_name(self.encoder.size), self.config.image_size
         return {ENCODER: {"name": name, "image_size": pixels}}
+
+    def bound(self, per_pass: int, processes: int) -> dict[str, Any]:
+        """The images, wherever they lie, and how many each objective contrasts with each other."""
+        sets = [part.fingerprint[:12] for part in self.dataset.sets]
+        bound: dict[str, Any] = {"data.shards of fingerprint": sets}
+        for name, objective in self.objectives.items():
+            if contrasted := objective.contrasted(per_pass, processes):
+                bound[f"{name}: contrasted images"] = contrasted
+        return bound
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Encoder and objectives."""

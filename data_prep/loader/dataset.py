@@ -5,6 +5,7 @@ so that reading stays nearly sequential. All epochs in a row are one endless str
 it, samples seen by all processes together, is the loader's whole state.
 """
 
+import hashlib
 import json
 import os
 from collections import OrderedDict
@@ -99,6 +100,13 @@ class ShardDataset(Dataset[Any]):
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def fingerprint(self) -> str:
+        """What the split holds and in which order, wherever it lies."""
+        shards = self.info["splits"][self.split]["shards"]
+        listed = [[shard["name"], shard["records"], shard["sha256"]] for shard in shards]
+        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
     def order(self, epoch: int) -> np.ndarray:
         """(n,) int64: every index once, in the order of `epoch`."""

@@ -31,6 +31,8 @@ class State:
     """Of each logged value, over the steps since the last line of metrics."""
     summed: int = 0
     """How many steps these are."""
+    bound: dict[str, Any] = field(default_factory=dict)
+    """See `Stage.bound`."""
 
     def add(self, values: list[float]) -> None:
         """Count in the values of one step."""

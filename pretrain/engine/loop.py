@@ -22,7 +22,7 @@ from pretrain.engine.metrics import Metrics
 from pretrain.engine.optim import build_optimizer, learning_rate, set_learning_rate, step_seed
 from pretrain.engine.progress import Progress
 from pretrain.engine.resume import agree_on_checkpoint, on_rank_0
-from pretrain.engine.run import prepare_folder
+from pretrain.engine.run import check_folder, prepare_folder
 from pretrain.engine.run_options import RunOptions
 from pretrain.engine.stage import Stage
 from pretrain.engine.stop import INTERRUPTED, INTERRUPTED_FILE, StopRequest
@@ -47,13 +47,23 @@ def train(stage_class: type[Stage], options: RunOptions, resolved: str) -> None:
     stage = stage_class(options, device)
     evaluators = {name: chosen.build(Evaluator) for name, chosen in options.evaluators.items()}
     new_optimizer = build_optimizer(stage.model, options.optim)
-    on_rank_0(accelerator, lambda: prepare_folder(options, resolved))
+    changes = on_rank_0(accelerator, lambda: check_folder(options, resolved))
     checkpoint = agree_on_checkpoint(options.output, accelerator)
+    bound = stage.bound(batch_size, world)
     state = State()
     if checkpoint is not None:
         state = checkpoint.state()
+        for name in state.bound:  # an earlier version kept none
+            if state.bound[name] != bound.get(name):
+                raise UserError(
+                    f"output {options.output} was started with {name} {state.bound[name]}, not"
+                    f" {bound.get(name)}; continue it with the same or name another folder"
+                )
         stage.load(checkpoint)
+    on_rank_0(accelerator, lambda: prepare_folder(options, resolved, checkpoint, changes))
+    if checkpoint is not None:
         accelerator.print(f"resuming after step {state.step} of {options.optim.steps}")
+    state.bound = bound
     model, optimizer = accelerator.prepare(stage.model, new_optimizer)
     if checkpoint is not None:
         checkpoint.load_optimizer(optimizer)

@@ -1,5 +1,7 @@
 """A run's folder: made, taken up again, or refused."""
 
+import datetime
+import json
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -12,12 +14,12 @@ from data_prep.common.cli import write_resolved_config
 from data_prep.common.errors import UserError
 from data_prep.common.files import write_json
 from data_prep.common.parsing import parse_file
-from pretrain.engine.checkpoint import latest_checkpoint, remove_leftovers
+from pretrain.engine.checkpoint import Checkpoint, latest_checkpoint, remove_leftovers
 from pretrain.engine.run_options import RunOptions
 from pretrain.engine.stop import INTERRUPTED_FILE
 
-MAY_CHANGE = ("resume", "output", "log_every", "save_every", "keep", "data.workers", "threads")
-"""Options that may differ when a run is continued; so may those of evaluators."""
+RESUMES = "resumes.jsonl"
+"""When a run was continued, on what, and with which options changed."""
 
 PACKAGES = (
     "torch",
@@ -30,15 +32,19 @@ PACKAGES = (
 )
 
 
-def prepare_folder(options: RunOptions, resolved: str) -> None:
-    """Make a run's folder, or take up the run that is in it. For the main process.
+Changes = dict[str, list[Any]]
+"""Options that differ from those a run was continued with last: before and now."""
+
+
+def check_folder(options: RunOptions, resolved: str) -> Changes:
+    """Whether a run can be made in its folder, or the one that is there taken up.
 
     Args:
         resolved: All options of the run, as YAML.
 
     Raises:
         UserError: The folder has a run and `resume` is never, a run with other options, or
-            something that is not a run. Nothing is changed then.
+            something that is not a run.
     """
     folder = options.output
     if folder.exists() and not folder.is_dir():
@@ -49,27 +55,60 @@ def prepare_folder(options: RunOptions, resolved: str) -> None:
         if options.resume == "never":
             raise UserError(f"output {folder} has a run; continue it with --resume auto")
         if latest_checkpoint(folder) is not None:
-            _require_same_options(folder, type(options), resolved)
+            return _changed_options(folder, options, resolved)
+    return {}
+
+
+def prepare_folder(
+    options: RunOptions, resolved: str, checkpoint: Checkpoint | None, changes: Changes
+) -> None:
+    """Make a run's folder, or take up the run that is in it.
+
+    Args:
+        resolved: All options of the run, as YAML.
+        checkpoint: Where it goes on.
+        changes: See `check_folder`.
+    """
+    folder = options.output
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
     for marker in ("DONE", INTERRUPTED_FILE):
         (folder / marker).unlink(missing_ok=True)
     (folder / "checkpoints").mkdir(exist_ok=True)
     (folder / "figures").mkdir(exist_ok=True)
+    if checkpoint is not None:
+        _record_resume(folder, checkpoint, changes)
     write_json(folder / "environment.json", environment())
     write_resolved_config(folder, resolved)
 
 
-def _require_same_options(folder: Path, config_class: type[RunOptions], resolved: str) -> None:
-    """Compare with the options a run was started with; those it does not name have defaults."""
-    before = _flat(yaml.safe_load(parse_file(config_class, folder / "config.yaml")[1]))
+def _changed_options(folder: Path, options: RunOptions, resolved: str) -> Changes:
+    """What differs from the config of a run; what that does not name has its default.
+
+    Raises:
+        UserError: One that changes the result does.
+    """
+    before = _flat(yaml.safe_load(parse_file(type(options), folder / "config.yaml")[1]))
     now = _flat(yaml.safe_load(resolved))
-    for name in sorted((before.keys() | now.keys()) - {*MAY_CHANGE}):
-        if before.get(name) != now.get(name) and not name.startswith("evaluators"):
+    changed = {}
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) == now.get(name) or name in ("output", "resume"):
+            continue
+        if not name.startswith((*options.MAY_CHANGE, "evaluators")):
             raise UserError(
                 f"output {folder} was started with {name} {before.get(name)}, not {now.get(name)}; "
                 "continue it with the same options or name another folder"
             )
+        changed[name] = [before.get(name), now.get(name)]
+    return changed
+
+
+def _record_resume(folder: Path, checkpoint: Checkpoint, changes: Changes) -> None:
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    line = {"time": now, "from": checkpoint.folder.name, "changed": changes}
+    line |= {"environment": environment()}
+    with (folder / RESUMES).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from data_prep.common.components import Component
 from data_prep.common.errors import UserError
@@ -68,6 +68,13 @@ class OptimConfig:
 @dataclass(kw_only=True)
 class RunOptions:
     """Options of every training run."""
+
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = (
+        *("log_every", "save_every", "keep", "threads", "data.workers", "precision"),
+        "optim.accumulate",
+    )
+    """Beginnings of the names of options that may differ when a run is continued: they decide where
+    and how fast it runs, and change its result by rounding and by random draws at most."""
 
     output: Path
     """Run folder; made, or continued with --resume auto."""

@@ -72,6 +72,14 @@ class Stage(ABC):
             UserError: They do not fit this model.
         """
 
+    def bound(self, per_pass: int, processes: int) -> dict[str, Any]:
+        """What a run that goes on must have as it had, beyond its options, by name.
+
+        Args:
+            per_pass: Images of one forward pass in one process.
+        """
+        return {}
+
     def documents(self) -> dict[str, Any]:
         """What else a checkpoint keeps, as JSON by name."""
         return {}

@@ -104,6 +104,16 @@ class Objective(nn.Module, ABC):
         kept_of_window(keep_ratio, ATTENTION_WINDOW)
         self.weight, self.keep_ratio = weight, keep_ratio
 
+    def contrasted(self, per_pass: int, processes: int) -> int:
+        """Images that are compared with each other; 0 if each is scored by itself.
+
+        A run that goes on must have as many, however its batch is divided then.
+
+        Args:
+            per_pass: Images of one forward pass in one process.
+        """
+        return 0
+
     @abstractmethod
     def plan(self, inputs: Inputs) -> Plan:
         """What to encode and how to score it."""

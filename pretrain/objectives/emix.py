@@ -48,6 +48,10 @@ class EMix(Objective):
         self.gather_negatives = gather_negatives
         self.project = nn.Sequential(nn.LayerNorm(width, eps=1e-6), nn.Linear(width, projection))
 
+    def contrasted(self, per_pass: int, processes: int) -> int:
+        """The candidates of each mixed image."""
+        return per_pass * processes if self.gather_negatives else per_pass
+
     def plan(self, inputs: Inputs) -> Plan:
         """The clean view and the mixed one.
 

@@ -172,9 +172,12 @@ def test_a_run_started_before_an_option_existed_goes_on_with_its_default(
     rewrite(run / "config.yaml", as_an_earlier_version_wrote_it)
     shutil.rmtree(run / "checkpoints" / f"step-{STEPS:08d}")
     (run / "DONE").unlink()
+    for path in run.glob("checkpoints/*/state.json"):  # nor did it keep these
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"bound": {}}))
+        path.with_name("files.json").unlink()
     options = [RECIPE[1], *TINY, *mixed, f"--output={run}", "--resume=auto"]
-    refused = "was started with recompute_blocks False, not True"
-    assert refused in failure([*options, "--recompute_blocks=true"], capfd, monkeypatch)
+    refused = "was started with image_size 224, not 448"
+    assert refused in failure([*options, "--image_size=448"], capfd, monkeypatch)
 
     monkeypatch.setattr("sys.argv", ["pretrain/train.py", *options])
     run_command("pretrain/train.py", COMMAND)
@@ -184,6 +187,54 @@ def test_a_run_started_before_an_option_existed_goes_on_with_its_default(
     for name in ("encoder", "objectives"):
         after, expected = weights(run, name), weights(never_stopped[1], name)
         assert all(torch.equal(after[key], expected[key]) for key in expected)
+
+
+def one_step_before_its_end(source: Path, run: Path) -> None:
+    """A copy of a finished run that has its last step to do again."""
+    shutil.copytree(source, run)
+    shutil.rmtree(run / "checkpoints" / f"step-{STEPS:08d}")
+    (run / "DONE").unlink()
+
+
+def test_a_run_goes_on_with_what_new_hardware_needs_and_moved_data(
+    mixed, never_stopped, tmp_path, capfd, monkeypatch, read_losses
+) -> None:
+    run = tmp_path / "run"
+    one_step_before_its_end(never_stopped[1], run)
+    first, second = re.findall(r"[^\[\], ]+", mixed[0].partition("=")[2])
+    moved = shutil.copytree(first, tmp_path / "moved")
+    options = [RECIPE[1], *TINY, mixed[1], f"--output={run}", "--resume=auto"]
+    data = f"--data.shards=[{moved}, {second}]"
+    monkeypatch.setattr("sys.argv", ["train.py", *options, data, "--recompute_blocks=true"])
+    run_command("pretrain/train.py", COMMAND)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    losses, expected = read_losses(run), read_losses(never_stopped[1])
+    assert losses[:-1] == expected[:-1]
+    assert losses[-1]["mae"] == pytest.approx(expected[-1]["mae"], rel=1e-5)
+    changed = json.loads((run / "resumes.jsonl").read_text())["changed"]
+    assert changed == {
+        "data.shards": [[first, second], [str(moved), second]],
+        "recompute_blocks": [False, True],
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("--optim.accumulate=2", "emix: contrasted images 4, not 2"),
+        ("--data.shards=[{second}, {second}]", "data.shards of fingerprint"),
+    ],
+)
+def test_a_run_is_not_continued_with_what_changes_its_result(
+    change, named, mixed, never_stopped, tmp_path, capfd, monkeypatch
+) -> None:
+    run = tmp_path / "run"
+    one_step_before_its_end(never_stopped[1], run)
+    second = re.findall(r"[^\[\], ]+", mixed[0])[-1]
+    options = [RECIPE[1], *TINY, *mixed, f"--output={run}", "--resume=auto"]
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert named in failure([*options, change.format(second=second)], capfd, monkeypatch)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_a_saved_option_that_differs_is_refused_by_name(
