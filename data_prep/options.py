@@ -1,5 +1,6 @@
 """Options of the commands, and those that several layouts share."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,8 +118,8 @@ class WriteOptions:
     file with columns file and group. Without it, as the layout knows it: often each case alone."""
     salt: str = ""
     """Key of the hashes that stand for file paths and patients. By default it is drawn at random on
-    the first run. Whoever knows it can find out a patient by trying all numbers: it is kept in the
-    folder `private` of the set, which is not to be shared."""
+    the first run. Whoever knows it can re-identify patients by trying all numbers: it is kept in
+    the folder `private` of the set, which is not to be shared."""
     workers: int = 1
     """Number of processes; the bytes written do not depend on it."""
     task: int = 0
@@ -142,12 +143,14 @@ class WriteOptions:
         if min(self.shard_records, self.shard_bytes, self.workers) < 1:
             raise UserError("shard_records, shard_bytes and workers must be at least 1")
         if self.check_contents and not self.extend:
-            raise UserError("check_contents: is for --extend")
+            raise UserError("check_contents: needs --extend")
+        if self.check_contents and self.tasks > 1:
+            raise UserError("check_contents: is for one task; give it --workers")
         if not 0 <= self.task < self.tasks:
             raise UserError(f"task: {self.task} is not one of 0 to {self.tasks - 1} (--tasks)")
         if not 0 <= self.max_bad <= 1:
             raise UserError(f"max_bad: {self.max_bad} is not a fraction between 0 and 1")
-        if len(self.salt.encode()) > 64:
+        if len(os.fsencode(self.salt)) > 64:
             raise UserError("salt: at most 64 bytes")
 
 

@@ -110,7 +110,7 @@ def printable(text: str) -> str:
 def keyed_hash(text: str, salt: str, digest_size: int = 16) -> str:
     """BLAKE2b of `text` under the key `salt`, hexadecimal."""
     return hashlib.blake2b(
-        os.fsencode(text), key=salt.encode(), digest_size=digest_size
+        os.fsencode(text), key=os.fsencode(salt), digest_size=digest_size
     ).hexdigest()
 
 

@@ -13,7 +13,7 @@ from data_prep.common.errors import UserError
 from data_prep.common.faults import find_fault
 from data_prep.format.index import index_path, read_json
 from data_prep.options import PublishOptions
-from data_prep.shards.plan import PLAN
+from data_prep.shards.manifest import PLAN
 from data_prep.shards.private import EARLIER_SALT, read_salt
 
 

@@ -13,7 +13,7 @@ from data_prep.common.errors import UserError
 from data_prep.common.given import Configs, pairs
 from data_prep.common.yaml_text import read_yaml
 from data_prep.format.index import index_path, read_json
-from data_prep.layouts import Layout, Stage, find_layout, list_layouts
+from data_prep.layouts import FolderLayout, Layout, Stage, find_layout, list_layouts
 from data_prep.options import ShardOptions, ShardSegOptions, WriteOptions
 from data_prep.records import Reference, Source, group_hash, keyed_hash
 from data_prep.shards import write_shards
@@ -59,16 +59,21 @@ def shard(options: ShardOptions, layout: Layout, resolved: str) -> None:
         _write(_source(layout, options, references), options, resolved)
         return
     groups, salt = _held_out(options.held_out, options.salt)
+    if not groups:
+        raise UserError(f"held_out: {options.held_out} has no split besides train")
+    held_out = "given"
     if not groups_in_files:
         references = _without_held_out(references, options.held_out, groups, salt)
     source = _source(layout, options, references)
-    if groups_in_files:
-        source = replace(
-            source,
-            read=WithoutHeldOut(source.read, groups, salt),
-            options={**source.options, "held_out": keyed_hash(",".join(sorted(groups)), salt)},
-            defaults={**source.defaults, "held_out": None},
-        )
+    if groups_in_files:  # shards say nothing of who was left out of them
+        digest = keyed_hash(",".join(sorted(groups)), salt, 4)
+        held_out = f"{len(groups)} patients ({digest})"
+        source = replace(source, read=WithoutHeldOut(source.read, groups, salt))
+    source = replace(
+        source,
+        options={**source.options, "held_out": held_out},
+        defaults={**source.defaults, "held_out": held_out},  # earlier versions did not keep it
+    )
     if _write(source, options, resolved) and groups_in_files:
         _require_one_left_out(options.output, options.held_out)
 
@@ -99,6 +104,8 @@ def _source(
     layout: Layout, options: ShardOptions | ShardSegOptions, references: list[Reference]
 ) -> Source:
     """What the writer takes, with the groups that the options give."""
+    if isinstance(layout, FolderLayout) and options.output.resolve() == layout.input.resolve():
+        raise UserError(f"output: {options.output} is the input folder; name another")
     source = layout.source(options.layout, references)
     defaults = {**source.defaults, "group": ""}
     if not options.group:
@@ -193,6 +200,17 @@ def _without_held_out(
     ]
     if len(kept) == len(references):
         raise UserError(_nobody_found(root))
+    found = {group_hash(reference.group, salt) for reference in references} & groups
+    print(
+        f"held_out: {len(found)} of {len(groups)} patients of {root} found,"
+        f" {len(references) - len(kept)} of {len(references)} files left out"
+    )
+    if len(found) < len(groups):
+        print(
+            "warning: of the others nothing is in the input, or both sets name them differently"
+            " (see --group)",
+            file=sys.stderr,
+        )
     return kept
 
 
@@ -203,7 +221,9 @@ def _require_one_left_out(output: Path, root: Path) -> None:
         UserError: None was; dataset.json is removed, so that nothing trains on it unawares.
     """
     text = (output / "quarantine.jsonl").read_text(encoding="utf-8")
-    if not any(json.loads(line)["reason"] == HELD_OUT for line in text.splitlines()):
+    count = sum(json.loads(line)["reason"] == HELD_OUT for line in text.splitlines())
+    print(f"held_out: {count} images or files of patients of {root} left out")
+    if not count:
         (output / "dataset.json").unlink()
         raise UserError(_nobody_found(root))
 
@@ -221,7 +241,7 @@ def _write(source: Source, options: WriteOptions, resolved: str) -> bool:
     """Write a set; whether this task of a job array was the last one."""
     values = yaml.safe_load(resolved)
     # as if made by one process: which task of an array comes last is chance
-    values |= {"task": 0, "tasks": 1}
+    values |= {"task": 0, "tasks": 1, "workers": 1, "extend": False, "check_contents": False}
     document = write_shards(source, options, yaml.safe_dump(values, sort_keys=False))
     if document is None:
         print(

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.common.errors import UserError
 from data_prep.format.index import index_path, read_json
 from data_prep.options import WriteOptions
 from data_prep.readers.quiet import quiet
@@ -40,7 +42,11 @@ def read_heads(output: Path) -> dict[str, dict[str, Any]]:
     """What the index of each shard in a folder says, without its records, by the shard's name."""
     heads = {}
     for path in sorted(output.glob("*-*.index.json")):
-        document = read_json(path)
+        try:
+            document = read_json(path)
+        except UserError as error:
+            print(f"warning: {error}; its shard is made again", file=sys.stderr)
+            continue
         del document["records"]  # those of a large set would not fit in memory
         heads[path.name.removesuffix(".index.json")] = document
     return heads
@@ -73,9 +79,10 @@ def other_options(
 def is_finished(shard: Shard, source: Source, options: WriteOptions) -> bool:
     """Whether a shard of this set is in the output folder, with all that can be read."""
     path = options.output / f"{shard.name}.tar"
-    if not index_path(path).is_file():
+    try:
+        document = read_json(index_path(path))
+    except UserError:  # missing or damaged
         return False
-    document = read_json(index_path(path))
     return (
         document["recipe"] == recipe(shard, source, options.salt)
         and path.is_file()
@@ -104,7 +111,7 @@ def _other_options(document: Mapping[str, Any], source: Source, options: WriteOp
     for name in sorted(before.keys() | now.keys()):
         old, new = (stored.get(name, defaults.get(name)) for stored in (before, now))
         if old != new:
-            old, new = ("null" if value is None else value for value in (old, new))
+            old, new = ("null" if value in (None, "") else value for value in (old, new))
             return f"was made with --{name} {old}, not {new}"
     return ""
 

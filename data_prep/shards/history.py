@@ -26,7 +26,7 @@ def extension_number(output: Path) -> int:
 
 
 def extended_history(
-    shards: Sequence[Shard], indexes: Sequence[dict[str, Any]], records: int, output: Path
+    shards: Sequence[Shard], indexes: Sequence[dict[str, Any]], output: Path
 ) -> list[dict[str, Any]]:
     """The history of a set that is whole now, with the extension that made it so.
 
@@ -34,7 +34,6 @@ def extended_history(
 
     Args:
         indexes: Those of `shards`, without their records.
-        records: Of the whole set.
     """
     removed = _remove_others({shard.name for shard in shards}, output)
     history = read_history(output)
@@ -49,7 +48,6 @@ def extended_history(
                 "files_added": added,
                 "shards_made_again": revised,
                 "shards_removed": removed,
-                "records": records,
             }
         )
         write_json(output / HISTORY, history)

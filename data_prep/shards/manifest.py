@@ -11,6 +11,8 @@ import numpy as np
 from data_prep.common.errors import UserError
 from data_prep.records import Reference
 
+PLAN = "plan.json"
+"""How many references each shard of a set takes."""
 DEFAULT_SPLIT = {"train": 0.8, "test": 0.2}
 
 
@@ -51,6 +53,8 @@ def assign_splits(
     if len(groups) < len(fractions):
         raise UserError(f"split: {len(groups)} groups cannot be divided into {len(fractions)}")
     split_of = _cut(groups, fractions) if known is None else _fill(groups, fractions, known)
+    if empty := sorted(fractions.keys() - set(split_of.values())):
+        raise UserError(f"split: no group would be left in {empty[0]}; give another --output")
     return [replace(reference, split=split_of[reference.group]) for reference in references]
 
 

@@ -103,7 +103,7 @@ def merge(
     if problem is not None:
         (options.output / "dataset.json").unlink(missing_ok=True)
         raise UserError(problem)
-    if history := extended_history(shards, indexes, document["records"], options.output):
+    if history := extended_history(shards, indexes, options.output):
         document["history"] = history
     if resolved is not None:
         write_configs(options.output, resolved)

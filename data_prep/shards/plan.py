@@ -7,6 +7,7 @@ ones, and a shard of which some are gone or changed is made again from what is l
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,11 @@ from data_prep.common.errors import UserError
 from data_prep.common.files import write_text
 from data_prep.format.index import index_path, read_json
 from data_prep.options import WriteOptions
-from data_prep.records import Reference, Source, record_key
+from data_prep.records import Reference, Source, group_hash, record_key
 from data_prep.shards.existing import find_misfits, other_options, read_heads, recipe
 from data_prep.shards.history import extension_number
-from data_prep.shards.manifest import Shard, count_per_shard, cut_shards, in_order
+from data_prep.shards.manifest import PLAN, Shard, count_per_shard, cut_shards, in_order
 from data_prep.shards.private import EARLIER_SALT, read_salt
-
-PLAN = "plan.json"
 
 
 def plan(source: Source, options: WriteOptions) -> list[Shard]:
@@ -64,22 +63,41 @@ def known_splits(references: Sequence[Reference], options: WriteOptions) -> dict
 
     Returns:
         None if the set is not to be extended and never was.
+
+    Raises:
+        UserError: A group of today has members in several splits.
     """
     number = extension_number(options.output)
     if number == 1 and not options.extend:
         return None
     salt = read_salt(options.output) or options.salt or EARLIER_SALT
-    split_of = {
-        key: name.rpartition("-")[0]
+    heads = {
+        name: head
         for name, head in read_heads(options.output).items()
         if head.get("extension", 0) < number
-        for key in _keys(options.output, name)
     }
-    known: dict[str, str] = {}
+    by_group: dict[str, set[str]] = defaultdict(set)
+    by_key: dict[str, str] = {}
+    for name, head in heads.items():
+        split = name.rpartition("-")[0]
+        for group in head["summary"]["groups"]:
+            by_group[group].add(split)
+        by_key |= dict.fromkeys(_keys(options.output, name), split)
+    known: dict[str, set[str]] = defaultdict(set)
     for reference in references:
-        if split := split_of.get(record_key(reference, salt)):
-            known[reference.group] = split
-    return known
+        if found := by_group.get(group_hash(reference.group, salt)):
+            known[reference.group] |= found
+    by_name = set(known)
+    for reference in references:  # of groups without a record, or under another name now
+        split = by_key.get(record_key(reference, salt))
+        if split is not None and reference.group not in by_name:
+            known[reference.group].add(split)
+    if cut := sum(len(splits) > 1 for splits in known.values()):
+        raise UserError(
+            f"{options.output}: {cut} groups would have members in several splits, as their names"
+            " or the table of groups have changed; give another --output"
+        )
+    return {group: next(iter(splits)) for group, splits in known.items()}
 
 
 def _extended(

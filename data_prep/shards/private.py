@@ -22,6 +22,7 @@ from data_prep.common.errors import UserError
 from data_prep.common.files import atomic_path
 from data_prep.records import Reference, printable
 from data_prep.shards.groups import is_table
+from data_prep.shards.manifest import PLAN
 
 FOLDER = "private"
 SALT = "salt"
@@ -54,7 +55,7 @@ def write_private(path: Path, text: str) -> None:
     """Write a file that its owner alone may read, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.chmod(0o600)
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="")
 
 
 def write_configs(output: Path, resolved: str) -> None:
@@ -71,33 +72,45 @@ def write_configs(output: Path, resolved: str) -> None:
 def settle_salt(output: Path, given: str) -> str:
     """The salt of a set: as the set has it, else as given, else drawn at random, and kept.
 
-    Tasks of a job array that start together agree on one.
+    Tasks of a job array that start together agree on one. What is given for a set that has lost its
+    own is not kept before it is known to fit: see `keep_salt`.
 
     Args:
         given: The option `salt`; "" if none was given.
 
     Raises:
-        UserError: The set has another one than was given.
+        UserError: The set has another one than was given, or has lost its own.
     """
     path = private_folder(output) / SALT
-    if not path.exists():
-        earlier = any(output.glob("*-*.index.json"))
-        salt = given or (EARLIER_SALT if earlier else secrets.token_hex(16))
-        with suppress(FileExistsError):  # another task was faster
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            try:
-                os.write(file, salt.encode())
-            except OSError:  # a full disk
-                path.unlink()
-                raise
-            finally:
-                os.close(file)
+    if not path.exists() and any(output.glob("*-*.index.json")):
+        if not given and (output / PLAN).is_file():
+            raise UserError(
+                f"{output}: its private folder is missing or has no salt; put it back, or give the"
+                " --salt that it was made with"
+            )
+        return given or EARLIER_SALT
+    keep_salt(output, given or secrets.token_hex(16))
     salt = _read_when_written(path)
     if given and given != salt:
         raise UserError(
             f"{output}: was made with another --salt; give another --output, or leave out --salt"
         )
     return salt
+
+
+def keep_salt(output: Path, salt: str) -> None:
+    """Keep the salt of a set, unless it has one."""
+    path = private_folder(output) / SALT
+    if not path.exists():
+        with suppress(FileExistsError):  # another task was faster
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                os.write(file, os.fsencode(salt))
+            except OSError:  # a full disk
+                path.unlink()
+                raise
+            finally:
+                os.close(file)
 
 
 def read_salt(output: Path) -> str | None:
@@ -108,9 +121,11 @@ def read_salt(output: Path) -> str | None:
 
 def _read_when_written(path: Path) -> str:
     deadline = time.monotonic() + WAIT_SECONDS
-    while not (salt := path.read_text(encoding="utf-8")):
+    while not (salt := os.fsdecode(path.read_bytes())):
         if time.monotonic() > deadline:
-            raise UserError(f"{path}: is empty; delete it and run again")
+            raise UserError(
+                f"{path}: is empty; write the set's salt there, or delete it if it has no shard yet"
+            )
         time.sleep(0.05)
     return salt
 
@@ -135,7 +150,7 @@ class FileTable:
 
     def __init__(self) -> None:
         self._text = io.StringIO(newline="")
-        self._writer = csv.writer(self._text, lineterminator="\n")
+        self._writer = csv.writer(self._text)
         self._writer.writerow(COLUMNS)
 
     def add(
@@ -157,20 +172,25 @@ class FileTable:
 
 
 def read_states(output: Path, shard: str) -> dict[str, State]:
-    """State of the files behind each key of a shard when they were read; those that are known."""
+    """State of the files behind each key of a shard when they were read; those that are known.
+
+    A table that something else has written over says nothing.
+    """
     path = table_path(output, shard)
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as file:
         rows = csv.reader(file)
-        next(rows)
-        return {row[0]: State(int(row[-2]), int(row[-1])) for row in rows if row[-1]}
+        with suppress(ValueError, IndexError, StopIteration, csv.Error):
+            next(rows)
+            return {row[0]: State(int(row[-2]), int(row[-1])) for row in rows if row[-1]}
+    return {}
 
 
 def write_quarantine(output: Path, rows: Sequence[tuple[str, str, str, str]]) -> Path:
     """Keep file, kind, reason and key of what was left out, and say where."""
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text)
     writer.writerow(("file", "kind", "reason", "key"))
     writer.writerows(sorted((printable(file), *rest) for file, *rest in rows))
     path = private_folder(output) / "quarantine.csv"

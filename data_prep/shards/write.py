@@ -7,7 +7,9 @@ the number of processes nor on which shards were already there.
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from data_prep.common.errors import UserError
@@ -23,7 +25,13 @@ from data_prep.shards.history import extension_number
 from data_prep.shards.manifest import Shard
 from data_prep.shards.merge import claim_merge, merge, remove_claims
 from data_prep.shards.plan import plan
-from data_prep.shards.private import FileTable, settle_salt, state_of
+from data_prep.shards.private import (
+    FileTable,
+    keep_salt,
+    read_states,
+    settle_salt,
+    state_of,
+)
 from data_prep.shards.summary import Summary
 from data_prep.shards.workers import write_in_parallel
 
@@ -51,13 +59,26 @@ def write_shards(
     options.output.mkdir(parents=True, exist_ok=True)
     options = replace(options, salt=settle_salt(options.output, options.salt))
     shards = plan(source, options)
+    keep_salt(options.output, options.salt)
     mine = {shard.name for shard in shards[options.task :: options.tasks]}
     unfinished = [shard for shard in shards if not is_finished(shard, source, options)]
+    left = {shard.name for shard in unfinished}
+    unfinished += _changed(
+        [
+            shard
+            for shard in shards
+            if shard.name not in left and (options.extend or shard.name in mine)
+        ],
+        source,
+        options,
+    )
     todo = [shard for shard in unfinished if shard.name in mine]
-    finished = [shard for shard in shards if shard.name in mine and shard not in todo]
-    todo += _changed(finished, source, options)
+    indexes = {path.name for path in options.output.glob("*-*.index.json")}
+    is_smaller = bool(indexes - {f"{shard.name}.index.json" for shard in shards})
     try:
-        if todo:  # the set is not whole now; no other task merges before these are written
+        if (
+            todo or is_smaller
+        ):  # the set is not whole now; no other task merges before these are written
             (options.output / "dataset.json").unlink(missing_ok=True)
             remove_claims(options)
         write_in_parallel(write_shard, todo, source, options)
@@ -66,7 +87,11 @@ def write_shards(
             return merge(shards, source, options, resolved)
         # Every task looks only after its own shards are in place, so that the last one sees all.
         others = [shard for shard in unfinished if shard.name not in mine]
-        if not all(is_finished(shard, source, options) for shard in others):
+        if not all(
+            is_finished(shard, source, options)
+            and not (options.extend and count_changed(shard, source, options))
+            for shard in others
+        ):
             return None
         with claim_merge(options) as claimed:
             return merge(shards, source, options, resolved) if claimed else None
@@ -78,6 +103,14 @@ def _changed(shards: list[Shard], source: Source, options: WriteOptions) -> list
     """Finished shards that are to be made again since their files may have changed."""
     if options.check_contents:
         return shards
+    if options.extend and source.root is not None:
+        unknown = sum(not read_states(options.output, shard.name) for shard in shards)
+        if unknown:
+            print(
+                f"warning: {unknown} shards have no table in the private folder, so that changes of"
+                " their files go unnoticed; --check_contents finds them",
+                file=sys.stderr,
+            )
     counts = [count_changed(shard, source, options) for shard in shards]
     changed = [shard for shard, count in zip(shards, counts, strict=True) if count]
     if changed and not options.extend:
@@ -88,6 +121,14 @@ def _changed(shards: list[Shard], source: Source, options: WriteOptions) -> list
         )
         return []
     return changed
+
+
+def _index_before(path: Path) -> dict[str, Any]:
+    """The index that a shard has had; empty if it is missing or damaged."""
+    with suppress(UserError):
+        document: dict[str, Any] = read_json(index_path(path))
+        return document
+    return {}
 
 
 def write_shard(
@@ -102,7 +143,7 @@ def write_shard(
     summary, table = Summary(), FileTable()
     quarantined = []
     mark = options.output / f".reading-{shard.name}"
-    before = read_json(index_path(path)) if index_path(path).is_file() else {}
+    before = _index_before(path)
     with (
         quiet(),
         atomic_path(path) as temporary,
@@ -142,5 +183,7 @@ def write_shard(
     number = extension_number(options.output) if options.extend else 0
     if shard.extension < number and before.get("sha256", document["sha256"]) != document["sha256"]:
         document["revised"] = number
+    elif "revised" in before:
+        document["revised"] = before["revised"]
     table.save(options.output, shard.name)
     write_text(index_path(path), json.dumps(document, separators=(",", ":")) + "\n")

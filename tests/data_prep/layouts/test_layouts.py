@@ -113,6 +113,13 @@ def test_stage_one_leaves_out_the_held_out_cases(suffix, tmp_path, capsys):
     main([*arguments, str(tmp_path / "set")])
     stage_one = ShardDataset(tmp_path / "set")
     train, test = ShardDataset(tmp_path / "seg"), ShardDataset(tmp_path / "seg", "test")
+    assert "held_out: 1 of 1 patients" in capsys.readouterr().out
+    with pytest.raises(SystemExit):  # forgotten, they would come in
+        main(
+            [word for word in arguments if "held" not in word and word != str(tmp_path / "seg")]
+            + [str(tmp_path / "set")]
+        )
+    assert "was made with --held_out given, not null" in capsys.readouterr().err
     shown = patients(tmp_path / "set", stage_one)
     assert shown == patients(tmp_path / "seg", train)
     assert patients(tmp_path / "seg", test).isdisjoint(shown)

@@ -82,7 +82,6 @@ def test_new_files_go_to_further_shards(images, tmp_path, shard_folder):
             "files_added": 5,
             "shards_made_again": 0,
             "shards_removed": 0,
-            "records": 17,
         }
     ]
 
@@ -170,7 +169,7 @@ def test_contents_are_compared_on_demand(images, tmp_path, shard_folder):
     assert {n for n, data in tars(output).items() if data != before[n]} == {name}
     assert values(output) == [0, 1, 2, 3, 4, 6, 6, *range(7, 12)]
     assert history(output)[0]["shards_made_again"] == 1
-    with pytest.raises(UserError, match="check_contents: is for --extend"):
+    with pytest.raises(UserError, match="check_contents: needs --extend"):
         shard_folder(images, output, check_contents=True)
 
 
@@ -195,6 +194,7 @@ def test_the_bytes_of_an_extension_do_not_depend_on_workers_or_tasks(
     for output in outputs:
         shard_folder(images, output)
     (images / "05.png").unlink()
+    save(images / "07.png", 99)  # changed, in a shard of another task than the new ones
     for value in range(12, 25):
         save(images / f"{value}.png", value)
     shard_folder(images, outputs[0], extend=True)
@@ -351,3 +351,137 @@ def test_tasks_that_start_together_make_one_plan(images, tmp_path, shard_folder,
     assert (tmp_path / "set" / "plan.json").read_bytes() == (
         tmp_path / "one" / "plan.json"
     ).read_bytes()
+
+
+@pytest.mark.parametrize("tasks", [(1, 0), (0, 1)])
+def test_no_task_merges_before_a_changed_shard_is_made_again(tasks, images, tmp_path, shard_folder):
+    outputs = [tmp_path / "one", tmp_path / "array"]
+    for output in outputs:
+        shard_folder(images, output)
+    changed = next(
+        value for value in range(12) if shard_of(outputs[0], value) == "train-000000.tar"
+    )
+    save(images / f"{changed:02d}.png", 99)
+    save(images / "30.png", 30)
+    shard_folder(images, outputs[0], extend=True)
+    documents = [
+        shard_folder(images, outputs[1], extend=True, task=task, tasks=2) for task in tasks
+    ]
+    assert documents[0] is None and documents[1]["records"] == 13
+    assert history(outputs[1]) == history(outputs[0])
+    assert tars(outputs[1]) == tars(outputs[0])
+
+
+def test_check_contents_that_was_interrupted_keeps_its_history(
+    images, tmp_path, shard_folder, monkeypatch
+):
+    output = tmp_path / "set"
+    shard_folder(images, output)
+    was = (images / "05.png").stat()
+    save(images / "05.png", 6)
+    os.utime(images / "05.png", ns=(was.st_atime_ns, was.st_mtime_ns))
+    with monkeypatch.context() as patch:
+        patch.setattr("data_prep.shards.write.merge", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            shard_folder(images, output, extend=True, check_contents=True)
+    shard_folder(images, output, extend=True, check_contents=True)
+    assert history(output)[0]["shards_made_again"] == 1
+
+
+@pytest.mark.parametrize("how", ["renamed files", "merged", "emptied"])
+def test_a_patient_stays_in_its_split_whatever_becomes_of_the_names(
+    how, tmp_path, save_image, capsys
+):
+    """All files of patients have new names; the table makes two patients one; none is left."""
+
+    def table(groups):
+        lines = [f"{file},{group}" for file, group in groups.items()]
+        (tmp_path / "groups.csv").write_text("\n".join(["file,group", *lines]) + "\n")
+
+    def shard(*options):
+        main(
+            [
+                *("shard-seg", "--layout=pairs", f"--input={tmp_path / 'in'}"),
+                *(f"--output={tmp_path / 'set'}", "--image=images/*.png", "--mask=masks/*.png"),
+                *(f"--group={tmp_path / 'groups.csv'}", "--shard_records=3", *options),
+            ]
+        )
+
+    def patients_of(split):
+        return {value // 10 for value in values(tmp_path / "set", split)}
+
+    groups = {f"{patient}_{view}": f"p{patient}" for patient in range(10) for view in range(2)}
+    for name in groups:
+        patient, view = map(int, name.split("_"))
+        pixels = np.full((40, 40), 10 * patient + view, np.uint8)
+        save_image(tmp_path / "in" / "images" / f"{name}.png", pixels)
+        save_image(tmp_path / "in" / "masks" / f"{name}.png", pixels // 255)
+    table(groups)
+    shard()
+    train, test = patients_of("train"), patients_of("test")
+    assert len(test) == 2
+    if how == "renamed files":
+        for path in (*(tmp_path / "in").rglob("*.png"),):
+            if int(path.stem[0]) in test:
+                path.rename(path.with_name(f"new{path.name}"))
+        table({**groups, **{f"new{name}": group for name, group in groups.items()}})
+        shard("--extend")
+        assert (patients_of("train"), patients_of("test")) == (train, test)
+        return
+    if how == "merged":
+        both = {f"p{min(train)}", f"p{min(test)}"}
+        table({name: "q" if group in both else group for name, group in groups.items()})
+        reason = "1 groups would have members in several splits"
+    else:
+        for path in (*(tmp_path / "in").rglob("*.png"),):
+            if int(path.stem[0]) in test:
+                path.unlink()
+        reason = "no group would be left in test"
+    with pytest.raises(SystemExit):
+        shard("--extend")
+    assert reason in capsys.readouterr().err
+    assert (patients_of("train"), patients_of("test")) == (train, test)
+
+
+def test_an_index_that_was_cut_is_made_again(images, tmp_path, shard_folder, folder_bytes, capsys):
+    output = tmp_path / "set"
+    shard_folder(images, output)
+    before = folder_bytes(output)
+    path = output / "train-000001.index.json"
+    path.write_bytes(path.read_bytes()[:50])
+    shard_folder(images, output)
+    assert "train-000001.index.json: cannot be read" in capsys.readouterr().err
+    assert folder_bytes(output) == before
+
+
+def test_names_with_line_ends_do_not_spoil_the_tables(tmp_path, shard_folder, folder_bytes):
+    for number, end in enumerate(("\r", "\n", "\r\n", '"', ",")):
+        save(tmp_path / "images" / f"{number}{end}x.png", number)
+    shard_folder(tmp_path / "images", tmp_path / "set")
+    before = folder_bytes(tmp_path / "set")
+    shard_folder(tmp_path / "images", tmp_path / "set", extend=True)
+    assert folder_bytes(tmp_path / "set") == before
+    save(tmp_path / "images" / "0\rx.png", 77)
+    shard_folder(tmp_path / "images", tmp_path / "set", extend=True)
+    assert values(tmp_path / "set") == [1, 2, 3, 4, 77]
+
+
+@pytest.mark.parametrize("table", ["", "key,file\n", "key;bytes;modified\na;1,78E+18\n"])
+def test_a_table_that_something_else_wrote_says_nothing(table, images, tmp_path, shard_folder):
+    output = tmp_path / "set"
+    shard_folder(images, output)
+    for path in (output / "private").glob("train-*.csv"):
+        path.write_text(table)
+    assert shard_folder(images, output)["records"] == 12
+
+
+def test_changes_that_cannot_be_noticed_are_said(images, tmp_path, shard_folder, capsys):
+    output = tmp_path / "set"
+    shard_folder(images, output)
+    for path in (output / "private").glob("train-*.csv"):
+        path.unlink()
+    save(images / "05.png", 99)
+    shard_folder(images, output, extend=True)
+    assert "3 shards have no table in the private folder" in capsys.readouterr().err
+    shard_folder(images, output, extend=True, check_contents=True)
+    assert 99 in values(output)

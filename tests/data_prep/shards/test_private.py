@@ -130,10 +130,13 @@ def test_a_set_of_an_earlier_version_goes_on_with_its_salt(
         for path in (output / "private").iterdir():
             path.unlink()
         (output / "private").rmdir()
+        (output / "plan.json").unlink()
         (output / "train-000001.index.json").unlink()
         shard_folder(named_folder, output, salt="" if salt == "samaritan" else salt, max_bad=0.5)
         after = folder_bytes(output)
-        del before["private/train-000000.csv"], before["private/train-000002.csv"]  # not made again
+        # what is there is not made again
+        for name in ("private/train-000000.csv", "private/train-000002.csv", "plan.json"):
+            del before[name]
         assert after == before
 
 
@@ -155,3 +158,30 @@ def test_a_set_inside_its_input_is_not_part_of_it(named_folder, tmp_path, capsys
     shard(named_folder, output)
     shard(named_folder, tmp_path / "another")
     assert capsys.readouterr().out.count("8 records") == 2
+
+
+def test_a_lost_salt_is_asked_for_and_a_wrong_one_is_not_kept(
+    named_folder, tmp_path, capsys, folder_bytes
+):
+    output = tmp_path / "set"
+    shard(named_folder, output)
+    salt = (output / "private" / "salt").read_text()
+    before = folder_bytes(output)
+    (output / "private" / "salt").unlink()
+    for option, reason in (
+        ((), "put it back, or give the --salt that it was made with"),
+        (("--salt=wrong",), "was made from other files, or with another --salt"),
+    ):
+        with pytest.raises(SystemExit):
+            shard(named_folder, output, *option)
+        assert reason in capsys.readouterr().err
+        assert not (output / "private" / "salt").exists()
+    shard(named_folder, output, f"--salt={salt}")
+    assert folder_bytes(output) == before
+
+
+def test_the_input_folder_is_no_output(named_folder, capsys):
+    with pytest.raises(SystemExit):
+        shard(named_folder, named_folder)
+    assert "is the input folder; name another" in capsys.readouterr().err
+    assert not (named_folder / "private").exists()
