@@ -72,7 +72,7 @@ def find_volumes(root: Path, names: Sequence[str]) -> Found:
     found = Found()
     series: dict[tuple[str, ...], list[Slice]] = defaultdict(list)
     labels: list[Labels] = []
-    seen: set[tuple[str, tuple[float, ...] | None]] = set()
+    seen: set[tuple[str, str, tuple[float, ...] | None]] = set()
     paths = {root / name: name for name in names}
     with quiet():
         for path, name in paths.items():
@@ -90,8 +90,8 @@ def find_volumes(root: Path, names: Sequence[str]) -> Found:
                 found.others[name] = group
             else:
                 slices = slices_of(header, path)
-                identity = slices[0].uid, slices[0].position
-                if identity in seen:
+                identity = group, slices[0].uid, slices[0].position
+                if slices[0].uid and identity in seen:
                     continue
                 seen.add(identity)
                 uids = [
@@ -123,7 +123,10 @@ def _describe(
 
 
 def _assign(labels: Sequence[Labels], found: Found) -> None:
-    """Give each file of labels to the stacks whose images it names, or else whose series."""
+    """Give each file of labels to the stacks whose images it names, or else whose series.
+
+    Of a study that was anonymised twice, to those of its own patient, if any.
+    """
     by_uid: dict[str, list[FoundStack]] = defaultdict(list)
     by_series: dict[str, list[FoundStack]] = defaultdict(list)
     for stack in found.stacks:
@@ -133,6 +136,8 @@ def _assign(labels: Sequence[Labels], found: Found) -> None:
     for each in labels:
         stacks = [stack for uid in each.images for stack in by_uid.get(uid, [])]
         stacks = stacks or [stack for uid in each.series for stack in by_series.get(uid, [])]
+        if len({stack.group for stack in stacks}) > 1:
+            stacks = [stack for stack in stacks if stack.group == each.group]
         for stack in {id(stack): stack for stack in stacks}.values():
             stack.labels.append(each)
         if not stacks:

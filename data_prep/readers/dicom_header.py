@@ -200,8 +200,12 @@ def _name_transfer_syntax(dataset: Dataset) -> None:
 
 
 def patient(dataset: Dataset) -> str:
-    """What groups the images of one patient: patient, else study, else "" (to be hashed)."""
-    return str(dataset.get("PatientID") or dataset.get("StudyInstanceUID") or "")
+    """What groups the images of one patient: patient, else study, else "" (to be hashed).
+
+    Blanks around a number mean nothing (PS3.5 6.2).
+    """
+    names = (str(dataset.get(key) or "").strip(" \0") for key in ("PatientID", "StudyInstanceUID"))
+    return next(filter(None, names), "")
 
 
 def transfer_syntax(dataset: Dataset) -> str:

@@ -38,12 +38,16 @@ def regroup(references: Sequence[Reference], group: str) -> list[Reference]:
     if not group:
         return list(references)
     find = _from_table(Path(group)) if is_table(group) else _from_pattern(group)
-    regrouped = []
+    regrouped: list[Reference] = []
+    unnamed: list[str] = []
     for reference in references:
-        found = find(reference.path)
-        if not found:
-            raise UserError(f"group: {group!r} does not say to whom {reference.path} belongs")
-        regrouped.append(replace(reference, group=found))
+        if found := find(reference.path):
+            regrouped.append(replace(reference, group=found))
+        else:
+            unnamed.append(reference.path)
+    if unnamed:
+        more = f" and {len(unnamed) - 1} more" if len(unnamed) > 1 else ""
+        raise UserError(f"group: {group!r} does not say to whom {unnamed[0]}{more} belongs")
     return regrouped
 
 
@@ -91,8 +95,8 @@ class AsGrouped:
 
 
 def is_table(group: str) -> bool:
-    """Whether the option `group` names a CSV file, and is not a pattern."""
-    return group.lower().endswith(".csv")
+    """Whether the option `group` names a table, and is not a pattern."""
+    return group.lower().endswith((".csv", ".tsv", ".tab"))
 
 
 def _from_pattern(pattern: str) -> Callable[[str], str]:
@@ -111,12 +115,24 @@ def _from_pattern(pattern: str) -> Callable[[str], str]:
 
 
 def _from_table(path: Path) -> Callable[[str], str]:
-    rows = read_table(path, ("file", "group"))
-    groups = {row["file"]: row["group"] for row in rows}
+    groups: dict[str, str] = {}
+    for row in read_table(path, ("file", "group")):
+        name = row["file"].replace("\\", "/").removeprefix("./")
+        if groups.setdefault(name, row["group"]) != row["group"]:
+            raise UserError(f"{path}: gives {name} two groups")
+
+    users: dict[str, str] = {}  # file by the name in the table that it was found by
 
     def find(name: str) -> str:
         candidates = (name, PurePosixPath(name).name, _stem(name))
-        return next((groups[each] for each in candidates if each in groups), "")
+        found = next((each for each in candidates if each in groups), None)
+        if found is None:
+            return ""
+        if users.setdefault(found, name) != name:
+            raise UserError(
+                f"{path}: {found} may be {users[found]} or {name}; name them by their paths"
+            )
+        return groups[found]
 
     return find
 

@@ -89,9 +89,9 @@ def known_splits(references: Sequence[Reference], options: WriteOptions) -> dict
             known[reference.group] |= found
     by_name = set(known)
     for reference in references:  # of groups without a record, or under another name now
-        split = by_key.get(record_key(reference, salt))
-        if split is not None and reference.group not in by_name:
-            known[reference.group].add(split)
+        before = by_key.get(record_key(reference, salt))
+        if before is not None and reference.group not in by_name:
+            known[reference.group].add(before)
     if cut := sum(len(splits) > 1 for splits in known.values()):
         raise UserError(
             f"{options.output}: {cut} groups would have members in several splits, as their names"

@@ -466,3 +466,22 @@ def test_highdicom_reads_what_it_wrote(tmp_path, make_series):
     paths = make_series(tmp_path / "ct", volume())
     seg = highdicom.seg.segread(write_seg(tmp_path / "seg", paths, boxes()))
     assert seg.get_volume().array.shape[:3] == (4, *SHAPE[1:])
+
+
+def test_a_study_anonymised_twice_gives_each_patient_its_own(tmp_path, make_series, read_layout):
+    """Its UIDs are the same under both numbers."""
+    for number, name in enumerate(("A", "B")):
+        folder = tmp_path / "in" / name
+        paths = make_series(folder, volume(number), PatientID=name)
+        for index, path in enumerate(paths):  # as one series with one study
+            dataset = pydicom.dcmread(path)
+            dataset.SOPInstanceUID = f"1.2.5.{index}"
+            dataset.save_as(path)
+        seg = pydicom.dcmread(write_seg(folder / "seg", paths, np.roll(boxes(), number, axis=2)))
+        seg.PatientID = name
+        seg.save_as(folder / "seg")
+    records = read_layout("shard-seg", "dicom", tmp_path / "in", *WHOLE)["train"]
+    assert len(records) == 2 and len({record.meta["group"] for record in records}) == 2
+    found = {(record.mask > 0).tobytes() for record in records}
+    assert len(found) == 2
+    assert all((record.mask > 0).sum() == boxes().any(0).sum() for record in records)

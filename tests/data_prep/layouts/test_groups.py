@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import nibabel
 import numpy as np
@@ -233,3 +234,47 @@ def test_images_in_a_folder_are_grouped_and_held_out(tmp_path):
     dataset = ShardDataset(tmp_path / "set")
     assert len(dataset) == 3
     assert held_out.shape not in [dataset.record(index).image.shape for index in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ("file,group\np0_left,A\np0_left,B\n", "gives p0_left two groups"),
+        ("", "is empty"),
+        ("file,group\np0_left,A\n", "does not say to whom images/.*png and 16 more belongs"),
+    ],
+)
+def test_a_table_of_groups_that_is_not_certain_is_refused(table, reason, tmp_path, capsys):
+    pictures(tmp_path / "in", NAMES)
+    (tmp_path / "groups.csv").write_text(table)
+    with pytest.raises(SystemExit):
+        shard(tmp_path / "in", tmp_path / "set", f"--group={tmp_path / 'groups.csv'}")
+    assert re.search(reason, capsys.readouterr().err)
+
+
+def test_a_name_in_a_table_that_fits_two_files_is_refused(tmp_path):
+    references = [Reference(f"{folder}/img.png") for folder in "ab"]
+    table = tmp_path / "groups.csv"
+    table.write_text("file,group\nimg.png,P7\n")
+    with pytest.raises(UserError, match=r"may be a/img.png or b/img.png; name them by their paths"):
+        regroup(references, str(table))
+    table.write_text("file;group\n.\\a\\img.png;P7\nb/img.png;P8\n")
+    assert [reference.group for reference in regroup(references, str(table))] == ["P7", "P8"]
+    table.write_bytes("file,group\nä,1\n".encode("latin-1"))
+    with pytest.raises(UserError, match="is not UTF-8; save it as UTF-8"):
+        regroup(references, str(table))
+
+
+def test_blanks_around_a_patient_number_mean_nothing(tmp_path):
+    scans(tmp_path / "scans", ["7", "7 ", "8"])
+    for path, number in zip(
+        sorted((tmp_path / "scans").iterdir()), (" ID 7", "ID 7 ", "  "), strict=True
+    ):
+        dataset = pydicom.dcmread(path)
+        dataset.PatientID = number
+        dataset.save_as(path)
+    options = ["--layout=dicom", f"--input={tmp_path / 'scans'}", f"--output={tmp_path / 'set'}"]
+    main(["shard", *options])
+    dataset = ShardDataset(tmp_path / "set")
+    groups = [dataset.meta(index)["group"] for index in range(3)]
+    assert len(set(groups)) == 2
