@@ -110,7 +110,8 @@ def _other_options(document: Mapping[str, Any], source: Source, options: WriteOp
     defaults = json.loads(json.dumps(source.defaults | {"shard_bytes": options.shard_bytes}))
     for name in sorted(before.keys() | now.keys()):
         old, new = (stored.get(name, defaults.get(name)) for stored in (before, now))
-        if old != new:
+        order = [list(value) for value in (old, new) if isinstance(value, dict)]
+        if old != new or (len(order) == 2 and order[0] != order[1]):  # the n-th target is bit n
             old, new = ("null" if value in (None, "") else value for value in (old, new))
             return f"was made with --{name} {old}, not {new}"
     return ""

@@ -276,6 +276,19 @@ def test_another_split_of_the_same_files_is_refused_by_name(tmp_path, save_image
     assert "was made with --split {'train': 0.8, 'test': 0.2}, not" in error
 
 
+def test_targets_in_another_order_are_refused_by_name(tmp_path, save_image, capsys):
+    """Each has a bit of the mask, by its place."""
+    for case in range(5):
+        for kind in ("images", "disc", "cup"):
+            save_image(tmp_path / "in" / kind / f"{case}.png", np.eye(40, dtype=np.uint8))
+    command = ["shard-seg", "--layout=pairs", f"--input={tmp_path / 'in'}"]
+    command += [f"--output={tmp_path / 'set'}", "--image=images/*.png"]
+    main([*command, "--mask={disc: disc/*.png, cup: cup/*.png}"])
+    with pytest.raises(SystemExit):
+        main([*command, "--mask={cup: cup/*.png, disc: disc/*.png}", "--extend"])
+    assert "was made with --mask" in capsys.readouterr().err
+
+
 def test_another_collection_does_not_extend_a_set(images, tmp_path, shard_folder, folder_bytes):
     output = tmp_path / "set"
     shard_folder(images, output)
