@@ -19,7 +19,14 @@ from data_prep.options import WriteOptions
 from data_prep.records import Reference, Source, group_hash, record_key
 from data_prep.shards.existing import find_misfits, other_options, read_heads, recipe
 from data_prep.shards.history import extension_number
-from data_prep.shards.manifest import PLAN, Shard, count_per_shard, cut_shards, in_order
+from data_prep.shards.manifest import (
+    PLAN,
+    Shard,
+    count_per_shard,
+    cut_shards,
+    in_order,
+    plan_shards,
+)
 from data_prep.shards.private import EARLIER_SALT, read_salt
 
 
@@ -44,18 +51,14 @@ def plan(source: Source, options: WriteOptions) -> list[Shard]:
         for name in find_misfits(heads, shards, source, options.salt) if not problem else heads:
             index_path(options.output / f"{name}.tar").unlink()
         return shards
-    if _plans(options):
-        counts = _planned(members, options, 0)
-    else:  # made by an earlier version, which knew no other bound
-        counts = {
-            name: count_per_shard(listed, options.shard_records, 1, lambda _: 0)
-            for name, listed in members.items()
-        }
-    if counts is not None:
-        shards = _shards(members, counts, 0, {})
-        if not find_misfits(heads, shards, source, options.salt):
-            return shards
-    return _extended(heads, source, options)
+    if not _plans(options):  # made by an earlier version, which knew no other bound
+        first = plan_shards(source.references, options.shard_records, options.seed)
+    elif (counts := _planned(members, options, 0)) is not None:
+        first = _shards(members, counts, 0, {})
+    else:
+        return _extended(heads, source, options)
+    fits = not find_misfits(heads, first, source, options.salt)
+    return first if fits else _extended(heads, source, options)
 
 
 def known_splits(references: Sequence[Reference], options: WriteOptions) -> dict[str, str] | None:
