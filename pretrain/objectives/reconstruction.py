@@ -35,7 +35,8 @@ def reconstruct(
         images: (B, 3, S, S) normalised.
 
     Returns:
-        (B, 3, S, S) with hidden patches at 0, and (B, 3, S, S) reconstructed; both normalised.
+        (B, 3, S, S) with hidden patches in middle grey, and (B, 3, S, S) reconstructed; both
+        normalised.
     """
     embeddings, grid = encoder.embed(images)
     view = Inputs(images, embeddings, grid, torch.Generator().manual_seed(seed)).clean(
@@ -50,10 +51,10 @@ def reconstruct(
         mean, variance = patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)
         predicted = predicted * (variance + 1e-6).sqrt() + mean
     visible = get_at_index(patches, keep)
-    filled = from_common_scale(unpatchify(set_at_index(predicted, keep, visible), PATCH))
-    plain = patchify(images, PATCH)
-    masked = set_at_index(torch.zeros_like(plain), keep, get_at_index(plain, keep))
-    return unpatchify(masked, PATCH), filled
+    masked = set_at_index(torch.zeros_like(patches), keep, visible)
+    filled = set_at_index(predicted, keep, visible)
+    masked, filled = (from_common_scale(unpatchify(each, PATCH)) for each in (masked, filled))
+    return masked, filled
 
 
 def draw_reconstructions(
