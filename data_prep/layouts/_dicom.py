@@ -125,19 +125,19 @@ def _describe(
 def _assign(labels: Sequence[Labels], found: Found) -> None:
     """Give each file of labels to the stacks whose images it names, or else whose series.
 
-    Of a study that was anonymised twice, to those of its own patient, if any.
+    Only to those of its own patient: a study that was anonymised twice has its UIDs twice.
     """
-    by_uid: dict[str, list[FoundStack]] = defaultdict(list)
-    by_series: dict[str, list[FoundStack]] = defaultdict(list)
+    by_uid: dict[tuple[str, str], list[FoundStack]] = defaultdict(list)
+    by_series: dict[tuple[str, str], list[FoundStack]] = defaultdict(list)
     for stack in found.stacks:
-        by_series[stack.series].append(stack)
+        by_series[stack.group, stack.series].append(stack)
         for uid in stack.uids:
-            by_uid[uid].append(stack)
+            by_uid[stack.group, uid].append(stack)
     for each in labels:
-        stacks = [stack for uid in each.images for stack in by_uid.get(uid, [])]
-        stacks = stacks or [stack for uid in each.series for stack in by_series.get(uid, [])]
-        if len({stack.group for stack in stacks}) > 1:
-            stacks = [stack for stack in stacks if stack.group == each.group]
+        stacks = [stack for uid in each.images for stack in by_uid.get((each.group, uid), [])]
+        stacks = stacks or [
+            stack for uid in each.series for stack in by_series.get((each.group, uid), [])
+        ]
         for stack in {id(stack): stack for stack in stacks}.values():
             stack.labels.append(each)
         if not stacks:

@@ -10,13 +10,14 @@ from data_prep.common.errors import UserError
 def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """Rows of a CSV file with a header, each a dict by column, without surrounding blanks.
 
-    Files .tab and .tsv are separated by tabs.
+    Files .tab and .tsv are separated by tabs, others by commas, unless the header has none of these
+    but semicolons or tabs.
 
     Args:
         columns: Names that must be there.
 
     Raises:
-        UserError: The file cannot be read or lacks one of `columns`.
+        UserError: The file is empty, is not UTF-8, cannot be read or lacks one of `columns`.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -24,9 +25,11 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
             file.seek(0)
             if not first.strip():
                 raise UserError(f"{path}: is empty, or begins with an empty line")
+            if "\0" in first:  # UTF-16 without a mark
+                raise UserError(f"{path}: is not UTF-8; save it as UTF-8")
             delimiter = "\t" if path.suffix.lower() in (".tab", ".tsv") else ","
-            if "," not in first and ";" in first:  # as spreadsheets write it in some countries
-                delimiter = ";"
+            if delimiter not in first:  # spreadsheets write semicolons in some countries
+                delimiter = next((each for each in ";\t" if each in first), delimiter)
             reader = csv.DictReader(file, restval="", delimiter=delimiter)
             header = [name.strip() for name in reader.fieldnames or []]
             if missing := [name for name in columns if name not in header]:

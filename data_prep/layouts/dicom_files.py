@@ -191,7 +191,7 @@ any/folders/any_name.dcm   images and labels; they belong together by their UIDs
             Unreadable: See `load_series`, `seg_masks` and `rtstruct_masks`.
         """
         if not reference.masks:
-            raise NotAnImage("the series that it labels is not in the input")
+            raise NotAnImage("no series of its patient that it labels is in the input")
         between = reference.masks.index(BETWEEN)
         images, labels = reference.masks[:between], reference.masks[between + 1 :]
         paths = [self.input / name for name in images]

@@ -33,7 +33,7 @@ def parse_colours(colours: Mapping[str, Sequence[int] | str]) -> dict[str, Colou
     """Colours as they are given, [r, g, b] or '#rrggbb', by name; `background` comes first.
 
     Raises:
-        UserError: Not a colour, no target, too many, or two of the same colour.
+        UserError: Not a colour, no name, no target, too many, or two of the same colour.
     """
     named = {BACKGROUND: (0, 0, 0)} | {name: _colour(name, v) for name, v in colours.items()}
     if not 1 < len(named) <= MAX_TARGETS + 1:
@@ -47,6 +47,8 @@ def parse_colours(colours: Mapping[str, Sequence[int] | str]) -> dict[str, Colou
 
 
 def _colour(name: str, given: Sequence[int] | str) -> Colour:
+    if not name.strip():
+        raise UserError(f"colors: {given!r} has no name; give it one, such as tumour")
     values = given
     if isinstance(given, str):
         digits = given.removeprefix("#")

@@ -119,20 +119,24 @@ def _from_table(path: Path) -> Callable[[str], str]:
     for row in read_table(path, ("file", "group")):
         name = row["file"].replace("\\", "/").removeprefix("./")
         if groups.setdefault(name, row["group"]) != row["group"]:
-            raise UserError(f"{path}: gives {name} two groups")
+            raise UserError(
+                f"{path}: gives {name} two groups, {groups[name]!r} and {row['group']!r}"
+            )
 
     users: dict[str, str] = {}  # file by the name in the table that it was found by
 
     def find(name: str) -> str:
-        candidates = (name, PurePosixPath(name).name, _stem(name))
-        found = next((each for each in candidates if each in groups), None)
-        if found is None:
-            return ""
-        if users.setdefault(found, name) != name:
-            raise UserError(
-                f"{path}: {found} may be {users[found]} or {name}; name them by their paths"
-            )
-        return groups[found]
+        short = (PurePosixPath(name).name, _stem(name))
+        rows = [name] if name in groups else [each for each in short if each in groups]
+        for row in rows:
+            if users.setdefault(row, name) != name:
+                raise UserError(
+                    f"{path}: {row} may be {users[row]} or {name}; name them by their paths"
+                )
+        named = [groups[row] for row in rows]
+        if len(set(named)) > 1:
+            raise UserError(f"{path}: gives {name} two groups, {named[0]!r} and {named[1]!r}")
+        return named[0] if named else ""
 
     return find
 

@@ -322,7 +322,7 @@ def test_labels_without_their_images_are_counted(tmp_path, make_series, read_lay
     write_seg(tmp_path / "in" / "lost", gone, boxes())
     assert len(read_layout("shard-seg", "dicom", tmp_path / "in", *WHOLE)["train"]) == 1
     (line,) = (tmp_path / "dicom-shards" / "quarantine.jsonl").read_text().splitlines()
-    assert "the series that it labels is not in the input" in json.loads(line)["reason"]
+    assert "no series of its patient that it labels is in the input" in json.loads(line)["reason"]
 
 
 @pytest.mark.parametrize("name", ["GTV Jane", "node 20250131", "id-4711 lesion"])
@@ -485,3 +485,16 @@ def test_a_study_anonymised_twice_gives_each_patient_its_own(tmp_path, make_seri
     found = {(record.mask > 0).tobytes() for record in records}
     assert len(found) == 2
     assert all((record.mask > 0).sum() == boxes().any(0).sum() for record in records)
+
+
+def test_labels_are_not_drawn_on_another_patients_images(tmp_path, make_series):
+    paths = make_series(tmp_path / "ct", volume(), PatientID="A")
+    write_seg(tmp_path / "own", paths, boxes())
+    write_seg(tmp_path / "others", paths, boxes())
+    seg = pydicom.dcmread(tmp_path / "others")
+    seg.PatientID = "B"
+    seg.save_as(tmp_path / "others")
+    layout = find_layout("dicom", "segmentation")(input=tmp_path)
+    drawn, left = layout.references()
+    assert "own" in drawn.masks and "others" not in drawn.masks
+    assert (left.path, left.masks, left.group) == ("others", (), "B")

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom.uid import CTImageStorage, DigitalXRayImageStorageForPresentation
 
@@ -171,3 +172,14 @@ def test_files_stay_the_default(tmp_path, make_series, shard_folder):
     before = tar.stat().st_mtime_ns
     shard_folder(tmp_path / "in", tmp_path / "set", layout="dicom")
     assert tar.stat().st_mtime_ns == before
+
+
+def test_images_without_a_uid_are_not_taken_for_copies(tmp_path, make_series):
+    for number in (1, 2):
+        for path in make_series(tmp_path / str(number), scan(3), AcquisitionNumber=number):
+            dataset = pydicom.dcmread(path)
+            dataset.SOPInstanceUID = ""
+            dataset.save_as(path)
+    layout = find_layout("dicom", "pretraining")
+    references = layout(input=tmp_path, series="volumes", planes=("axial",)).references()
+    assert [len(each.masks) for each in references] == [3, 3]

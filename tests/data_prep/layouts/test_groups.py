@@ -239,7 +239,11 @@ def test_images_in_a_folder_are_grouped_and_held_out(tmp_path):
 @pytest.mark.parametrize(
     ("table", "reason"),
     [
-        ("file,group\np0_left,A\np0_left,B\n", "gives p0_left two groups"),
+        ("file,group\np0_left,A\np0_left,B\n", "gives p0_left two groups, 'A' and 'B'"),
+        (
+            "file,group\np0_left,A\np0_left.png,B\n",
+            "gives images/p0_left.png two groups, 'B' and 'A'",
+        ),
         ("", "is empty"),
         ("file,group\np0_left,A\n", "does not say to whom images/.*png and 16 more belongs"),
     ],
@@ -258,11 +262,34 @@ def test_a_name_in_a_table_that_fits_two_files_is_refused(tmp_path):
     table.write_text("file,group\nimg.png,P7\n")
     with pytest.raises(UserError, match=r"may be a/img.png or b/img.png; name them by their paths"):
         regroup(references, str(table))
+    table.write_text("file,group\nimg.png,P7\nimg,P7\na/img.png,P8\n")
+    assert [reference.group for reference in regroup(references, str(table))] == ["P8", "P7"]
     table.write_text("file;group\n.\\a\\img.png;P7\nb/img.png;P8\n")
     assert [reference.group for reference in regroup(references, str(table))] == ["P7", "P8"]
-    table.write_bytes("file,group\nä,1\n".encode("latin-1"))
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding"), [("ä", "cp1252"), ("ä", "utf-16"), ("a", "utf-16-le")]
+)
+def test_a_table_in_another_encoding_is_refused(name, encoding, tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_bytes(f"file,group\n{name},1\n".encode(encoding))
     with pytest.raises(UserError, match="is not UTF-8; save it as UTF-8"):
-        regroup(references, str(table))
+        regroup([Reference(f"{name}.png")], str(table))
+
+
+@pytest.mark.parametrize(
+    ("name", "separator"),
+    [("t.csv", ";"), ("t.csv", "\t"), ("t.tsv", "\t"), ("t.TAB", "\t"), ("t.tsv", ";")],
+)
+def test_tables_may_be_separated_by_semicolons_or_tabs(name, separator, tmp_path):
+    (tmp_path / name).write_text(f"file{separator}group\na{separator}P, 1\n")
+    assert regroup([Reference("a.png")], str(tmp_path / name))[0].group == "P, 1"
+
+
+def test_a_header_of_tabs_may_hold_semicolons(tmp_path):
+    (tmp_path / "t.tsv").write_text("file\tgroup\tnote; free\na\tP1\tx\n")
+    assert regroup([Reference("a.png")], str(tmp_path / "t.tsv"))[0].group == "P1"
 
 
 def test_blanks_around_a_patient_number_mean_nothing(tmp_path):

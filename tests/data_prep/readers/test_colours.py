@@ -124,6 +124,8 @@ def test_colours_are_given_as_numbers_or_as_on_the_web():
         ({"a": "#gg0000"}, "a is '#gg0000'"),
         ({"a": "#ff0000", "b": [255, 0, 0]}, r"a and b are both \[255, 0, 0\]"),
         ({"a": [0, 0, 0]}, r"background and a are both \[0, 0, 0\]"),
+        ({"": [255, 0, 0]}, r"\[255, 0, 0\] has no name"),
+        ({" ": [255, 0, 0]}, r"\[255, 0, 0\] has no name"),
         ({"background": [9, 9, 9]}, "0 targets; expected 1 to 255"),
     ],
 )
