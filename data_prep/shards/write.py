@@ -63,22 +63,16 @@ def write_shards(
     mine = {shard.name for shard in shards[options.task :: options.tasks]}
     unfinished = [shard for shard in shards if not is_finished(shard, source, options)]
     left = {shard.name for shard in unfinished}
-    unfinished += _changed(
-        [
-            shard
-            for shard in shards
-            if shard.name not in left and (options.extend or shard.name in mine)
-        ],
-        source,
-        options,
-    )
+    finished = [shard for shard in shards if shard.name not in left]
+    # an extension waits for the changed shards of other tasks; else each task looks after its own
+    looked_at = [shard for shard in finished if options.extend or shard.name in mine]
+    unfinished += _changed(looked_at, source, options)
     todo = [shard for shard in unfinished if shard.name in mine]
     indexes = {path.name for path in options.output.glob("*-*.index.json")}
     is_smaller = bool(indexes - {f"{shard.name}.index.json" for shard in shards})
     try:
-        if (
-            todo or is_smaller
-        ):  # the set is not whole now; no other task merges before these are written
+        # the set is not whole now; no other task merges before these are written
+        if todo or is_smaller:
             (options.output / "dataset.json").unlink(missing_ok=True)
             remove_claims(options)
         write_in_parallel(write_shard, todo, source, options)
