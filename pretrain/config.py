@@ -24,6 +24,10 @@ class DataConfig:
     """Shards among which samples are shuffled; reading stays sequential over larger ranges."""
     min_scale: float = 0.2
     """Smallest share of the image's area that a random crop covers."""
+    flip: float = 0.5
+    """Probability of a horizontal flip; 0 where left and right matter."""
+    augmentation: Component | None = component("pretrain.augment.Augmentation")
+    """What else is done to a cropped image: a class of `pretrain.augment`, or null."""
     workers: int = 4
     """Processes that read and decode, for each training process."""
 
@@ -67,6 +71,8 @@ class PretrainConfig(RunOptions):
             raise UserError(f"image_size {self.image_size} is not a positive multiple of {PATCH}")
         if not 0 < self.data.min_scale <= 1:
             raise UserError(f"data.min_scale {self.data.min_scale} must lie in (0, 1]")
+        if not 0 <= self.data.flip <= 1:
+            raise UserError(f"data.flip {self.data.flip} must lie in [0, 1]")
         if self.data.shuffle_shards < 1 or self.data.workers < 0:
             raise UserError("data.shuffle_shards must be 1 or more, and data.workers 0 or more")
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from data_prep.common.errors import UserError
 from data_prep.loader.mixture import ShardMixture
+from pretrain.augment import Augmentation
 from pretrain.config import PretrainConfig
 from pretrain.encoder.pixels import normalise_pixels
 from pretrain.encoder.sam import build_encoder
@@ -21,12 +22,10 @@ from pretrain.engine.stage import Stage
 from pretrain.objectives.base import Objective
 from pretrain.objectives.together import PretrainModel
 from pretrain.sizes import ATTENTION_WINDOW, PATCH, size_name
-from pretrain.transform import PretrainTransform, collate
+from pretrain.transform import PretrainBatch, PretrainSample, PretrainTransform, collate
 
 OBJECTIVES = "objectives"
 """Name of the objectives' weights in a checkpoint."""
-
-Batch = tuple[Tensor, list[str]]
 
 
 class PretrainStage(Stage):
@@ -51,21 +50,21 @@ class PretrainStage(Stage):
             for block in self.encoder.blocks:
                 block.compile()
 
-    def collate(self, samples: list[tuple[Tensor, str]]) -> Batch:
-        """Images and keys."""
+    def collate(self, samples: list[PretrainSample]) -> PretrainBatch:
+        """Images, keys and groups."""
         return collate(samples)
 
     def losses(
-        self, model: nn.Module, batch: Batch, seed: int
+        self, model: nn.Module, batch: PretrainBatch, seed: int
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Their weighted sum, and each objective's loss."""
-        images = normalise_pixels(batch[0].to(self.device, non_blocking=True))
-        losses = model(images, torch.Generator().manual_seed(seed))
+        images = normalise_pixels(batch.images.to(self.device, non_blocking=True))
+        losses = model(images, torch.Generator().manual_seed(seed), batch.groups)
         return self.model.total(losses), losses
 
-    def keys(self, batch: Batch) -> Sequence[str]:
+    def keys(self, batch: PretrainBatch) -> Sequence[str]:
         """Record keys."""
-        return batch[1]
+        return batch.keys
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """Encoder and objectives, each in one file."""
@@ -115,6 +114,7 @@ class PretrainStage(Stage):
 
 def build_dataset(config: PretrainConfig) -> ShardMixture:
     """The training images of one or several shard sets."""
+    chosen = config.data.augmentation
     shards: Sequence[str | Path] = (
         [config.data.shards] if isinstance(config.data.shards, str) else config.data.shards
     )
@@ -124,7 +124,12 @@ def build_dataset(config: PretrainConfig) -> ShardMixture:
         config.data.split,
         config.seed,
         config.data.shuffle_shards,
-        PretrainTransform(config.image_size, config.data.min_scale),
+        PretrainTransform(
+            config.image_size,
+            config.data.min_scale,
+            config.data.flip,
+            chosen.build(Augmentation) if chosen is not None else None,
+        ),
     )
 
 
@@ -160,10 +165,10 @@ def images_to_draw(dataset: ShardMixture, count: int = 6, among: int = 48) -> Te
     indices = np.linspace(0, len(dataset) - 1, min(among, len(dataset))).astype(int)
     runs = np.array_split(indices, min(count, len(indices)))
     samples = [
-        max((dataset[int(i)] for i in run), key=lambda sample: sample[0].float().std())
+        max((dataset[int(i)] for i in run), key=lambda sample: sample.pixels.float().std())
         for run in runs
     ]
-    return normalise_pixels(collate(samples)[0])
+    return normalise_pixels(collate(samples).images)
 
 
 def pretrain(config: PretrainConfig, resolved: str) -> None:

@@ -48,6 +48,7 @@ class Inputs:
         embeddings: (B, N, C) their patch embeddings, before position.
         grid: (height, width) in tokens.
         generator: The only source of randomness, on the CPU.
+        groups: (B,) int64, equal where images show the same patient. None: each shows another.
     """
 
     def __init__(
@@ -56,13 +57,10 @@ class Inputs:
         embeddings: Tensor,
         grid: tuple[int, int],
         generator: torch.Generator,
+        groups: Tensor | None = None,
     ) -> None:
-        self.images, self.embeddings, self.grid, self.generator = (
-            images,
-            embeddings,
-            grid,
-            generator,
-        )
+        self.images, self.embeddings, self.grid = images, embeddings, grid
+        self.generator, self.groups = generator, groups
         self._clean: dict[float, View] = {}
 
     def clean(self, keep_ratio: float) -> View:

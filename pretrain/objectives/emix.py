@@ -21,7 +21,8 @@ class EMix(Objective):
         loss = mean_i[lambda_i CE(logits_i, i) + (1 - lambda_i) CE(logits_i, pi(i))]
 
     where logits = z_mix z^T / temperature of projected, L2-normalised mean tokens, and each sample
-    has its own lambda.
+    has its own lambda. Other images of the patients of i and pi(i) are not among the negatives:
+    neighbouring slices of a volume would be pushed apart although they show the same.
 
     Args:
         width: Token width of the encoder.
@@ -31,6 +32,9 @@ class EMix(Objective):
         temperature: Temperature of the logits.
         projection: Width of the projected vectors.
         gather_negatives: Contrast with the clean images of all processes, not only of this one.
+        exclude_group: Take no other image of the same patient (the `group` of a record) as a
+            negative. Switch it off where nearly all images are of one patient, which would leave
+            no negatives.
     """
 
     def __init__(
@@ -42,10 +46,11 @@ class EMix(Objective):
         temperature: float = 0.2,
         projection: int = 128,
         gather_negatives: bool = False,
+        exclude_group: bool = True,
     ) -> None:
         super().__init__(weight, keep_ratio)
         self.alpha, self.temperature = alpha, temperature
-        self.gather_negatives = gather_negatives
+        self.gather_negatives, self.exclude_group = gather_negatives, exclude_group
         self.project = nn.Sequential(nn.LayerNorm(width, eps=1e-6), nn.Linear(width, projection))
 
     def contrasted(self, per_pass: int, processes: int) -> int:
@@ -70,29 +75,54 @@ class EMix(Objective):
         partner = torch.randperm(batch, generator=inputs.generator)
         partner = partner.to(device, non_blocking=True)  # (B,)
         keep = inputs.draw_keep(self.keep_ratio)
-        own, other = inputs.embeddings, inputs.embeddings.detach()
+        ours, theirs = inputs.embeddings, inputs.embeddings.detach()
         if keep is None:
-            other = other[partner]
+            theirs = theirs[partner]
         else:
             index = keep.to(device, non_blocking=True)  # (B, n)
-            own, other = take(own, index), other[partner[:, None], index]
+            ours, theirs = take(ours, index), theirs[partner[:, None], index]
+        groups = inputs.groups if self.exclude_group else None
+        if groups is not None:
+            groups = groups.to(device, non_blocking=True)  # (B,)
         # In fp32 also under autocast: bf16 would round lambda to 8 bits.
-        mixed = torch.lerp(other.float(), own.float(), share[:, None, None])
+        mixed = torch.lerp(theirs.float(), ours.float(), share[:, None, None])
 
         def loss(encoded: Sequence[Tensor]) -> Tensor:
             with torch.autocast(device.type, enabled=False):  # nor are logits rounded
                 z, z_mix = (
                     F.normalize(self.project(e.float().mean(dim=1)), dim=-1) for e in encoded
                 )
-                first = 0
+                first, candidates = 0, groups
                 if self.gather_negatives and world_size() > 1:
                     first = rank() * batch
                     z = torch.cat(gather(z.contiguous()))
+                    candidates = None if groups is None else torch.cat(gather(groups))
                 logits = z_mix @ z.T / self.temperature  # (B, B * processes)
-                diagonal = first + torch.arange(batch, device=device)
+                own = first + torch.arange(batch, device=device)
+                other = first + partner
+                if groups is not None and candidates is not None:
+                    excluded = same_patient(groups, partner, candidates, own, other)
+                    logits = logits.masked_fill(excluded, -torch.inf)
                 cross_entropy = nn.CrossEntropyLoss(reduction="none")
-                by_sample: Tensor = share * cross_entropy(logits, diagonal)
-                by_sample = by_sample + (1 - share) * cross_entropy(logits, first + partner)
+                by_sample: Tensor = share * cross_entropy(logits, own)
+                by_sample = by_sample + (1 - share) * cross_entropy(logits, other)
                 return by_sample.mean()
 
         return Plan([clean, View(mixed.to(clean.embeddings.dtype), keep)], loss)
+
+
+def same_patient(
+    groups: Tensor, partner: Tensor, candidates: Tensor, own: Tensor, other: Tensor
+) -> Tensor:
+    """(B, M) bool: which candidates are no negatives of a mix, as they show one of its patients.
+
+    The two images of the mix itself stay candidates.
+
+    Args:
+        groups: (B,) patient of each image.
+        partner: (B,) index of the image that each is mixed with.
+        candidates: (M,) patient of each candidate.
+        own, other: (B,) index among the candidates of each image, and of its partner.
+    """
+    excluded = (groups[:, None] == candidates) | (groups[partner][:, None] == candidates)
+    return excluded.scatter(1, torch.stack([own, other], dim=1), False)

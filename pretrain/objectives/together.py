@@ -27,15 +27,18 @@ class PretrainModel(nn.Module):
         # Stage one ends at the tokens: the neck gets no gradient, and stage two trains it.
         self.encoder.neck.requires_grad_(False)
 
-    def forward(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(
+        self, images: Tensor, generator: torch.Generator, groups: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Loss of each objective, unweighted.
 
         Args:
             images: (B, 3, H, W) normalised images.
             generator: Source of all randomness of the step, on the CPU.
+            groups: (B,) int64, equal where images show the same patient. None: each shows another.
         """
         embeddings, grid = self.encoder.embed(images)
-        inputs = Inputs(images, embeddings, grid, generator)
+        inputs = Inputs(images, embeddings, grid, generator, groups)
         plans = {name: objective.plan(inputs) for name, objective in self._objectives.items()}
         views = {
             view: None for plan in plans.values() for view in plan.views
