@@ -160,6 +160,14 @@ class ShardOptions(WriteOptions):
 
     layout: str
     """Kind of collection, one of those listed below, or dotted path of a class from elsewhere."""
+    split: dict[str, float] | None = None
+    """Fractions of the groups (patients, cases), e.g. {train: 0.8, test: 0.2}; without it, all of a
+    layout without a split of its own is `train`."""
+    label: str = ""
+    """Class of each image, instead of what the layout knows: a regular expression whose first
+    group, in the file's name without suffix or else in its path, is the class; or a CSV file with
+    columns file and label. Files that it does not name have none. Stored as it is, so never a name
+    of a patient."""
     held_out: Path | None = None
     """Segmentation shard set: patients of its splits other than train are left out, so that stage
     one does not see what stage two is tested on."""

@@ -23,10 +23,11 @@ from data_prep.shards.groups import (
     AsGrouped,
     WithoutHeldOut,
     alike_across_splits,
-    is_table,
     regroup,
 )
+from data_prep.shards.labels import relabel
 from data_prep.shards.manifest import DEFAULT_SPLIT, assign_splits
+from data_prep.shards.named import is_table
 from data_prep.shards.plan import known_splits
 from data_prep.shards.private import EARLIER_SALT, FOLDER, read_salt
 
@@ -53,10 +54,16 @@ def layouts_of_shard_seg(arguments: Sequence[str]) -> str:
 
 def shard(options: ShardOptions, layout: Layout, resolved: str) -> None:
     """Images to shards for stage one."""
-    references = regroup(layout.references(), options.group)
+    references = regroup(_labelled(layout, options), options.group)
     groups_in_files = layout.groups_in_files and not options.group
+    if options.split is not None and not (options.group or layout.groups_known):
+        raise UserError(
+            f"split: layout {options.layout} learns to whom an image belongs only when it reads it;"
+            " name patients with --group"
+        )
     if options.held_out is None:
-        _write(_source(layout, options, references), options, resolved)
+        source = _with_split(layout, options, references, options.split)
+        _write(source, options, resolved)
         return
     groups, salt = _held_out(options.held_out, options.salt)
     if not groups:
@@ -64,7 +71,7 @@ def shard(options: ShardOptions, layout: Layout, resolved: str) -> None:
     held_out = "given"
     if not groups_in_files:
         references = _without_held_out(references, options.held_out, groups, salt)
-    source = _source(layout, options, references)
+    source = _with_split(layout, options, references, options.split)
     if groups_in_files:  # shards say nothing of who was left out of them
         digest = keyed_hash(",".join(sorted(groups)), salt, 4)
         held_out = f"{len(groups)} patients ({digest})"
@@ -81,23 +88,48 @@ def shard(options: ShardOptions, layout: Layout, resolved: str) -> None:
 def shard_seg(options: ShardSegOptions, layout: Layout, resolved: str) -> None:
     """Images and masks to shards for stage two."""
     references = regroup(layout.references(), options.group)
-    has_split = {reference.split for reference in references} != {"train"}
+    source = _with_split(layout, options, references, options.split or DEFAULT_SPLIT)
+    split = {"split": source.options.get("split")}  # earlier versions did not keep it
+    _write(replace(source, defaults=source.defaults | split), options, resolved)
+
+
+def _labelled(layout: Layout, options: ShardOptions) -> list[Reference]:
+    """The references of a layout with the labels that the options give."""
+    if options.label and not isinstance(layout, FolderLayout):
+        raise UserError(f"label: layout {options.layout} has no files of yours that it could name")
+    return relabel(layout.references(), options.label)
+
+
+def _with_split(
+    layout: Layout,
+    options: ShardOptions | ShardSegOptions,
+    references: list[Reference],
+    fractions: dict[str, float] | None,
+) -> Source:
+    """What the writer takes, with groups divided by `fractions` if the layout has no split.
+
+    Args:
+        fractions: None leaves the splits of the layout.
+
+    Raises:
+        UserError: The option `split` is given, and the layout has a split of its own.
+    """
+    has_split = {reference.split for reference in references} - {"train"}
     if has_split and options.split is not None:
         raise UserError(f"split: layout {options.layout} has a split of its own")
-    assigned = {}
-    if references and not has_split:
-        assigned = {"split": options.split or DEFAULT_SPLIT}
-        known = known_splits(references, options)
-        references = assign_splits(references, assigned["split"], options.seed, known)
+    if has_split or not references or fractions is None:
+        source = _source(layout, options, references)
+        return replace(source, defaults=source.defaults | {"split": None})
+    known = known_splits(references, options)
+    references = assign_splits(references, fractions, options.seed, known)
     if not options.group and not layout.groups_in_files:
         _warn_of_cut_patients(references)
     source = _source(layout, options, references)
-    source = replace(
+    return replace(
         source,
-        options=source.options | assigned,
-        defaults=source.defaults | assigned,  # earlier versions did not keep it
+        options=source.options | {"split": fractions},
+        defaults=source.defaults | {"split": None},
     )
-    _write(source, options, resolved)
 
 
 def _source(
@@ -107,13 +139,15 @@ def _source(
     if isinstance(layout, FolderLayout) and options.output.resolve() == layout.input.resolve():
         raise UserError(f"output: {options.output} is the input folder; name another")
     source = layout.source(options.layout, references)
-    defaults = {**source.defaults, "group": ""}
-    if not options.group:
-        return replace(source, defaults=defaults)
-    # of a table the set keeps what it says, in the groups, and not where it lay
-    named = {"group": "CSV" if is_table(options.group) else options.group}
-    read = AsGrouped(source.read)
-    return replace(source, read=read, options={**source.options, **named}, defaults=defaults)
+    named = {"group": options.group, "label": getattr(options, "label", "")}
+    source = replace(
+        source,
+        # of a table the set keeps what it says, in its records, and not where it lay
+        options=source.options
+        | {name: "CSV" if is_table(value) else value for name, value in named.items() if value},
+        defaults=source.defaults | dict.fromkeys(named, ""),
+    )
+    return replace(source, read=AsGrouped(source.read)) if options.group else source
 
 
 def _warn_of_cut_patients(references: Sequence[Reference]) -> None:

@@ -57,6 +57,11 @@ class Layout(ABC):
             Unreadable: It cannot be read.
         """
 
+    @property
+    def groups_known(self) -> bool:
+        """Whether its references already name the patient, so that a split cuts none in two."""
+        return not self.groups_in_files
+
     def targets(self) -> dict[str, list[int]] | None:
         """Mask values of each target; None for stage one. A value may belong to several targets."""
         return None

@@ -58,6 +58,11 @@ any/folders/any_name.dcm   also without a suffix; files that are not DICOM are i
             if self.series == "files" and getattr(self, name) != defaults[name]:
                 raise UserError(f"{name}: is for volumes; add --series volumes")
 
+    @property
+    def groups_known(self) -> bool:
+        """Of volumes, whose headers are all read first."""
+        return self.series == "volumes"
+
     def references(self) -> list[Reference]:
         """One reference for each DICOM file, or for each volume and plane.
 

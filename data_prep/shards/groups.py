@@ -4,10 +4,8 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
 
 from data_prep.common.errors import UserError
-from data_prep.layouts._tables import read_table
 from data_prep.records import (
     NotAnImage,
     Reference,
@@ -16,6 +14,7 @@ from data_prep.records import (
     group_hash,
     patient_of,
 )
+from data_prep.shards.named import find_named, stem_of
 
 HELD_OUT = "shows a held-out patient"
 """Why a record was left out."""
@@ -27,17 +26,14 @@ def regroup(references: Sequence[Reference], group: str) -> list[Reference]:
     """References with the groups that the option `group` names.
 
     Args:
-        group: A regular expression, looked for in a file's name without suffix and else in its
-            path, whose first group (or else whole match) is the patient; or a CSV file with columns
-            `file` (path below the input, name, or name without suffix) and `group`. "" changes
-            nothing.
+        group: See `find_named`; "" changes nothing.
 
     Raises:
         UserError: It does not say which group some file belongs to.
     """
     if not group:
         return list(references)
-    find = _from_table(Path(group)) if is_table(group) else _from_pattern(group)
+    find = find_named("group", group)
     regrouped: list[Reference] = []
     unnamed: list[str] = []
     for reference in references:
@@ -94,59 +90,6 @@ class AsGrouped:
             yield replace(sample, group="") if isinstance(sample, Sample) else sample
 
 
-def is_table(group: str) -> bool:
-    """Whether the option `group` names a table, and is not a pattern."""
-    return group.lower().endswith((".csv", ".tsv", ".tab"))
-
-
-def _from_pattern(pattern: str) -> Callable[[str], str]:
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"group: {pattern!r} is not a regular expression ({error})") from None
-
-    def find(path: str) -> str:
-        match = expression.search(_stem(path)) or expression.search(path)
-        if match is None:
-            return ""
-        return (match[1] if expression.groups else match[0]) or ""
-
-    return find
-
-
-def _from_table(path: Path) -> Callable[[str], str]:
-    groups: dict[str, str] = {}
-    for row in read_table(path, ("file", "group")):
-        name = row["file"].replace("\\", "/").removeprefix("./")
-        if groups.setdefault(name, row["group"]) != row["group"]:
-            raise UserError(
-                f"{path}: gives {name} two groups, {groups[name]!r} and {row['group']!r}"
-            )
-
-    users: dict[str, str] = {}  # file by the name in the table that it was found by
-
-    def find(name: str) -> str:
-        short = (PurePosixPath(name).name, _stem(name))
-        rows = [name] if name in groups else [each for each in short if each in groups]
-        for row in rows:
-            if users.setdefault(row, name) != name:
-                raise UserError(
-                    f"{path}: {row} may be {users[row]} or {name}; name them by their paths"
-                )
-        named = [groups[row] for row in rows]
-        if len(set(named)) > 1:
-            raise UserError(f"{path}: gives {name} two groups, {named[0]!r} and {named[1]!r}")
-        return named[0] if named else ""
-
-    return find
-
-
-def _stem(path: str) -> str:
-    """A file's name without its suffix; `.nii.gz` is one."""
-    name = PurePosixPath(path).name
-    return name[: -len(".nii.gz")] if name.lower().endswith(".nii.gz") else PurePosixPath(name).stem
-
-
 def alike_across_splits(references: Iterable[Reference]) -> list[str]:
     """Examples of cases in several splits whose names begin alike, as those of one patient do.
 
@@ -155,7 +98,7 @@ def alike_across_splits(references: Iterable[Reference]) -> list[str]:
     """
     members: dict[str, dict[str, str]] = defaultdict(dict)  # stem -> case by split
     for reference in references:
-        name = _stem(reference.group)
+        name = stem_of(reference.group)
         beginning = re.sub(r"[_\-. ][A-Za-z]*\d*$", "", name)
         if beginning != name and re.search(r"\d", beginning):
             members[beginning].setdefault(reference.split, name)

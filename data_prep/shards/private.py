@@ -21,8 +21,8 @@ from data_prep.common.cli import write_resolved_config
 from data_prep.common.errors import UserError
 from data_prep.common.files import atomic_path
 from data_prep.records import Reference, printable
-from data_prep.shards.groups import is_table
 from data_prep.shards.manifest import PLAN
+from data_prep.shards.named import is_table
 
 FOLDER = "private"
 SALT = "salt"
@@ -32,6 +32,8 @@ WAIT_SECONDS = 5.0
 """How long a task of a job array waits for the salt that another one is writing."""
 PATHS = ("input", "output", "held_out", "salt")
 """Options that are paths, or secret."""
+TABLES = ("group", "label")
+"""Options that may be paths of tables."""
 COLUMNS = ("key", "file", "part", "group", "patient", "bytes", "modified")
 
 
@@ -63,8 +65,7 @@ def write_configs(output: Path, resolved: str) -> None:
     values = yaml.safe_load(resolved)
     values |= {"salt": ""}  # kept by itself
     write_private(private_folder(output) / "config.yaml", yaml.safe_dump(values, sort_keys=False))
-    if is_table(str(values.get("group"))):
-        values["group"] = ""
+    values |= {name: "" for name in TABLES if is_table(str(values.get(name)))}
     shared = {name: value for name, value in values.items() if name not in PATHS}
     write_resolved_config(output, yaml.safe_dump(shared, sort_keys=False))
 
