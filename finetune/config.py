@@ -118,8 +118,8 @@ class TrainConfig(RunOptions):
     model: ModelConfig = field(default_factory=ModelConfig)
     """Encoder, decoder, adapters, and what is trained."""
     encoder: str | None = None
-    """Weights of the image encoder: a stage-one run, an encoder file, a SAM checkpoint or a Hub
-    name. null: those of `sam`, or new ones, which are then trained."""
+    """Weights of the image encoder: a stage-one run, an encoder file, a SAM checkpoint, or
+    hf:org/name on the Hub. null: those of `sam`, or new ones, which are then trained."""
     sam: str | None = None
     """SAM checkpoint for prompt encoder and mask decoder. null: new ones, which are trained."""
     prompts: Component = component(

@@ -56,7 +56,8 @@ class PretrainConfig(RunOptions):
     """Size of the encoder: vit_t, vit_s, vit_b, vit_l or vit_h. null: that of `start_from`, or
     vit_b for a new encoder."""
     start_from: str | None = None
-    """Weights to start from: a SAM checkpoint, encoder file, run folder or Hub name."""
+    """Weights to start from: a SAM checkpoint, encoder file, run folder, or hf:org/name on
+    the Hub."""
     image_size: int = 224
     """Side of the square input in pixels; tokens are dropped exactly at multiples of 224."""
     compile: bool = False

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 from data_prep.common.messages import one_line
 
@@ -30,6 +31,8 @@ OTHER_REGION = {
 """Codes of S3."""
 HIDDEN = {"RepositoryNotFoundError", "GatedRepoError"}
 """Errors of huggingface_hub for what is missing or private, which the Hub does not tell apart."""
+NOT_CACHED = {"LocalEntryNotFoundError", "IncompleteSnapshotError"}
+"""Errors of huggingface_hub for a Hub that does not answer; their cause says why."""
 
 PASSING = {408, 425, 429}
 """Answers of 400 to 499 that are no refusal but ask for patience."""
@@ -62,6 +65,8 @@ def find_fault(url: str, error: Exception, done: str = "fetched") -> Fault:
             errors of its own library.
         done: What was to be done with the file.
     """
+    if type(error).__name__ in NOT_CACHED:
+        error = cast(Exception, error.__cause__ or error)
     scheme, _, rest = url.partition("://")
     scheme = "s3" if scheme == "s3a" else scheme
     chain = list(_causes(error))
@@ -92,6 +97,8 @@ def find_fault(url: str, error: Exception, done: str = "fetched") -> Fault:
         )
     if status in (401, 403):
         return Fault(f"access denied ({status}){_allowed(scheme)}", True)
+    if "RevisionNotFoundError" in names:
+        return Fault("has no such revision", True)
     if isinstance(error, FileNotFoundError) or status == 404:
         return Fault("does not exist", True)
     lasts = isinstance(error, ImportError | ValueError | PermissionError) or (

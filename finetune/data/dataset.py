@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from finetune.config import SegmentationDataConfig
 from finetune.data.augment import change_intensity, random_affine, warp
 from finetune.data.cases import LabelledCases, LabelledImage
-from finetune.data.geometry import Resize
+from pretrain.encoder.geometry import Resize
 from pretrain.encoder.pixels import as_pixels, stack_pixels
 
 

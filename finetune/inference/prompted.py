@@ -11,10 +11,10 @@ from torch import Tensor
 
 from data_prep.common.errors import UserError
 from data_prep.common.messages import nearest
-from finetune.data.geometry import Resize
 from finetune.model.prompt_encoder import Prompts
 from finetune.model.segmenter import Segmenter
 from finetune.prompts.clicks import evaluation_click
+from pretrain.encoder.geometry import Resize
 from pretrain.encoder.pixels import as_pixels, normalise_pixels
 
 

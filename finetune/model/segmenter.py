@@ -205,8 +205,9 @@ def build_model(
     Args:
         config: Composition.
         targets: Names of what is to be segmented; a head has one output for each.
-        encoder_weights: Image encoder: a run folder of stage one, an encoder file, `org/name` on
-            the Hub, or a SAM checkpoint. None: that of `sam_checkpoint`, or a new one.
+        encoder_weights: Image encoder: a run folder of stage one, an encoder file,
+            `hf:org/name` on the Hub, or a SAM checkpoint. None: that of `sam_checkpoint`, or a new
+            one.
         sam_checkpoint: A SAM checkpoint with prompt encoder and mask decoder. None: new ones, drawn
             from the global torch random state.
 

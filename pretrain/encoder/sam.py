@@ -12,16 +12,24 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightly.models.utils import get_2d_sine_cosine_positional_embedding_from_grid
+from numpy.typing import NDArray
 from segment_anything.modeling import ImageEncoderViT
 from timm.layers import resample_abs_pos_embed_nhwc
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
+from data_prep.common.errors import UserError
+from data_prep.options import ReadOptions
+from data_prep.readers.images import read_image
+from data_prep.records import Unreadable
 from pretrain.encoder.block import EncoderBlock
+from pretrain.encoder.geometry import Resize
+from pretrain.encoder.pixels import PIXEL_MEAN, PIXEL_STD, as_pixels, normalise_pixels
 from pretrain.encoder.weights import (
     choose_size,
     encoder_weights,
     find_weights,
+    image_size_of,
     load_strictly,
     read_weights,
 )
@@ -44,9 +52,16 @@ class SamEncoder(ImageEncoderViT):
         size: One of `SIZES`.
 
     Attributes:
+        image_size: Side in pixels of the images that the weights were trained on; it takes others
+            too.
+        pixel_mean: Red, green and blue mean, in 0..255, that the images are normalised with.
+        pixel_std: Their standard deviation.
         recompute_blocks: Recompute each block in the backward pass instead of storing it
             (activation checkpointing).
     """
+
+    # Not buffers: those would be sent from process to process in each step of training.
+    pixel_mean, pixel_std = PIXEL_MEAN, PIXEL_STD
 
     def __init__(self, size: EncoderSize) -> None:
         super().__init__(
@@ -56,13 +71,53 @@ class SamEncoder(ImageEncoderViT):
             use_rel_pos=True,
             window_size=ATTENTION_WINDOW,
         )
-        self.size = size
+        self.size, self.image_size = size, NATIVE_GRID * PATCH
         self.blocks = nn.ModuleList(
             EncoderBlock(size, 0 if i in size.global_blocks else ATTENTION_WINDOW)
             for i in range(size.depth)
         )
         self.recompute_blocks = False
         self._initialise()
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> "SamEncoder":
+        """An encoder ready for features, in evaluation mode on the CPU.
+
+        Args:
+            source: A run folder, an encoder file (`.safetensors`), a SAM checkpoint (`.pth`), a
+                published folder, or `hf:org/name` on the Hugging Face Hub.
+
+        Raises:
+            UserError: There is none, or it does not hold SAM's image encoder.
+        """
+        encoder = build_encoder(None, source)
+        encoder.eval()
+        return encoder
+
+    def preprocess(self, image: NDArray[np.generic] | str | Path) -> Tensor:
+        """An image as this encoder takes it: resized, padded and normalised.
+
+        Args:
+            image: (H, W) grey or (H, W, 3) RGB, uint8 or uint16, in which white is the largest
+                value; or the path of a picture such as a PNG or JPEG file.
+
+        Returns:
+            (1, 3, S, S), S being `image_size`: the longest side is resized to S, and the rest is
+            padded right and below with SAM's mean colour, which is 0.
+
+        Raises:
+            UserError: Another shape or type, or a file that cannot be read.
+        """
+        if not isinstance(image, np.ndarray):
+            try:
+                image = read_image(Path(image), ReadOptions()).array
+            except (OSError, Unreadable) as error:
+                raise UserError(f"{image}: cannot be read as a picture: {error}") from None
+        pixels = as_pixels(image)  # (C, H, W)
+        resize = Resize((image.shape[0], image.shape[1]), self.image_size)
+        device = self.pos_embed.device
+        square, valid = resize.image(pixels)[None].to(device), resize.valid()[None].to(device)
+        return normalise_pixels(square, valid)
 
     def _initialise(self) -> None:
         """MAE's initialisation (arXiv 2111.06377, appendix A.1), with sine-cosine positions.
@@ -183,7 +238,7 @@ def build_encoder(name: str | None, checkpoint: str | Path | None = None) -> Sam
         name: One of vit_t, vit_s, vit_b, vit_l and vit_h. None: the size of the checkpoint's
             weights, or vit_b without a checkpoint.
         checkpoint: A SAM checkpoint (`.pth`), an encoder file (`.safetensors`), a run folder, or
-            `org/name` of an encoder on the Hugging Face Hub. None: new weights, drawn from
+            `hf:org/name` of an encoder on the Hugging Face Hub. None: new weights, drawn from
             PyTorch's global random state.
 
     Raises:
@@ -197,4 +252,5 @@ def build_encoder(name: str | None, checkpoint: str | Path | None = None) -> Sam
     weights = encoder_weights(read_weights(path))
     encoder = SamEncoder(SIZES[choose_size(name, weights, path)])
     load_strictly(encoder, weights, path)
+    encoder.image_size = image_size_of(path)
     return encoder

@@ -1,23 +1,26 @@
 """Weights from somewhere: files, run folders and the Hub, read without running anyone's code."""
 
+import json
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from data_prep.common.errors import UserError
+from data_prep.common.faults import find_fault
 from pretrain.engine.checkpoint import Checkpoint, latest_checkpoint
-from pretrain.sizes import SIZES
+from pretrain.sizes import NATIVE_GRID, PATCH, SIZES
 
 ENCODER = "encoder"
 """Name of the encoder's weights in a checkpoint and in a published folder."""
-WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+HUB = "hf:"
+"""Begins the name of an encoder on the Hugging Face Hub."""
 SAM_ENCODER_PREFIX = "image_encoder."
 SAM_DECODER_PREFIXES = ("prompt_encoder.", "mask_decoder.")
 
@@ -42,30 +45,74 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def find_weights(source: str | Path) -> Path:
-    """The weights file that `source` means: a file, a run folder, or `org/name` on the Hub.
+    """The weights file that `source` means.
+
+    Args:
+        source: A file, a run folder, a published folder, or `hf:org/name` on the Hugging Face Hub,
+            also `hf:org/name@revision`. Nothing else is looked for on the Hub.
 
     Raises:
         UserError: There is none.
     """
+    if str(source).startswith(HUB):
+        return _download(str(source))
     path = Path(source)
     if path.is_file():
         return path
-    if path.is_dir():
-        for checkpoint in (Checkpoint(path), latest_checkpoint(path)):
-            if checkpoint is not None and checkpoint.weights_file(ENCODER).is_file():
-                return checkpoint.weights_file(ENCODER)
+    if not path.is_dir():
         raise UserError(
-            f"{path} has no {ENCODER}.safetensors and no checkpoint with one; has its run saved?"
+            f"{source}: no such file or folder (an encoder on the Hub is named as in hf:org/name)"
         )
-    if str(source).count("/") != 1 or path.suffix in WEIGHT_SUFFIXES:
-        raise UserError(f"{source}: no such file or folder")
-    try:
-        folder = Path(snapshot_download(str(source), allow_patterns=["*.safetensors", "*.json"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    for checkpoint in (Checkpoint(path), latest_checkpoint(path)):
+        if checkpoint is not None and checkpoint.weights_file(ENCODER).is_file():
+            return checkpoint.weights_file(ENCODER)
+    raise UserError(
+        f"{path} has no {ENCODER}.safetensors and no checkpoint with one; has its run saved?"
+    )
+
+
+def _download(source: str) -> Path:
+    """The weights file of an encoder on the Hub, from the cache of huggingface_hub if it is there.
+
+    Raises:
+        UserError: Not such a name, it cannot be fetched, or it holds no encoder.
+    """
+    match = re.fullmatch(rf"{HUB}([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", source)
+    if match is None:
         raise UserError(
-            f"{source} was found neither locally nor on the Hub: {_reason(error)}"
-        ) from None
-    return find_weights(folder)
+            f"{source}: an encoder on the Hub is named as in hf:org/name or hf:org/name@revision"
+        )
+    files = [f"{ENCODER}.safetensors", f"{ENCODER}.json"]
+    try:
+        folder = Path(snapshot_download(match[1], revision=match[2], allow_patterns=files))
+    except Exception as error:  # whatever the Hub and the network answer
+        raise UserError(f"{source}: {find_fault('hf://' + match[1], error).reason}") from None
+    if not (folder / files[0]).is_file():
+        raise UserError(
+            f"{source}: has no {files[0]}, as encoders published by `python -m pretrain publish`"
+            " have"
+        )
+    return folder / files[0]
+
+
+def image_size_of(weights: Path) -> int:
+    """Side in pixels of the images that an encoder was trained on, as `encoder.json` beside says.
+
+    Without that file, SAM's own 1024.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    path = weights.with_name(f"{ENCODER}.json")
+    if weights.name != f"{ENCODER}.safetensors" or not path.is_file():
+        return NATIVE_GRID * PATCH
+    try:
+        size = json.loads(path.read_text(encoding="utf-8"))["image_size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        size = None
+    if not isinstance(size, int) or size < PATCH or size % PATCH:
+        raise UserError(f"{path}: image_size is not a positive multiple of {PATCH}")
+    return size
 
 
 def _reason(error: Exception) -> str:

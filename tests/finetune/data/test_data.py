@@ -13,7 +13,7 @@ from finetune.config import Augmentation, CaseSelection, SegmentationDataConfig
 from finetune.data.augment import change_intensity, random_affine, warp
 from finetune.data.cases import LabelledCases
 from finetune.data.dataset import SegmentationDataset, collate
-from finetune.data.geometry import Resize
+from pretrain.encoder.geometry import Resize
 from pretrain.encoder.pixels import as_pixels
 
 LABELS = {"liver": [1], "tumour": [2], "both": [1, 2]}

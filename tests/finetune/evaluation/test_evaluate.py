@@ -17,7 +17,6 @@ from data_prep.loader.dataset import ShardDataset
 from finetune.__main__ import COMMANDS
 from finetune.config import CaseSelection, EvaluateConfig, HeldOut
 from finetune.data.cases import LabelledCases
-from finetune.data.geometry import Resize
 from finetune.evaluation import metrics
 from finetune.evaluation.evaluate import evaluate
 from finetune.evaluation.protocols import Box, Clicks, JitteredBox
@@ -28,6 +27,7 @@ from finetune.model.prompt_encoder import Prompts
 from finetune.model.segmenter import Decoded
 from finetune.prompts.boxes import box_of
 from finetune.prompts.clicks import evaluation_click
+from pretrain.encoder.geometry import Resize
 from pretrain.encoder.pixels import as_pixels, normalise_pixels
 
 LABELS = {"liver": [1], "tumour": [2], "both": [1, 2]}

@@ -9,7 +9,7 @@ from scipy.ndimage import map_coordinates, maximum_filter, minimum_filter
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from finetune.data.geometry import Resize
+from pretrain.encoder.geometry import Resize
 from pretrain.encoder.pixels import PIXEL_MEAN, PIXEL_STD, as_pixels, normalise_pixels
 
 SHAPES = [(1, 1), (1, 9), (3, 200), (200, 3), (37, 53), (64, 64), (100, 31), (131, 257)]
