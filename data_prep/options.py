@@ -1,12 +1,12 @@
 """Options of the commands, and those that several layouts share."""
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from data_prep.common.errors import UserError
+from data_prep.common.hub import RepoOptions
 
 Window = Literal["auto", "percentile", "full"] | tuple[float, float]
 """Intensities that become black and white."""
@@ -209,7 +209,7 @@ class VerifyOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishOptions:
+class PublishOptions(RepoOptions):
     """Upload a shard set to the Hugging Face Hub as a data set, with a card made of its figures.
 
     Shards, indexes, dataset.json and the card leave this machine, and nothing else of the folder.
@@ -218,18 +218,6 @@ class PublishOptions:
 
     shards: Path
     """Folder of the shard set."""
-    repo: str
-    """Name of the data set on the Hub, as in clinic/thyroid; made if it is not there."""
-    license: str
-    """Licence of the images, as the Hub names it, such as cc-by-4.0; `other` if it has no name."""
-    private: bool = True
-    """Whether only you or your organisation may see it; false publishes it to everyone."""
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
-            raise UserError(f"repo: {self.repo!r} is not a name such as clinic/thyroid")
-        if not re.fullmatch(r"[a-z0-9.-]+", self.license):
-            raise UserError(f"license: {self.license!r} is not a name such as cc-by-4.0 or other")
 
 
 @dataclass(frozen=True, kw_only=True)

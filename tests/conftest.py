@@ -2,16 +2,20 @@
 
 import contextlib
 import json
+import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
+from huggingface_hub import constants
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
@@ -77,6 +81,38 @@ def contributed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delitem(sys.modules, name.removesuffix(".py"), raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def hub():
+    """An empty Hugging Face Hub on this machine, see `hub_server.py`."""
+    hub = runpy.run_path(str(Path(__file__).with_name("hub_server.py")))["Hub"]()
+    yield hub
+    hub.close()
+
+
+@pytest.fixture
+def on_hub(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The hub, which this process is logged in to; failed requests are tried again at once."""
+    hub.token = "hf_secret"
+    home = tmp_path / "hub_home"
+    home.mkdir()
+    (home / "token").write_text(hub.token)
+    for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING_FACE_"))]:
+        monkeypatch.delenv(name)
+    files = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    for name, value in {
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": files,
+        "HF_TOKEN_PATH": str(home / "token"),
+        "HF_HUB_CACHE": str(home / "cache"),
+        "HF_HUB_DISABLE_XET": True,  # the hub speaks plain LFS
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    at_once = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
+    monkeypatch.setattr("huggingface_hub.utils._http.time", at_once)
+    hub.token_file = home / "token"
+    return hub
 
 
 class Launch:

@@ -1,7 +1,8 @@
 """A shard set to the Hugging Face Hub: shards, indexes, dataset.json and a card."""
 
+import glob
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from huggingface_hub import DatasetCardData, HfApi
 from data_prep.commands.info import fingerprint
 from data_prep.commands.verify import find_problems
 from data_prep.common.errors import UserError
-from data_prep.common.faults import find_fault
+from data_prep.common.hub import COMMON_FILES, check_replaced, one_line_faults, open_repository
+from data_prep.common.results import markdown_table, table_cell
 from data_prep.format.index import index_path, read_json
 from data_prep.options import PublishOptions
 from data_prep.shards.manifest import PLAN
@@ -35,14 +37,8 @@ def publish(config: PublishOptions, resolved: str) -> None:
         )
     shards = _shards(config.shards, document)
     url = f"hf://datasets/{config.repo}"
-    try:
+    with one_line_faults(url):
         page = upload(config, document, shards)
-    except UserError:
-        raise
-    except Exception as error:  # whatever the Hub and the network answer
-        fault = find_fault(url, error, "published")
-        again = "" if fault.lasts else "; started again, it sends what has not arrived"
-        raise UserError(f"{url}: {fault.reason}{again}") from error
     print(f"published: {page}\nread it as {url}")
 
 
@@ -54,21 +50,36 @@ def upload(config: PublishOptions, document: dict[str, Any], shards: list[Path])
         shards: Its tars and indexes.
 
     Raises:
-        UserError: It shall be private, but is on the Hub and public.
+        UserError: It shall be private, but is on the Hub and public; or the name holds another set.
     """
     hub = HfApi()
-    page = hub.create_repo(config.repo, repo_type="dataset", private=config.private, exist_ok=True)
-    if config.private and not hub.dataset_info(config.repo).private:
-        raise UserError(
-            f"{config.repo}: is public; give --private false if everyone may see these images"
-        )
+    page, there = open_repository(hub, config, "dataset")
+    names = {"dataset.json", *(path.name for path in shards)}
+    check_replaced(config, _of_others(there, document, names))
+    stale = [name for name in there if name not in names | COMMON_FILES]
+    if not config.replace:  # what this set had, and whatever else is of the owner of the name
+        stale = [name for name in stale if name.endswith((".tar", ".index.json"))]
     with tempfile.TemporaryDirectory() as folder:
         card = Path(folder) / "README.md"
         card.write_text(dataset_card(config, document), encoding="utf-8")
         # The card is checked by the Hub before images leave, and readers begin with dataset.json.
-        for files in ([card], shards, [config.shards / "dataset.json"]):
-            _send(hub, config.repo, files)
-    return str(page)
+        _send(hub, config.repo, [card])
+        _send(hub, config.repo, shards)
+        _send(hub, config.repo, [config.shards / "dataset.json"], stale)
+    return page
+
+
+def _of_others(there: dict[str, str], document: dict[str, Any], names: set[str]) -> list[str]:
+    """Files on the Hub that are of something else than this set.
+
+    They are of this set, perhaps of an earlier state of it, if a shard is; and if they have the
+    names of its files and no shard has arrived.
+    """
+    tars = {path: digest for path, digest in there.items() if path.endswith(".tar")}
+    shards = [shard for split in document["splits"].values() for shard in split["shards"]]
+    if any(tars.get(shard["name"]) == shard["sha256"] for shard in shards):
+        return []
+    return [path for path in there if path in tars or path not in names | COMMON_FILES]
 
 
 def _shards(root: Path, document: dict[str, Any]) -> list[Path]:
@@ -83,8 +94,12 @@ def _shards(root: Path, document: dict[str, Any]) -> list[Path]:
     return [path for name in names for path in (root / name, index_path(root / name))]
 
 
-def _send(hub: HfApi, repo: str, files: Iterable[Path]) -> None:
-    """Upload files as one folder that holds nothing else, so that nothing else can leave."""
+def _send(hub: HfApi, repo: str, files: Iterable[Path], removed: Sequence[str] = ()) -> None:
+    """Upload files as one folder that holds nothing else, so that nothing else can leave.
+
+    Args:
+        removed: Files that are removed from the repository.
+    """
     with tempfile.TemporaryDirectory() as folder:
         for path in files:
             (Path(folder) / path.name).symlink_to(path.resolve())
@@ -93,6 +108,7 @@ def _send(hub: HfApi, repo: str, files: Iterable[Path]) -> None:
             repo_type="dataset",
             folder_path=folder,
             commit_message="Shard set made by samaritan",
+            delete_patterns=[glob.escape(path) for path in removed] or None,
         )
 
 
@@ -104,6 +120,7 @@ def dataset_card(config: PublishOptions, document: dict[str, Any]) -> str:
         tags=["medical", "webdataset"],
         configs=[{"config_name": "default", "data_files": splits}],
     )
+    figures = [(name.strip(), text) for name, text in fingerprint(document)]
     lines = [
         "---",
         data.to_yaml(),
@@ -115,16 +132,14 @@ def dataset_card(config: PublishOptions, document: dict[str, Any]) -> str:
         f" {'training with masks' if 'labels' in document else 'self-supervised pretraining'},"
         " as WebDataset shards made by samaritan.",
         "",
-        "| figure | value |",
-        "|---|---|",
-        *(f"| {_cell(name.strip())} | {_cell(text)} |" for name, text in fingerprint(document)),
+        *markdown_table(("figure", "value"), [map(table_cell, row) for row in figures]),
     ]
     if "labels" in document:
-        lines += ["", "| target | values in masks |", "|---|---|"]
-        lines += [
-            f"| {_cell(name)} | {', '.join(map(str, values))} |"
+        targets = [
+            (table_cell(name), ", ".join(map(str, values)))
             for name, values in document["labels"].items()
         ]
+        lines += ["", *markdown_table(("target", "values in masks"), targets)]
     split = next(iter(document["splits"]))
     lines += [
         "",
@@ -137,8 +152,3 @@ def dataset_card(config: PublishOptions, document: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    """Text that stays within its cell of a Markdown table."""
-    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,7 +1,6 @@
 """Small inputs made on the fly."""
 
 import csv
-import runpy
 from dataclasses import fields
 from pathlib import Path
 
@@ -114,14 +113,6 @@ def shard_set(image_folder, tmp_path_factory, shard_folder) -> Path:
     output = tmp_path_factory.mktemp("set")
     shard_folder(image_folder, output, class_folders=True)
     return output
-
-
-@pytest.fixture
-def hub():
-    """An empty Hugging Face Hub on this machine, see `hub_server.py`."""
-    hub = runpy.run_path(str(Path(__file__).with_name("hub_server.py")))["Hub"]()
-    yield hub
-    hub.close()
 
 
 @pytest.fixture(scope="session")

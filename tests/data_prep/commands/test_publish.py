@@ -69,6 +69,14 @@ def publish(run, shards, *options, **settings):
 
 
 LICENSE = ("--license", "cc-by-4.0")
+OPEN = (*LICENSE, "--private=false")
+
+
+def refused(shards, capsys, *options):
+    """The one line that publishing is refused with, in this process."""
+    with pytest.raises(SystemExit):
+        main(["publish", f"--shards={shards}", "--repo", NAME, *LICENSE, *options])
+    return capsys.readouterr().err
 
 
 def test_shards_indexes_dataset_json_and_a_card_arrive_and_nothing_else(hub, run, shards, labelled):
@@ -132,7 +140,7 @@ def test_a_set_that_shall_be_private_is_not_added_to_a_public_one(hub, run, shar
     done = publish(run, shards, *LICENSE)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (
         2,
-        f"error: {NAME}: is public; give --private false if everyone may see these images",
+        f"error: {NAME}: is public; give --private false if everyone may see what is published",
     )
     assert hub.sets[NAME] == {}
     assert publish(run, shards, *LICENSE, "--private", "false").returncode == 0
@@ -145,6 +153,56 @@ def test_who_may_not_write_is_told_what_to_do(hub, run, shards, tmp_path):
     line = done.stderr.splitlines()[-1]
     assert done.returncode == 2 and "log in with `hf auth login` as someone with access" in line
     assert hub.sets == {}
+
+
+def test_a_wrong_token_is_refused(on_hub, shards, capsys):
+    on_hub.token_file.write_text("hf_wrong")
+    line = refused(shards, capsys)
+    assert "access denied (401); log in with `hf auth login` as someone with access" in line
+    assert on_hub.sets == {}
+
+
+@pytest.mark.parametrize("there", [{}, {"README.md": b"theirs"}])
+def test_a_name_that_somebody_else_has_is_refused(on_hub, shards, capsys, there):
+    on_hub.theirs, on_hub.sets[NAME] = {NAME}, dict(there)
+    line = refused(shards, capsys, "--private=false")
+    assert "access denied (403): somebody else has this name, or your token may only read" in line
+    assert on_hub.sets[NAME] == there and not on_hub.uploaded
+
+
+def test_a_name_that_holds_something_else_is_refused(on_hub, shards, capsys):
+    """Another set, or files that are no set, make way only for who says so."""
+    for there in ({"train-000000.tar": b"another"}, {"scans.zip": b"zip", "README.md": b"mine"}):
+        on_hub.sets[NAME] = dict(there)
+        line = refused(shards, capsys, "--private=false")
+        assert f"{NAME}: has other files on the Hub (" in line and "--replace true" in line
+        assert on_hub.sets[NAME] == there and not on_hub.uploaded
+    main(["publish", f"--shards={shards}", "--repo", NAME, *OPEN, "--replace=true"])
+    assert "scans.zip" not in on_hub.sets[NAME] and "dataset.json" in on_hub.sets[NAME]
+
+
+def test_a_set_that_changed_takes_the_place_of_what_it_was(on_hub, shards):
+    """A shard that the set has no longer is gone from the Hub too: it may be a patient's."""
+    main(["publish", f"--shards={shards}", "--repo", NAME, *LICENSE])
+    files = on_hub.sets[NAME]
+    files |= {"train-000001.tar": b"withdrawn", "train-000001.index.json": b"{}", "notes.md": b""}
+    main(["publish", f"--shards={shards}", "--repo", NAME, *LICENSE])
+    assert not {"train-000001.tar", "train-000001.index.json"} & set(files)
+    assert {"train-000000.tar", "test-000000.tar", "notes.md", "dataset.json"} <= set(files)
+
+
+def test_an_upload_whose_connection_was_lost_sends_only_what_is_missing(on_hub, shards, capsys):
+    on_hub.room = 1
+    line = refused(shards, capsys)
+    assert line.endswith("started again, it sends what has not arrived\n")
+    assert list(on_hub.sets[NAME]) == ["README.md"] and len(on_hub.uploaded) == 1
+    (first,) = on_hub.uploaded
+    on_hub.room = 1_000
+    on_hub.asked.clear()
+    main(["publish", f"--shards={shards}", "--repo", NAME, *LICENSE])
+    sent = [line.rpartition("/")[2] for line in on_hub.asked if line.startswith("PUT ")]
+    assert len(sent) == 1 and first not in sent
+    assert (shards / "train-000000.tar").read_bytes() == on_hub.sets[NAME]["train-000000.tar"]
 
 
 def test_a_hub_that_does_not_answer_is_told(run, shards):
