@@ -1,9 +1,20 @@
-"""`python -m pretrain benchmark`."""
+"""`python -m pretrain export | publish | benchmark`."""
 
 from data_prep.common.cli import Command, run_program
 from pretrain.config import BenchmarkOptions
+from pretrain.publish.config import ExportOptions, PublishOptions
 
 COMMANDS = {
+    "export": Command(
+        "An encoder for segment_anything, transformers or timm.",
+        "pretrain.publish.export:export",
+        (ExportOptions,),
+    ),
+    "publish": Command(
+        "Upload the encoder of a run to the Hugging Face Hub, with a model card.",
+        "pretrain.publish.hub:publish",
+        (PublishOptions,),
+    ),
     "benchmark": Command(
         "Speed of encoder and objectives, as ratios from one run.",
         "pretrain.benchmark:benchmark",

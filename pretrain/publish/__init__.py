@@ -1,0 +1,1 @@
+"""A pretrained encoder for others: in the forms of other libraries, and on the Hugging Face Hub."""
