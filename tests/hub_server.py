@@ -150,7 +150,7 @@ class Hub:
             first, _, rest = path.removeprefix(prefix).partition("/")
             if rest:
                 folders.add(prefix + first)
-            if not rest or "recursive=True" in request.path:
+            if not rest or "recursive=true" in request.path.lower():
                 entry = {"type": "file", "path": path, "size": len(data), "oid": _blob(data)}
                 if path.endswith(LARGE):
                     sha = hashlib.sha256(data).hexdigest()
