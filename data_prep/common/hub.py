@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from data_prep.common.errors import UserError
 from data_prep.common.faults import find_fault
+from data_prep.common.messages import one_line
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -93,10 +94,13 @@ def one_line_faults(url: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if getattr(getattr(error, "response", None), "status_code", None) == 403:
+        response = getattr(error, "response", None)
+        if response is not None and response.status_code == 403:
+            said = one_line(response.headers.get("X-Error-Message") or "no reason is given")
             raise UserError(
-                f"{url}: access denied (403): somebody else has this name, or your token may only"
-                " read; give another --repo, or log in with `hf auth login` as someone with access"
+                f"{url}: access denied (403, {said}): does somebody else have this name, or may"
+                " your token only read? Give another --repo, or log in with `hf auth login` as"
+                " someone with access"
             ) from error
         fault = find_fault(url, error, "published")
         again = "" if fault.lasts else "; started again, it sends what has not arrived"

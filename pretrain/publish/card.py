@@ -12,7 +12,10 @@ from pretrain.publish.export import TIMM_NAMES, TO_TRANSFORMERS
 from pretrain.publish.facts import RunFacts
 from pretrain.sizes import NATIVE_GRID, PATCH
 
+CURVES = "losses.png"
+"""The one figure of a run that never shows an image."""
 NATIVE = NATIVE_GRID * PATCH
+"""Side in pixels of SAM's own images."""
 
 
 def model_card(
@@ -49,9 +52,10 @@ def model_card(
         *_data(facts),
         "## How it was trained",
         *_training(facts),
+        *(f"![{path}]({path})" for path in figures if path.endswith(CURVES)),
         "## How good its features are",
         *_results(facts, probe),
-        *(f"![{path}]({path})" for path in figures),
+        *(f"![{path}]({path})" for path in figures if not path.endswith(CURVES)),
         "## Intended use and limits",
         _neck(facts),
         "Research on medical images: features for classification and retrieval, and the start of a"

@@ -15,6 +15,7 @@ import yaml
 from data_prep.commands.info import fingerprint
 from data_prep.common.errors import UserError
 from data_prep.loader.dataset import ShardDataset
+from pretrain.config import PretrainConfig
 from pretrain.encoder.weights import ENCODER, HUB
 from pretrain.engine.checkpoint import Checkpoint, checkpoints_of
 from pretrain.engine.metrics import read_metrics
@@ -73,8 +74,14 @@ class RunFacts:
 
     @property
     def identity(self) -> str:
-        """The same for all states of one run: of its recipe, seed and data."""
-        parts = [self.recipe, [each.fingerprint for each in self.sets], self.started_from]
+        """The same for all states of one run: of its recipe, seed and data.
+
+        What a run may go on with counts for nothing.
+        """
+        fixed = {
+            k: v for k, v in self.recipe.items() if not k.startswith(PretrainConfig.MAY_CHANGE)
+        }
+        parts = [fixed, [each.fingerprint for each in self.sets], self.started_from]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

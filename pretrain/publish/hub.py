@@ -13,14 +13,12 @@ from data_prep.common.files import new_folder, use_umask, write_json, write_text
 from data_prep.common.hub import COMMON_FILES, check_replaced, one_line_faults, open_repository
 from pretrain.encoder.sam import SamEncoder
 from pretrain.encoder.weights import ENCODER, HUB
-from pretrain.publish.card import model_card
+from pretrain.publish.card import CURVES, model_card
 from pretrain.publish.config import PublishOptions
 from pretrain.publish.facts import RunFacts, probe_text, read_run
 
 FIGURES = "figures"
 """Folder of pictures in a repository."""
-CURVES = "losses.png"
-"""The one figure of a run that never shows an image."""
 
 
 def publish(config: PublishOptions, resolved: str) -> None:

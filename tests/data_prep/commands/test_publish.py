@@ -166,7 +166,7 @@ def test_a_wrong_token_is_refused(on_hub, shards, capsys):
 def test_a_name_that_somebody_else_has_is_refused(on_hub, shards, capsys, there):
     on_hub.theirs, on_hub.sets[NAME] = {NAME}, dict(there)
     line = refused(shards, capsys, "--private=false")
-    assert "access denied (403): somebody else has this name, or your token may only read" in line
+    assert "access denied (403, Authorization error): does somebody else have this name" in line
     assert on_hub.sets[NAME] == there and not on_hub.uploaded
 
 

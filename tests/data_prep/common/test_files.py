@@ -5,7 +5,7 @@ import multiprocessing
 import pytest
 
 from data_prep.common.errors import UserError
-from data_prep.common.files import atomic_path, write_text
+from data_prep.common.files import atomic_path, new_folder, write_text
 
 
 def test_a_file_is_whole_or_absent(tmp_path):
@@ -18,6 +18,26 @@ def test_a_file_is_whole_or_absent(tmp_path):
     write_text(path, "whole")
     assert path.read_text() == "whole"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_whole_or_absent(tmp_path):
+    path = tmp_path / "folder"
+    with pytest.raises(KeyError), new_folder(path) as temporary:
+        (temporary / "a.txt").write_text("half")
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+    (tmp_path / ".folder.partial").mkdir()
+    (tmp_path / ".folder.partial" / "b.txt").write_text("what a killed process left")
+    path.mkdir()  # an empty one is as good as none
+    with new_folder(path) as temporary:
+        (temporary / "a.txt").write_text("whole")
+        assert not list(path.iterdir())
+    assert [file.name for file in path.iterdir()] == ["a.txt"]
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(UserError, match="is there already"), new_folder(path):
+        pass
+    with pytest.raises(UserError, match="is there already"), new_folder(path / "a.txt"):
+        pass
 
 
 def test_a_second_writer_is_refused_and_disturbs_nothing(tmp_path, monkeypatch):

@@ -88,7 +88,8 @@ def test_a_hub_that_does_not_answer_is_told(on_hub, refused) -> None:
 def test_a_name_that_is_taken_is_refused(on_hub, publish, refused) -> None:
     """By somebody else's account, or by another model of one's own, unless it shall be replaced."""
     on_hub.models[NAME], on_hub.theirs = {"README.md": b"theirs"}, {NAME}
-    assert "access denied (403): somebody else has this name, or your" in refused("--private=false")
+    line = refused("--private=false")
+    assert "access denied (403, Authorization error): does somebody else have this name" in line
     on_hub.theirs = set()
     assert f"{NAME}: is public; give --private false if everyone may see" in refused()
     mine = {"model.bin": b"1", "encoder.json": b'{"run": "of another"}', "LICENSE": b"mine"}
@@ -110,6 +111,9 @@ def test_a_later_state_of_the_same_run_takes_the_place_of_the_earlier(on_hub, pu
     assert json.loads(files["encoder.json"])["step"] == 2
     assert "figures/reconstructions.png" in files
     shutil.move(run / newest.name, newest)
+    config = run / "config.yaml"  # what a run may go on with
+    config.write_text(config.read_text().replace("compile: false", "compile: true"))
+    assert "compile: true" in config.read_text()
     files["notes.md"] = b"mine"
     publish()  # and the pictures are taken back
     assert json.loads(files["encoder.json"])["step"] == 3
