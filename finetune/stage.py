@@ -62,6 +62,7 @@ class SegmentationStage(Stage):
 
     def __init__(self, options: TrainConfig, device: torch.device) -> None:
         self.device, self.workers = device, options.data.workers
+        self.model_config = options.model
         self.dataset = SegmentationDataset(options.data, options.model.image_size, options.seed)
         self.segmenter = build_model(
             options.model, self.dataset.targets, options.encoder, options.sam
@@ -88,6 +89,10 @@ class SegmentationStage(Stage):
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """What is trained."""
         return {SEGMENTER: self.segmenter.trained_state_dict()}
+
+    def savings(self) -> Sequence[str]:
+        """Recomputed blocks."""
+        return [] if self.model_config.recompute_blocks else ["--model.recompute_blocks true"]
 
     def documents(self) -> dict[str, Any]:
         """Where frozen weights came from, and what the model was trained on."""

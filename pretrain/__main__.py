@@ -1,7 +1,7 @@
-"""`python -m pretrain export | publish | benchmark`."""
+"""`python -m pretrain export | publish | estimate | benchmark`."""
 
 from data_prep.common.cli import Command, run_program
-from pretrain.config import BenchmarkOptions
+from pretrain.config import BenchmarkOptions, EstimateOptions
 from pretrain.publish.config import ExportOptions, PublishOptions
 
 COMMANDS = {
@@ -14,6 +14,11 @@ COMMANDS = {
         "Upload the encoder of a run to the Hugging Face Hub, with a model card.",
         "pretrain.publish.hub:publish",
         (PublishOptions,),
+    ),
+    "estimate": Command(
+        "Memory and time of a recipe, computed without running it.",
+        "pretrain.estimate:estimate",
+        (EstimateOptions,),
     ),
     "benchmark": Command(
         "Speed of encoder and objectives, as ratios from one run.",

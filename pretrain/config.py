@@ -1,11 +1,13 @@
 """Options of stage one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from data_prep.common.components import Component, component
 from data_prep.common.errors import UserError
+from data_prep.common.messages import nearest
+from pretrain.engine.peaks import BF16, PEAKS, known_peak
 from pretrain.engine.run_options import RunOptions
 from pretrain.sizes import PATCH, check_size
 
@@ -76,6 +78,45 @@ class PretrainConfig(RunOptions):
             raise UserError(f"data.flip {self.data.flip} must lie in [0, 1]")
         if self.data.shuffle_shards < 1 or self.data.workers < 0:
             raise UserError("data.shuffle_shards must be 1 or more, and data.workers 0 or more")
+
+
+@dataclass
+class NamedData(DataConfig):
+    """Images that need not be there yet."""
+
+    shards: str | list[str] = field(default_factory=list)
+    """Shard sets; without any, `images` says how many images there are."""
+
+
+@dataclass(kw_only=True)
+class EstimateOptions(PretrainConfig):
+    """Memory and time of a recipe, computed without running it. Takes all options of training."""
+
+    output: Path = Path("runs")
+    """Not used: nothing is written."""
+    data: NamedData = field(default_factory=NamedData)
+    """The images."""
+    images: int | None = None
+    """Images per epoch; null: those of `data.shards`."""
+    gpus: int = 1
+    """GPUs, each with a process."""
+    gpu: str = "A100"
+    """Name of a GPU whose peak is known."""
+    memory: float | None = None
+    """GB of each GPU; the number of passes that fits is computed for it, where the recipe leaves it
+    to `auto`."""
+    mfu: float = 0.4
+    """Share of the GPU's peak that training is taken to reach."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if known_peak(self.gpu, BF16) is None:
+            hint = nearest(self.gpu, PEAKS) or f"; there are {', '.join(PEAKS)}"
+            raise UserError(f"gpu: the peak of {self.gpu!r} is not known{hint}")
+        if self.gpus < 1 or not 0 < self.mfu <= 1 or not (self.memory is None or self.memory > 0):
+            raise UserError("gpus must be 1 or more, mfu in (0, 1], and memory above 0")
+        if self.images is not None and self.images < 1:
+            raise UserError(f"images is {self.images}; it must be 1 or more")
 
 
 @dataclass

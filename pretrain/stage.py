@@ -1,6 +1,7 @@
 """Stage one as the engine trains it: shard sets, the encoder and its objectives."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pretrain.engine.loop import train
 from pretrain.engine.stage import Stage
 from pretrain.objectives.base import Objective
 from pretrain.objectives.together import PretrainModel
-from pretrain.sizes import ATTENTION_WINDOW, PATCH, size_name
+from pretrain.sizes import ATTENTION_WINDOW, PATCH, SIZES, size_name
 from pretrain.transform import PretrainBatch, PretrainSample, PretrainTransform, collate
 
 OBJECTIVES = "objectives"
@@ -86,6 +87,30 @@ class PretrainStage(Stage):
             if contrasted := objective.contrasted(per_pass, processes):
                 bound[f"{name}: contrasted images"] = contrasted
         return bound
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Without the negatives of other processes."""
+        for objective in self.objectives.values():
+            objective.alone = True
+        try:
+            yield
+        finally:
+            for objective in self.objectives.values():
+                objective.alone = False
+
+    def flops(self) -> float:
+        """Of the encoder and the objectives' decoders, forward and backward."""
+        return self.model.flops(self.config.image_size)
+
+    def savings(self) -> Sequence[str]:
+        """Recomputed blocks, or the next smaller encoder."""
+        found = [] if self.config.recompute_blocks else ["--recompute_blocks true"]
+        names = list(SIZES)
+        size = size_name(self.encoder.size)
+        if self.config.start_from is None and size in names[1:]:
+            found.append(f"--encoder_size {names[names.index(size) - 1]}")
+        return found
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Encoder and objectives."""

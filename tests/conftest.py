@@ -21,6 +21,7 @@ from scipy.ndimage import gaussian_filter
 
 from data_prep.__main__ import main as data_prep
 from pretrain.engine.checkpoint import latest_checkpoint
+from pretrain.engine.progress import IMAGES_PER_SECOND, MFU, TFLOPS_PER_SECOND
 
 ROOT = Path(__file__).parent.parent
 
@@ -186,7 +187,8 @@ def launch() -> Launch:
 def losses(run: Path) -> list[dict[str, float]]:
     """Rows of metrics.jsonl without what depends on the clock."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+    clock = {IMAGES_PER_SECOND, TFLOPS_PER_SECOND, MFU}
+    return [{k: v for k, v in row.items() if k not in clock} for row in rows]
 
 
 @pytest.fixture(scope="session")

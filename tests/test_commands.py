@@ -99,6 +99,8 @@ SHARD = ("shard", "--layout=folder", "--input=.", "--output={tmp}/set")
 SEG = ("shard-seg", "--layout=pairs", "--input=.", "--output={tmp}/set")
 STAGE_ONE = ("--config=configs/pretrain/quickstart.yaml", "--data.shards=x", "--output={tmp}/run")
 STAGE_TWO = ("--config=configs/finetune/quickstart.yaml", "--data.shards=x", "--output={tmp}/run")
+EPOCHS = (*STAGE_ONE, "--optim.steps=null")
+ESTIMATE = ("estimate", "--config=configs/pretrain/quickstart.yaml")
 EVALUATE = ("evaluate", "--run=x", "--data.shards=y", "--output={tmp}/results")
 PREDICT = ("predict", "--run=x", "--input=y.png", "--output={tmp}/mask.png")
 
@@ -186,6 +188,53 @@ WRONG = [
     ("pretrain/train.py", (*STAGE_ONE, "--optim.lr=-1"), "optim.lr is -1.0; it must be positive"),
     ("pretrain/train.py", (*STAGE_ONE, "--optim.betas=5,5"), "optim.betas are [5.0, 5.0]; they m"),
     ("pretrain/train.py", (*STAGE_ONE, "--optim.clip=-1"), "optim.clip is -1.0; it must be posit"),
+    (
+        "pretrain/train.py",
+        (*STAGE_ONE, "--optim.epochs=3"),
+        "optim.steps 75 and optim.epochs 3.0 are",
+    ),
+    (
+        "pretrain/train.py",
+        (*STAGE_ONE, "--optim.warmup_epochs=1"),
+        "both given; set one of them to",
+    ),
+    (
+        "pretrain/train.py",
+        (*EPOCHS, "--optim.epochs=0"),
+        "optim.epochs is 0.0; it must be positive",
+    ),
+    (
+        "pretrain/train.py",
+        (*STAGE_ONE, "--optim.accumulate=many"),
+        "'many' is not a whole number or",
+    ),
+    (
+        "pretrain/train.py",
+        (*STAGE_ONE, "--optim.accumulate=0"),
+        "optim.accumulate is 0; it must be",
+    ),
+    (
+        "pretrain/train.py",
+        (*STAGE_ONE, "--trackers=wandbb"),
+        "'wandbb' is not a list of any of tens",
+    ),
+    ("pretrain/train.py", (*STAGE_ONE, "--trackers=[aim]"), "trackers: aim needs the package aim,"),
+    (
+        "pretrain/train.py",
+        (*STAGE_ONE, "--check_every=0"),
+        "check_every is 0; it must be 1 or more",
+    ),
+    ("pretrain", (*ESTIMATE,), "how many images are there? name --data.shards, or give --images"),
+    (
+        "pretrain",
+        (*ESTIMATE, "--gpu=H10"),
+        "gpu: the peak of 'H10' is not known; did you mean H100",
+    ),
+    (
+        "pretrain",
+        (*ESTIMATE, "--mfu=40"),
+        "gpus must be 1 or more, mfu in (0, 1], and memory above",
+    ),
     (
         "pretrain/train.py",
         (*STAGE_ONE, "--resume=yes"),

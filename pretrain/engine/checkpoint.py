@@ -33,17 +33,10 @@ class State:
     """How many steps these are."""
     bound: dict[str, Any] = field(default_factory=dict)
     """See `Stage.bound`."""
-
-    def add(self, values: list[float]) -> None:
-        """Count in the values of one step."""
-        self.sums = [a + b for a, b in zip(self.sums or [0.0] * len(values), values, strict=True)]
-        self.summed += 1
-
-    def take_means(self) -> list[float]:
-        """Means over the steps counted in, and start again."""
-        means = [total / self.summed for total in self.sums]
-        self.sums, self.summed = [], 0
-        return means
+    passes: int = 0
+    """Forward and backward passes per step; 0 in checkpoints of an earlier version."""
+    machine: str = ""
+    """What it ran on: with `optim.accumulate: auto` the passes are kept there."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +99,10 @@ class Checkpoint:
         """
         path = self.folder / OPTIMIZER_FILE
         try:
-            optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            for group in saved["param_groups"]:  # an earlier version had other kernels
+                group |= {"fused": True, "foreach": None}
+            optimizer.load_state_dict(saved)
         except (ValueError, KeyError) as error:
             raise UserError(f"{path} does not fit the model of this recipe: {error}") from None
 

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from data_prep.common.files import atomic_path
 from pretrain.engine.metrics import read_metrics
+from pretrain.engine.progress import IMAGES_PER_SECOND, MFU
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -36,3 +37,19 @@ def draw_losses(run: Path, names: Sequence[str]) -> None:
             axis.plot(steps, values, linewidth=2)
         axis.set(title=name, xlabel="step", ylabel="loss")
     save_figure(figure, run / "figures" / "losses.png")
+
+
+def draw_rates(run: Path) -> None:
+    """Images/s, and MFU where it is known, over the steps of a run as `figures/rates.png`."""
+    rows = [row for row in read_metrics(run) if IMAGES_PER_SECOND in row]
+    known = [row for row in rows if MFU in row]
+    curves = [(IMAGES_PER_SECOND, "images/s", rows)]
+    if known:
+        curves.append((MFU, "MFU, share of the device's peak", known))
+    figure = Figure(figsize=(4 * len(curves), 3), layout="constrained")
+    for axis, (name, title, shown) in zip(
+        figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True
+    ):
+        axis.plot([row["step"] for row in shown], [row[name] for row in shown], linewidth=1)
+        axis.set(title=title, xlabel="step", ylim=(0, None))
+    save_figure(figure, run / "figures" / "rates.png")

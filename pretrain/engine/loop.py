@@ -10,22 +10,29 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from data_prep.common.errors import UserError
-from data_prep.common.files import write_json, write_text
-from data_prep.loader.dataset import build_loader
+from data_prep.common.files import write_text
+from data_prep.loader.dataset import OrderedDataset, build_loader
 from data_prep.loader.signals import term_blocked
 from pretrain.engine.checkpoint import State, save_checkpoint
 from pretrain.engine.cpu import keep_freed_memory, use_cores
 from pretrain.engine.evaluator import Evaluator
-from pretrain.engine.figures import draw_losses, save_figure
+from pretrain.engine.figures import draw_losses, draw_rates, save_figure
 from pretrain.engine.memory import peak_memory
-from pretrain.engine.metrics import Metrics
+from pretrain.engine.metrics import Metrics, require_trackers
+from pretrain.engine.nonfinite import nonfinite_error, without_keys
 from pretrain.engine.optim import build_optimizer, learning_rate, set_learning_rate, step_seed
+from pretrain.engine.passes import choose_passes, machine_of, one_line_out_of_memory
 from pretrain.engine.progress import Progress
+from pretrain.engine.rates import device_peak
 from pretrain.engine.resume import agree_on_checkpoint, on_rank_0
 from pretrain.engine.run import check_folder, prepare_folder
-from pretrain.engine.run_options import RunOptions
+from pretrain.engine.run_options import RunOptions, Schedule
 from pretrain.engine.stage import Stage
 from pretrain.engine.stop import INTERRUPTED, INTERRUPTED_FILE, StopRequest
+from pretrain.engine.watch import Watch
+
+CHECK_EVERY = 8
+"""Steps between looks at a GPU."""
 
 
 def train(stage_class: type[Stage], options: RunOptions, resolved: str) -> None:
@@ -43,33 +50,37 @@ def train(stage_class: type[Stage], options: RunOptions, resolved: str) -> None:
     """
     accelerator = build_accelerator(options, stage_class.find_unused_parameters)
     device, world = accelerator.device, accelerator.num_processes
-    batch_size = options.optim.check(world)
+    share = options.optim.share(world)
+    require_trackers(options.trackers)
     stage = stage_class(options, device)
+    schedule = options.optim.schedule(len(stage.dataset))
     evaluators = {name: chosen.build(Evaluator) for name, chosen in options.evaluators.items()}
     new_optimizer = build_optimizer(stage.model, options.optim)
     changes = on_rank_0(accelerator, lambda: check_folder(options, resolved))
     checkpoint = agree_on_checkpoint(options.output, accelerator)
-    bound = stage.bound(batch_size, world)
-    state = State()
+    state = State() if checkpoint is None else checkpoint.state()
+    passes = choose_passes(accelerator, options, stage, state)
+    bound = stage.bound(share // passes, world)
+    for name in state.bound:  # an earlier version kept none
+        if state.bound[name] != bound.get(name):
+            raise UserError(
+                f"output {options.output} was started with {name} {state.bound[name]}, not"
+                f" {bound.get(name)}; continue it with the same or name another folder"
+            )
     if checkpoint is not None:
-        state = checkpoint.state()
-        for name in state.bound:  # an earlier version kept none
-            if state.bound[name] != bound.get(name):
-                raise UserError(
-                    f"output {options.output} was started with {name} {state.bound[name]}, not"
-                    f" {bound.get(name)}; continue it with the same or name another folder"
-                )
         stage.load(checkpoint)
     on_rank_0(accelerator, lambda: prepare_folder(options, resolved, checkpoint, changes))
     if checkpoint is not None:
-        accelerator.print(f"resuming after step {state.step} of {options.optim.steps}")
-    state.bound = bound
+        accelerator.print(f"resuming after step {state.step} of {schedule.steps}")
+    state.bound, state.passes, state.machine = bound, passes, machine_of(accelerator)
+    accelerator.gradient_accumulation_steps = passes
     model, optimizer = accelerator.prepare(stage.model, new_optimizer)
     if checkpoint is not None:
         checkpoint.load_optimizer(optimizer)
+    dataset = without_keys(stage, options.skip_keys, options.seed)
     loader = build_loader(
-        stage.dataset,
-        batch_size,
+        dataset,
+        share // passes,
         accelerator.process_index,
         world,
         stage.workers,
@@ -79,18 +90,24 @@ def train(stage_class: type[Stage], options: RunOptions, resolved: str) -> None:
     )
     for line in stage.describe():
         accelerator.print(line)
+    epochs = schedule.steps * options.optim.batch_size / len(stage.dataset)
     accelerator.print(
-        f"{len(stage.dataset)} images, {options.optim.steps} steps of {options.optim.batch_size}, "
-        f"{world} process{'es' if world > 1 else ''} on {device.type}"
+        f"{len(stage.dataset)} images, {schedule.steps} steps of {options.optim.batch_size}, "
+        f"{world} process{'es' if world > 1 else ''} on {device.type}; {epochs:.4g} epochs, "
+        f"{schedule.warmup_steps} steps of warm-up"
     )
-    train_steps(accelerator, options, stage, model, optimizer, loader, evaluators, state)
+    with one_line_out_of_memory(accelerator, options, stage, passes):
+        train_steps(
+            accelerator, options, stage, model, optimizer, dataset, loader, evaluators, state
+        )
     accelerator.print(f"peak memory of a process: {peak_memory(device):.1f} GB")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         draw_losses(options.output, stage.curves)
+        draw_rates(options.output)
         for name, figure in stage.draw().items():
             save_figure(figure, options.output / "figures" / f"{name}.png")
-        write_text(options.output / "DONE", f"{options.optim.steps} steps\n")
+        write_text(options.output / "DONE", f"{schedule.steps} steps\n")
     accelerator.end_training()
 
 
@@ -99,7 +116,6 @@ def build_accelerator(options: RunOptions, find_unused_parameters: bool) -> Acce
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),  # else several processes would not find each other
         mixed_precision=options.precision,
-        gradient_accumulation_steps=options.optim.accumulate,
         kwargs_handlers=[
             DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)
         ],
@@ -117,75 +133,95 @@ def train_steps(
     stage: Stage,
     model: nn.Module,
     optimizer: AcceleratedOptimizer,
+    dataset: OrderedDataset,
     batches: Iterable[Any],
     evaluators: dict[str, Evaluator],
     state: State,
 ) -> None:
     """Train to the last step, from where `state` stands; see `train`.
 
+    Between looks (`check_every`, and before all that is logged, judged or saved) nothing waits for
+    the device.
+
     Args:
         model: `stage.model` as prepared by `accelerator`.
+        dataset: What `batches` were read from.
         batches: This process's endless batches, from `state.samples_seen` on.
     """
-    optim, accumulate = options.optim, options.optim.accumulate
-    rank, main = accelerator.process_index, accelerator.is_main_process
+    schedule, passes = options.optim.schedule(len(stage.dataset)), state.passes
+    device, rank = accelerator.device, accelerator.process_index
+    check_every = options.check_every or (1 if device.type == "cpu" else CHECK_EVERY)
     stop = StopRequest()
     with term_blocked():
         stream = iter(batches)  # forks its workers before the metrics start a thread
-    metrics = Metrics(options.output, state.step) if main else None
-    progress = Progress(optim.steps, state.step, optim.batch_size)
+    metrics, progress = start_metrics(accelerator, options, stage, schedule, state)
+    watch = Watch(device, state)
+    optimizer.optimizer.found_inf = watch.found
     model.train()
-    while state.step < optim.steps:
+    while state.step < schedule.steps:
         step = state.step + 1
-        rate = learning_rate(optim, step - 1)
+        rate = learning_rate(schedule, step - 1)
         set_learning_rate(optimizer, rate)
         logged: dict[str, Tensor] = {}
-        keys: list[str] = []
-        for micro in range(accumulate):
+        for micro in range(passes):
             batch = next(stream)
-            keys += stage.keys(batch)
             with accelerator.accumulate(model):
                 with accelerator.autocast():
                     seed = step_seed(options.seed, step, micro, rank)
                     total, parts = stage.losses(model, batch, seed)
                 accelerator.backward(total)
             for name, value in parts.items():
-                part = value.detach().float() / accumulate
+                part = value.detach().float() / passes
                 logged[name] = logged[name] + part if name in logged else part
-        norm = accelerator.clip_grad_norm_(model.parameters(), optim.clip or float("inf"))
-        stop_asked = torch.tensor(float(stop.asked), device=accelerator.device)
-        values = accelerator.reduce(torch.stack([*logged.values(), stop_asked]), "mean")
-        if not (values.isfinite().all() and norm.isfinite()):
-            write_json(options.output / f"nonfinite-{rank}.json", {"step": step, "keys": keys})
-            raise UserError(
-                f"step {step}: a loss or gradient is not finite; the keys of the batch are in "
-                f"{options.output}/nonfinite-*.json, the last checkpoint is intact"
-            )
-        optimizer.step()
+        norm = accelerator.clip_grad_norm_(model.parameters(), options.optim.clip or float("inf"))
+        watch.add(step, accelerator.reduce(torch.stack([*logged.values()]), "mean"), norm)
+        optimizer.step()  # does nothing from the first step on that was not finite
         optimizer.zero_grad()
+        state.step, state.samples_seen = step, state.samples_seen + options.optim.batch_size
 
-        state.step, state.samples_seen = step, state.samples_seen + optim.batch_size
-        *losses, stopping = values.tolist()
-        state.add(losses)
-        last = step == optim.steps
-        if step % options.log_every == 0 or last:
-            means = dict(zip(logged, state.take_means(), strict=True))
+        last = step == schedule.steps
+        logs, saves = step % options.log_every == 0 or last, step % options.save_every == 0 or last
+        judges = [name for name, each in evaluators.items() if step % each.every == 0 or last]
+        if not (logs or saves or judges or step % check_every == 0):
+            continue
+        if wrong := watch.look(state):
+            raise nonfinite_error(accelerator, options, stage, dataset, state, wrong)
+        stopping = bool(accelerator.reduce(torch.tensor(float(stop.asked), device=device)))
+        if logs:
+            means = dict(zip(logged, watch.take_means(state), strict=True))
             if metrics is not None:
-                speed = progress.report(step, means, rate)
-                metrics.log(step, {**means, "lr": rate, "images_per_second": speed})
-        for name, evaluator in evaluators.items():
-            if step % evaluator.every == 0 or last:
-                _judge(accelerator, options, stage, name, evaluator, metrics, step)
-        if step % options.save_every == 0 or last or stopping:
+                rates = progress.report(step, means, rate)
+                metrics.log(step, {**means, "lr": rate, **rates})
+        for name in judges:
+            _judge(accelerator, options, schedule, stage, name, evaluators[name], metrics, step)
+        if saves or stopping:
             save(accelerator, options, stage, optimizer, state)
         if stopping and not last:
-            if main:
+            if accelerator.is_main_process:
                 write_text(options.output / INTERRUPTED_FILE, f"after step {step}\n")
             accelerator.wait_for_everyone()
             accelerator.print(f"stopped after step {step}; continue with --resume auto")
             raise SystemExit(INTERRUPTED)
     if metrics is not None:
         metrics.close()
+
+
+def start_metrics(
+    accelerator: Accelerator, options: RunOptions, stage: Stage, schedule: Schedule, state: State
+) -> tuple[Metrics | None, Progress]:
+    """Metrics of the main process, and what prints its lines with rates and MFU."""
+    batch_size = options.optim.batch_size
+    if not accelerator.is_main_process:
+        return None, Progress(schedule.steps, state.step, batch_size)
+    flops, peak = stage.flops(), 0.0
+    if flops:
+        peak, source = device_peak(accelerator.device, options.precision)
+        reach = f"{peak / 1e12:.3g} TFLOP/s, {source}"
+        print(f"{flops / 1e9:.1f} GFLOP per image; MFU is the share of {reach}")
+    progress = Progress(
+        schedule.steps, state.step, batch_size, flops, peak * accelerator.num_processes
+    )
+    return Metrics(options.output, state.step, options.trackers), progress
 
 
 def save(
@@ -206,6 +242,7 @@ def save(
 def _judge(
     accelerator: Accelerator,
     options: RunOptions,
+    schedule: Schedule,
     stage: Stage,
     name: str,
     evaluator: Evaluator,
@@ -226,6 +263,6 @@ def _judge(
     if numbers:
         metrics.log(step, numbers)
         found = "  ".join(f"{key} {value:.4f}" for key, value in numbers.items())
-        print(f"step {step:>6}/{options.optim.steps}  {found}", flush=True)
+        print(f"step {step:>6}/{schedule.steps}  {found}", flush=True)
     for key, figure in judgement.pictures.items():
         save_figure(figure, options.output / "figures" / f"{name}_{key}.png")

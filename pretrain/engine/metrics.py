@@ -1,39 +1,99 @@
-"""Metrics of a run: `metrics.jsonl`, and the same as TensorBoard events."""
+"""Metrics of a run: `metrics.jsonl`, and the same in trackers such as TensorBoard."""
 
+import importlib.util
 import json
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
-from data_prep.common.files import write_text
+from data_prep.common.errors import UserError
+from data_prep.common.files import write_json, write_text
+
+PROJECT = "samaritan"
+"""Name of the project under which trackers list a run."""
+PACKAGES = {"tensorboard": "torch.utils.tensorboard"}
+"""Module that a tracker needs, where it is not of the tracker's name."""
+
+
+def require_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers whose packages are not installed.
+
+    Raises:
+        UserError: Names the first of them.
+    """
+    for name in names:
+        module = PACKAGES.get(name, name)
+        if importlib.util.find_spec(module) is None:
+            raise UserError(
+                f"trackers: {name} needs the package {module.partition('.')[0]}, which is not"
+                f" installed (pip install {name.replace('_', '-')}); or leave it out"
+            )
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise UserError(f"trackers: this version of accelerate does not know {name}")
 
 
 class Metrics:
-    """Writes one line per logged step.
+    """Writes one line per logged step. Only the main process has one.
 
     Args:
         folder: Run folder.
         step: Steps already done; later lines of an earlier try are dropped.
+        trackers: Names of trackers of Accelerate.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, trackers: Sequence[str] = ("tensorboard",)) -> None:
         self.path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(folder) if row["step"] <= step]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self.file = self.path.open("a", encoding="utf-8")
-        self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self.trackers = [_start(name, folder, step) for name in trackers]
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Append the values of one step."""
         self.file.write(json.dumps({"step": step, **values}) + "\n")
         self.file.flush()
-        for name, value in values.items():
-            self.events.add_scalar(name, value, step)
+        for tracker in self.trackers:
+            tracker.log(values, step=step)
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Flush and close all of them."""
         self.file.close()
-        self.events.close()
+        for tracker in self.trackers:
+            tracker.finish()
+
+
+def _start(name: str, folder: Path, step: int) -> GeneralTracker:
+    """A tracker of this run, which goes on after `step` where the tracker can."""
+    chosen = LOGGER_TYPE_TO_CLASS[name]
+    arguments = {"logging_dir": str(folder / name)} if chosen.requires_logging_directory else {}
+    project, more = PROJECT, CONTINUED.get(name)
+    if more is not None:
+        project, arguments = more(folder, step)
+    tracker: GeneralTracker = chosen(project, **arguments)
+    if hasattr(tracker, "start"):  # before accelerate 1.12 they start when they are made
+        tracker.start()
+    return tracker
+
+
+def _tensorboard(folder: Path, step: int) -> tuple[str, dict[str, Any]]:
+    return "tensorboard", {"logging_dir": str(folder), "purge_step": step + 1}
+
+
+def _wandb(folder: Path, step: int) -> tuple[str, dict[str, Any]]:
+    """One run of W&B for a run folder, however often it is continued."""
+    path = folder / "wandb.json"
+    if not path.is_file():
+        write_json(path, {"id": uuid.uuid4().hex})
+    identity = json.loads(path.read_text(encoding="utf-8"))["id"]
+    name = folder.resolve().name
+    return PROJECT, {"dir": str(folder), "name": name, "id": identity, "resume": "allow"}
+
+
+CONTINUED = {"tensorboard": _tensorboard, "wandb": _wandb}
+"""Name and arguments of trackers that can go on with what an earlier start logged."""
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:

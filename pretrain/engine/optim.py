@@ -6,18 +6,17 @@ from lightly.utils.scheduler import cosine_warmup_schedule
 from torch import nn
 
 from data_prep.common.errors import UserError
-from pretrain.engine.run_options import OptimConfig
+from pretrain.engine.run_options import OptimConfig, Schedule
 
 
-def learning_rate(config: OptimConfig, step: int) -> float:
+def learning_rate(schedule: Schedule, step: int) -> float:
     """Rate of step 0, 1, ...: linear warm-up, then a cosine to 0."""
-    peak = config.lr * config.batch_size / 256
     return cosine_warmup_schedule(
         step,
-        max_steps=config.steps + 1,  # the last step still moves
-        start_value=peak,
+        max_steps=schedule.steps + 1,  # the last step still moves
+        start_value=schedule.peak,
         end_value=0.0,
-        warmup_steps=config.warmup_steps,
+        warmup_steps=schedule.warmup_steps,
         warmup_start_value=0.0,
     )
 
@@ -47,6 +46,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         ],
         lr=0.0,  # set before each step
         betas=config.betas,
+        fused=True,  # the kernels that can skip a step without a look at `found_inf`
     )
 
 

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -79,6 +80,18 @@ class Stage(ABC):
             per_pass: Images of one forward pass in one process.
         """
         return {}
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Inside it no pass may wait for another process."""
+        return nullcontext()
+
+    def flops(self) -> float:
+        """Floating-point operations of training on one image; 0 where they are not counted."""
+        return 0.0
+
+    def savings(self) -> Sequence[str]:
+        """Options, as they are typed, with which a pass takes less memory."""
+        return ()
 
     def documents(self) -> dict[str, Any]:
         """What else a checkpoint keeps, as JSON by name."""

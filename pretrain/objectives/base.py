@@ -91,9 +91,15 @@ class Objective(nn.Module, ABC):
         weight: Factor of this loss in the sum.
         keep_ratio: Share of tokens that the encoder sees, in (0, 1].
 
+    Attributes:
+        alone: A pass must not wait for other processes: it is a trial, or looks for a faulty
+            record.
+
     Raises:
         ValueError: A share outside, or one that keeps no token or, but for 1, every token.
     """
+
+    alone = False
 
     def __init__(self, weight: float, keep_ratio: float) -> None:
         super().__init__()
@@ -115,6 +121,16 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def plan(self, inputs: Inputs) -> Plan:
         """What to encode and how to score it."""
+
+    def flops(self, tokens: int) -> float:
+        """Floating-point operations of its heads in the forward pass of one image.
+
+        Only what is large beside rounding is counted: 0 for a single linear layer.
+
+        Args:
+            tokens: Patches of the image, kept or not.
+        """
+        return 0.0
 
     def draw(self, encoder: SamEncoder, images: Tensor) -> dict[str, Figure]:
         """Pictures of what was learned, by file name; none by default.

@@ -93,7 +93,7 @@ class EMix(Objective):
                     F.normalize(self.project(e.float().mean(dim=1)), dim=-1) for e in encoded
                 )
                 first, candidates = 0, groups
-                if self.gather_negatives and world_size() > 1:
+                if self.gather_negatives and not self.alone and world_size() > 1:
                     first = rank() * batch
                     z = torch.cat(gather(z.contiguous()))
                     candidates = None if groups is None else torch.cat(gather(groups))

@@ -120,6 +120,13 @@ class MaskedAutoencoding(Objective):
             self._positions[grid, device] = torch.from_numpy(table).to(device, torch.float32)
         return self._positions[grid, device]
 
+    def flops(self, tokens: int) -> float:
+        """Of the decoder, which sees all patches."""
+        width, kept = self.decoder_width, self.keep_ratio * tokens
+        blocks = len(self.blocks) * tokens * (24 * width**2 + 4 * width * tokens)
+        embed = 2 * kept * self.embed.in_features * width
+        return float(embed + blocks + 2 * (tokens - kept) * width * PATCH_VALUES)
+
     def draw(self, encoder: SamEncoder, images: Tensor) -> dict[str, Figure]:
         """Reconstructions of some images."""
         return {"reconstructions": draw_reconstructions(encoder, self, images)}

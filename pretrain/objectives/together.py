@@ -7,8 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from pretrain.encoder.flops import TRAINING, blocks_flops, embedding_flops
 from pretrain.encoder.sam import SamEncoder
-from pretrain.objectives.base import Inputs, Objective, View
+from pretrain.objectives.base import Inputs, Objective, Plan, View
+from pretrain.sizes import PATCH
 
 
 class PretrainModel(nn.Module):
@@ -38,12 +40,8 @@ class PretrainModel(nn.Module):
             groups: (B,) int64, equal where images show the same patient. None: each shows another.
         """
         embeddings, grid = self.encoder.embed(images)
-        inputs = Inputs(images, embeddings, grid, generator, groups)
-        plans = {name: objective.plan(inputs) for name, objective in self._objectives.items()}
-        views = {
-            view: None for plan in plans.values() for view in plan.views
-        }  # each once, in order
-        encoded = self._encode(list(views), grid)
+        plans, views = self._plan(Inputs(images, embeddings, grid, generator, groups))
+        encoded = self._encode(views, grid)
         return {
             name: plan.loss([encoded[view] for view in plan.views]) for name, plan in plans.items()
         }
@@ -52,6 +50,32 @@ class PretrainModel(nn.Module):
         """Sum of weight x loss."""
         weighted = [self._objectives[name].weight * loss for name, loss in losses.items()]
         return functools.reduce(operator.add, weighted)
+
+    @torch.no_grad()
+    def flops(self, image_size: int) -> float:
+        """Floating-point operations of training on one image, what is recomputed not counted.
+
+        Those of the encoder's blocks are counted for each view that the objectives ask for.
+        """
+        side = image_size // PATCH
+        device, size = self.encoder.pos_embed.device, self.encoder.size
+        inputs = Inputs(
+            torch.zeros(2, 3, image_size, image_size, device=device),
+            torch.zeros(2, side**2, size.width, device=device),
+            (side, side),
+            torch.Generator().manual_seed(0),
+        )
+        views = self._plan(inputs)[1]
+        shares = [view.embeddings.shape[1] / side**2 for view in views]
+        heads = sum(objective.flops(side**2) for objective in self._objectives.values())
+        blocks = sum(blocks_flops(size, side, share) for share in shares)
+        return TRAINING * (embedding_flops(size, side) + blocks + heads)
+
+    def _plan(self, inputs: Inputs) -> tuple[dict[str, Plan], list[View]]:
+        """Plan of each objective, and their views, each once, in order."""
+        plans = {name: objective.plan(inputs) for name, objective in self._objectives.items()}
+        views = {view: None for plan in plans.values() for view in plan.views}
+        return plans, list(views)
 
     def _encode(self, views: list[View], grid: tuple[int, int]) -> dict[View, Tensor]:
         """Encode all views, one encoder call for each number of tokens, dense or kept."""
