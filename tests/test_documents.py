@@ -36,16 +36,18 @@ from pretrain.config import PretrainConfig
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 RECIPES = [
-    path.relative_to(ROOT).as_posix()
-    for stage in ("pretrain", "finetune")
-    for path in sorted((ROOT / "configs" / stage).glob("*.yaml"))
+    *("configs/pretrain/quickstart.yaml", "configs/pretrain/three_objectives.yaml"),
+    *sorted(
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "configs/finetune").glob("*.yaml")
+    ),
 ]
+"""Started through `accelerate launch`; the others of stage one in `pretrain/test_recipes.py`."""
 
 STEPS = "--optim.steps 2 --optim.batch_size 2 --optim.warmup_steps 1 --data.workers 0"
+STEPS += " --optim.epochs null --optim.warmup_epochs null --optim.accumulate 1"
 ADDED = {
     " pretrain/train.py ": STEPS,
     " finetune/train.py ": f"{STEPS} --model.image_size 64",
-    "/full_tokens.yaml ": "--optim.batch_size 8 --encoder_size vit_t",
     " finetune evaluate ": "--data.cases 1",
     " data_prep benchmark": "--images 6 --photographs 2 --workers 1 --repeats 1",
     " pretrain benchmark": "--encoder_size vit_t --sizes 224 --repeats 1 --batch_size 2",
