@@ -70,6 +70,22 @@ class Estimate:
         )
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What decides memory and time of a pass."""
+
+    trained: int
+    """Parameters."""
+    frozen: int
+    """Parameters."""
+    once: float
+    """Bytes of a pass that do not depend on its images, beside parameters and gradients."""
+    per_image: float
+    """Bytes of one image in a pass."""
+    flops: float
+    """Floating-point operations of training on one image."""
+
+
 def estimate(options: EstimateOptions, resolved: str) -> None:
     """Print what a recipe takes."""
     found = estimate_recipe(options)
@@ -92,33 +108,39 @@ def estimate_recipe(options: EstimateOptions) -> Estimate:
     if images is None:
         raise UserError("how many images are there? name --data.shards, or give --images")
     share, steps = options.optim.share(options.gpus), options.optim.schedule(images).steps
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with mode:  # shapes without numbers: of any size, in seconds
-        model = _build_model(options)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in model.parameters()) - trained
+    model = measure(options)
     each = TRAINED_BYTES + (BUCKET_BYTES if options.gpus > 1 else 0)
-    first, second = (_pass_bytes(options, model, mode, count) for count in (FIRST, SECOND))
-    per_image = (second - first) / (SECOND - FIRST)
-    fixed = each * trained + FROZEN_BYTES * frozen + max(0.0, first - FIRST * per_image)
+    fixed = each * model.trained + FROZEN_BYTES * model.frozen + model.once
     seen = steps * options.optim.batch_size
-    flops = model.flops(options.image_size)
     peak = known_peak(options.gpu, BF16 if options.precision == BF16 else FP32)
     assert peak is not None  # checked with the options
     cost = (TRAINING + 1) / TRAINING if options.recompute_blocks else 1.0
     return Estimate(
-        trained,
+        model.trained,
         fixed,
-        per_image,
-        flops,
+        model.per_image,
+        model.flops,
         share,
-        _passes(options, share, fixed, per_image),
+        _passes(options, share, fixed, model.per_image),
         seen,
-        seen * cost * flops / (options.gpus * peak * options.mfu) / 3600,
+        seen * cost * model.flops / (options.gpus * peak * options.mfu) / 3600,
         options.gpus,
         options.gpu,
         options.mfu,
     )
+
+
+def measure(options: EstimateOptions) -> Measured:
+    """Build a recipe's model and run two passes of it, in shapes without numbers."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:  # any size, in seconds
+        model = _build_model(options)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters()) - trained
+    first, second = (_pass_bytes(options, model, mode, count) for count in (FIRST, SECOND))
+    per_image = (second - first) / (SECOND - FIRST)
+    once = max(0.0, first - FIRST * per_image)
+    return Measured(trained, frozen, once, per_image, model.flops(options.image_size))
 
 
 def _build_model(options: EstimateOptions) -> PretrainModel:

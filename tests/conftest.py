@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from scipy.ndimage import gaussian_filter
 from data_prep.__main__ import main as data_prep
 from pretrain.engine.checkpoint import latest_checkpoint
 from pretrain.engine.progress import IMAGES_PER_SECOND, MFU, TFLOPS_PER_SECOND
+from pretrain.sizes import SIZES, EncoderSize
 
 ROOT = Path(__file__).parent.parent
 
@@ -194,6 +196,14 @@ def losses(run: Path) -> list[dict[str, float]]:
 @pytest.fixture(scope="session")
 def read_losses():
     return losses
+
+
+@pytest.fixture(scope="module")
+def shallow() -> Iterator[None]:
+    """vit_t has two blocks instead of twelve, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "vit_t", EncoderSize(192, 2, 3, (1,)))
+        yield
 
 
 @pytest.fixture(scope="session")

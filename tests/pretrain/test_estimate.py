@@ -16,6 +16,8 @@ from pretrain.estimate import _build_model, estimate_recipe
 from pretrain.objectives import MaskedAutoencoding
 from pretrain.sizes import SIZES
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 QUICK = ("--config=configs/pretrain/quickstart.yaml",)
 
 

@@ -7,8 +7,9 @@ given to the same script in this process.
 import re
 import shlex
 import shutil
-from functools import lru_cache
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +17,12 @@ from accelerate.state import AcceleratorState
 
 from data_prep.common.cli import run_command
 from data_prep.common.parsing import parse
+from pretrain import estimate
 from pretrain.config import EstimateOptions, PretrainConfig
 from pretrain.encoder.sam import build_encoder
-from pretrain.estimate import Estimate, estimate_recipe
 from pretrain.train import COMMAND
+
+pytestmark = pytest.mark.usefixtures("shallow")
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(
@@ -50,7 +53,7 @@ def command_of(recipe: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def workspace(image_shards, tmp_path_factory) -> Path:
+def workspace(image_shards, tmp_path_factory, shallow) -> Path:
     """A folder with the recipes, shard sets and checkpoints that the headers name.
 
     The checkpoints are small: the size of an encoder is that of its checkpoint.
@@ -85,20 +88,37 @@ def test_a_recipe_starts_as_its_header_says(recipe, workspace, monkeypatch, caps
     assert (output / "DONE").is_file()
 
 
-@lru_cache
-def estimated(shape: str, words: tuple[str, ...]) -> Estimate:
-    """`shape` tells models apart, since the fields of a recipe that matter here are few."""
-    return estimate_recipe(parse(EstimateOptions, "estimate", list(words))[0])
+@pytest.fixture(scope="module")
+def measured() -> Iterator[None]:
+    """Recipes whose models and passes are the same are measured once."""
+    kept: dict[str, Any] = {}
+
+    def measure_once(options: EstimateOptions) -> Any:
+        names = ("encoder_size", "image_size", "precision", "recompute_blocks")
+        objectives = {name: chosen.to_dict() for name, chosen in options.objectives.items()}
+        shape = repr([objectives, *(getattr(options, name) for name in names)])
+        if shape not in kept:
+            kept[shape] = measure(options)
+        return kept[shape]
+
+    measure = estimate.measure
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimate, "measure", measure_once)
+        yield
+
+
+def estimated(*words: str) -> estimate.Estimate:
+    return estimate.estimate_recipe(parse(EstimateOptions, "estimate", list(words))[0])
 
 
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if "quickstart" not in name])
-def test_the_figures_in_a_header_are_those_of_estimate(recipe, monkeypatch):
+def test_the_figures_in_a_header_are_those_of_estimate(recipe, measured, monkeypatch):
     monkeypatch.chdir(ROOT)
     header = " ".join(header_of(recipe).replace("\n# ", " ").split())
     (command,) = re.findall(r"`python -m pretrain estimate ([^`]+)`", header)
     words = shlex.split(command)
     assert words[:2] == ["--config", recipe]
-    found = estimated(recipe, tuple(words))
+    found = estimated(*words)
     for line in found.lines():
         assert line in header, f"{recipe}: {line}"
     assert "no GPU was measured" in header
@@ -113,10 +133,9 @@ def test_recipes_are_complete():
 
 
 @pytest.mark.parametrize("gigabytes", [8, 24, 80])
-def test_a_recipe_for_a_gpu_fits_it_with_room(gigabytes, monkeypatch):
+def test_a_recipe_for_a_gpu_fits_it_with_room(gigabytes, measured, monkeypatch):
     monkeypatch.chdir(ROOT)
-    words = (f"--config=configs/pretrain/gpu_{gigabytes}gb.yaml", "--images=1000")
-    found = estimated("", words)
+    found = estimated(f"--config=configs/pretrain/gpu_{gigabytes}gb.yaml", "--images=1000")
     assert found.passes > 1 and found.memory + 1e9 < 0.95 * gigabytes * 1e9
 
 

@@ -18,6 +18,8 @@ from pretrain.engine import loop
 from pretrain.engine.checkpoint import latest_checkpoint
 from pretrain.train import COMMAND
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 OBJECTIVES = '''"""Objectives of these tests."""
 
 import os
@@ -27,6 +29,7 @@ import torch
 from torch import nn
 
 from pretrain.objectives import Objective, Plan
+
 
 
 class Contrast(Objective):

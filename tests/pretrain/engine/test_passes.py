@@ -12,11 +12,16 @@ from torch import nn
 
 from data_prep.common.cli import run_command
 from data_prep.common.errors import UserError
+from data_prep.common.parsing import parse
+from pretrain.config import EstimateOptions
 from pretrain.engine import passes
 from pretrain.engine.checkpoint import State, latest_checkpoint
 from pretrain.engine.memory import TensorMemory, pass_memory
 from pretrain.engine.run_options import OptimConfig
+from pretrain.estimate import measure
 from pretrain.train import COMMAND
+
+pytestmark = pytest.mark.usefixtures("shallow")
 
 AUTO = (
     "--config=configs/pretrain/quickstart.yaml",
@@ -31,6 +36,7 @@ OUT_OF_MEMORY = '''"""An objective that finds no memory for more than a number o
 import torch
 
 from pretrain.objectives import MaskedAutoencoding
+
 
 
 class Large(MaskedAutoencoding):
@@ -123,13 +129,14 @@ def test_a_run_keeps_its_number_and_what_it_contrasts(
     assert "optim.accumulate auto: 1 pass per step, of 12 images" in capfd.readouterr().out
     assert latest_checkpoint(folder).state().passes == 1
 
-    # Memory decides...
-    found = {}
-    for megabytes in (230, 270, 330):
-        monkeypatch.setattr(passes, "free_memory", lambda size=megabytes: size * 10**6)
-        run(where[0], f"--output={tmp_path / str(megabytes)}")
-        found[megabytes] = latest_checkpoint(tmp_path / str(megabytes)).state().passes
-    assert found[230] > found[270] > found[330] >= 1
+    # Memory decides: here so much that a pass of 3 images fits, and one of 4 does not...
+    model = measure(parse(EstimateOptions, "estimate", [*AUTO, "--images=1"])[0])
+    fixed = 16 * model.trained + model.once
+    enough = (fixed + 3.5 * model.per_image) / passes.USABLE
+    monkeypatch.setattr(passes, "free_memory", lambda: enough)
+    small = tmp_path / "small"
+    run(where[0], f"--output={small}")
+    assert latest_checkpoint(small).state().passes == 4
     monkeypatch.setattr(passes, "free_memory", lambda: 10**6)
     with pytest.raises(SystemExit):
         run(where[0], f"--output={tmp_path / 'none'}")
@@ -138,20 +145,16 @@ def test_a_run_keeps_its_number_and_what_it_contrasts(
     assert not (tmp_path / "none").exists()
 
     # ... but not where a run goes on: on the same machine its number is kept,
-    monkeypatch.setattr(passes, "free_memory", lambda: 270 * 10**6)
+    monkeypatch.setattr(passes, "free_memory", lambda: enough)
     run(*where, "--resume=auto")
     assert latest_checkpoint(folder).state().passes == 1
     # and on another one e-Mix contrasts as many images as before.
-    state = latest_checkpoint(folder).folder / "state.json"
-    state.write_text(json.dumps(json.loads(state.read_text()) | {"machine": "8 x another"}))
-    state.with_name("files.json").unlink()
     monkeypatch.setattr(passes, "free_memory", lambda: 10**12)
-    small = tmp_path / "230"
     state = latest_checkpoint(small).folder / "state.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"machine": "8 x another"}))
     state.with_name("files.json").unlink()
     run(where[0], f"--output={small}", "--resume=auto")
-    assert f"auto: {found[230]} passes per step" in capfd.readouterr().out
+    assert "auto: 4 passes per step" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("allocator", ["false", "true"])
