@@ -33,6 +33,8 @@ class State:
     """How many steps these are."""
     bound: dict[str, Any] = field(default_factory=dict)
     """See `Stage.bound`."""
+    steps: int = 0
+    """Steps of the whole run; 0 in checkpoints of an earlier version."""
     passes: int = 0
     """Forward and backward passes per step; 0 in checkpoints of an earlier version."""
     machine: str = ""

@@ -73,6 +73,7 @@ def train(stage_class: type[Stage], options: RunOptions, resolved: str) -> None:
     if checkpoint is not None:
         accelerator.print(f"resuming after step {state.step} of {schedule.steps}")
     state.bound, state.passes, state.machine = bound, passes, machine_of(accelerator)
+    state.steps = schedule.steps
     accelerator.gradient_accumulation_steps = passes
     model, optimizer = accelerator.prepare(stage.model, new_optimizer)
     if checkpoint is not None:

@@ -108,7 +108,7 @@ def read_run(run: Path) -> RunFacts:
         name=encoder["name"],
         image_size=encoder["image_size"],
         step=state.step,
-        steps=optim["steps"],
+        steps=optim["steps"] or state.steps,
         samples=state.samples_seen,
         hours=_hours(rows, optim["batch_size"]),
         device=environment.get("device", "unknown"),
