@@ -1,10 +1,16 @@
-"""`python -m pretrain export | publish | estimate | benchmark`."""
+"""`python -m pretrain probe | export | publish | estimate | benchmark`."""
 
 from data_prep.common.cli import Command, run_program
 from pretrain.config import BenchmarkOptions, EstimateOptions
+from pretrain.probes.config import ProbeOptions
 from pretrain.publish.config import ExportOptions, PublishOptions
 
 COMMANDS = {
+    "probe": Command(
+        "Judge an encoder by the labels of shard sets.",
+        "pretrain.probes.probe:probe",
+        (ProbeOptions,),
+    ),
     "export": Command(
         "An encoder for segment_anything, transformers or timm.",
         "pretrain.publish.export:export",

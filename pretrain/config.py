@@ -50,6 +50,11 @@ class PretrainConfig(RunOptions):
 
     data: DataConfig
     """The images."""
+    evaluators: dict[str, Component] = field(
+        default_factory=dict, metadata={"base": "pretrain.probes.evaluator.StageOneEvaluator"}
+    )
+    """Classes that judge the model every so many steps, by the name under which they are logged,
+    such as `Probe`, `HeldOutLoss` and `Figures`."""
     objectives: dict[str, Component] = component(
         "pretrain.objectives.base.Objective", required=True
     )

@@ -69,16 +69,7 @@ class PretrainTransform:
             UserError: The record is a volume, or colour of 16 bits.
         """
         image = record.image
-        if (image.ndim == 3 and image.shape[2] != 3) or "axes" in record.meta:
-            raise UserError(
-                f"record {record.key} is a volume {image.shape}, and stage one takes 2D images; "
-                "shard volumes with `shard --layout nifti`"
-            )
-        if image.ndim == 3 and image.dtype != np.uint8:
-            raise UserError(
-                f"record {record.key} is a {image.dtype} colour image; stage one takes colour of "
-                "8 bits, convert the files and shard again"
-            )
+        require_picture(record)
         height, width = image.shape[:2]
         x0, y0, x1, y1 = random_crop(height, width, self.min_scale, generator)
         crop = as_pixels(image[y0:y1, x0:x1])  # (C, h, w)
@@ -93,6 +84,25 @@ class PretrainTransform:
         if self.augmentation is not None:
             pixels = self.augmentation(pixels, generator)
         return PretrainSample(pixels, record.key, group_number(record))
+
+
+def require_picture(record: Record) -> None:
+    """Refuse what is not a 2D image of the kinds that stage one takes.
+
+    Raises:
+        UserError: The record is a volume, or colour of 16 bits.
+    """
+    image = record.image
+    if (image.ndim == 3 and image.shape[2] != 3) or "axes" in record.meta:
+        raise UserError(
+            f"record {record.key} is a volume {image.shape}, and stage one takes 2D images; "
+            "shard volumes with `shard --layout nifti`"
+        )
+    if image.ndim == 3 and image.dtype != np.uint8:
+        raise UserError(
+            f"record {record.key} is a {image.dtype} colour image; stage one takes colour of "
+            "8 bits, convert the files and shard again"
+        )
 
 
 def group_number(record: Record) -> int:

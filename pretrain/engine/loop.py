@@ -55,6 +55,8 @@ def train(stage_class: type[Stage], options: RunOptions, resolved: str) -> None:
     stage = stage_class(options, device)
     schedule = options.optim.schedule(len(stage.dataset))
     evaluators = {name: chosen.build(Evaluator) for name, chosen in options.evaluators.items()}
+    for evaluator in evaluators.values():
+        evaluator.prepare(stage, accelerator)
     new_optimizer = build_optimizer(stage.model, options.optim)
     changes = on_rank_0(accelerator, lambda: check_folder(options, resolved))
     checkpoint = agree_on_checkpoint(options.output, accelerator)
@@ -266,4 +268,5 @@ def _judge(
         found = "  ".join(f"{key} {value:.4f}" for key, value in numbers.items())
         print(f"step {step:>6}/{schedule.steps}  {found}", flush=True)
     for key, figure in judgement.pictures.items():
-        save_figure(figure, options.output / "figures" / f"{name}_{key}.png")
+        file = f"{name}_{key}.png" if evaluator.names_pictures else f"{key}.png"
+        save_figure(figure, options.output / "figures" / file)

@@ -84,6 +84,12 @@ class Inputs:
         return balanced_keep(batch, self.grid, ATTENTION_WINDOW, keep_ratio, self.generator)
 
 
+def inputs_of(encoder: SamEncoder, images: Tensor, seed: int = 0) -> Inputs:
+    """Images (B, 3, S, S), normalised, as the objectives see them."""
+    embeddings, grid = encoder.embed(images)
+    return Inputs(images, embeddings, grid, torch.Generator().manual_seed(seed))
+
+
 class Objective(nn.Module, ABC):
     """A self-supervised loss with its heads.
 
@@ -92,8 +98,8 @@ class Objective(nn.Module, ABC):
         keep_ratio: Share of tokens that the encoder sees, in (0, 1].
 
     Attributes:
-        alone: A pass must not wait for other processes: it is a trial, or looks for a faulty
-            record.
+        alone: A pass must not wait for other processes: it is a trial, looks for a faulty record, or
+            judges images that each process has for itself.
 
     Raises:
         ValueError: A share outside, or one that keeps no token or, but for 1, every token.

@@ -1,15 +1,30 @@
 """e-Mix (DABS, arXiv 2111.12062): contrast mixed patch embeddings with the clean ones."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from lightly.utils.dist import gather, rank, world_size
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from pretrain.encoder.sam import take
+from pretrain.encoder.sam import SamEncoder, take
 from pretrain.objectives.base import Inputs, Objective, Plan, View
+from pretrain.objectives.pictures import draw_similarities
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Images mixed with others."""
+
+    clean: View
+    mixed: View
+    share: Tensor
+    """(B,) lambda, the share of each image itself in its mix, at least one half."""
+    partner: Tensor
+    """(B,) index of the image that each is mixed with."""
 
 
 class EMix(Objective):
@@ -57,7 +72,7 @@ class EMix(Objective):
         """The candidates of each mixed image."""
         return per_pass * processes if self.gather_negatives else per_pass
 
-    def plan(self, inputs: Inputs) -> Plan:
+    def mix(self, inputs: Inputs) -> Mix:
         """The clean view and the mixed one.
 
         Images are mixed position by position. Of the mixed ones other tokens are kept than of the
@@ -81,17 +96,27 @@ class EMix(Objective):
         else:
             index = keep.to(device, non_blocking=True)  # (B, n)
             ours, theirs = take(ours, index), theirs[partner[:, None], index]
+        # In fp32 also under autocast: bf16 would round lambda to 8 bits.
+        mixed = torch.lerp(theirs.float(), ours.float(), share[:, None, None])
+        return Mix(clean, View(mixed.to(clean.embeddings.dtype), keep), share, partner)
+
+    def vectors(self, encoded: Tensor) -> Tensor:
+        """The compared vectors (B, projection), of length 1, of encoded tokens (B, n, C)."""
+        vectors: Tensor = F.normalize(self.project(encoded.float().mean(dim=1)), dim=-1)
+        return vectors
+
+    def plan(self, inputs: Inputs) -> Plan:
+        """The clean view and the mixed one; see `mix`."""
+        mix = self.mix(inputs)
+        share, partner = mix.share, mix.partner
+        batch, device = len(share), share.device
         groups = inputs.groups if self.exclude_group else None
         if groups is not None:
             groups = groups.to(device, non_blocking=True)  # (B,)
-        # In fp32 also under autocast: bf16 would round lambda to 8 bits.
-        mixed = torch.lerp(theirs.float(), ours.float(), share[:, None, None])
 
         def loss(encoded: Sequence[Tensor]) -> Tensor:
             with torch.autocast(device.type, enabled=False):  # nor are logits rounded
-                z, z_mix = (
-                    F.normalize(self.project(e.float().mean(dim=1)), dim=-1) for e in encoded
-                )
+                z, z_mix = map(self.vectors, encoded)
                 first, candidates = 0, groups
                 if self.gather_negatives and not self.alone and world_size() > 1:
                     first = rank() * batch
@@ -108,7 +133,11 @@ class EMix(Objective):
                 by_sample = by_sample + (1 - share) * cross_entropy(logits, other)
                 return by_sample.mean()
 
-        return Plan([clean, View(mixed.to(clean.embeddings.dtype), keep)], loss)
+        return Plan([mix.clean, mix.mixed], loss)
+
+    def draw(self, encoder: SamEncoder, images: Tensor) -> dict[str, Figure]:
+        """How alike mixed images are to the clean ones, and how they should be."""
+        return {"mix_similarity": draw_similarities(encoder, self, images)}
 
 
 def same_patient(

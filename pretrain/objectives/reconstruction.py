@@ -15,7 +15,7 @@ from pretrain.encoder.pixels import (
     to_common_scale,
 )
 from pretrain.encoder.sam import SamEncoder
-from pretrain.objectives.base import Inputs
+from pretrain.objectives.base import inputs_of
 from pretrain.sizes import PATCH
 
 if TYPE_CHECKING:
@@ -38,10 +38,9 @@ def reconstruct(
         (B, 3, S, S) with hidden patches in middle grey, and (B, 3, S, S) reconstructed; both
         normalised.
     """
-    embeddings, grid = encoder.embed(images)
-    view = Inputs(images, embeddings, grid, torch.Generator().manual_seed(seed)).clean(
-        objective.keep_ratio
-    )
+    inputs = inputs_of(encoder, images, seed)
+    grid = inputs.grid
+    view = inputs.clean(objective.keep_ratio)
     assert view.keep is not None  # keep_ratio is below 1
     keep = view.keep.to(images.device)
     tokens = encoder.encode(view.embeddings, grid, view.keep)

@@ -4,9 +4,12 @@ import math
 from collections.abc import Sequence
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from pretrain.encoder.sam import SamEncoder
 from pretrain.objectives.base import Inputs, Objective, Plan, View
+from pretrain.objectives.pictures import draw_moved
 
 
 class ShED(Objective):
@@ -28,8 +31,8 @@ class ShED(Objective):
         self.moved = moved
         self.classify = nn.Linear(width, 2)
 
-    def plan(self, inputs: Inputs) -> Plan:
-        """One view with moved contents; cross entropy over all its tokens."""
+    def shuffle(self, inputs: Inputs) -> tuple[View, Tensor]:
+        """A view with moved contents, and which tokens (B, n) have them: int64, 1 where moved."""
         clean = inputs.clean(self.keep_ratio)
         batch, n, width = clean.embeddings.shape
         if n < 2:
@@ -44,9 +47,18 @@ class ShED(Objective):
         contents = clean.embeddings.gather(1, index).roll(1, dims=1)
         shuffled = clean.embeddings.scatter(1, index, contents)
         is_moved = torch.zeros(batch, n, dtype=torch.long, device=device).scatter_(1, chosen, 1)
+        return View(shuffled, clean.keep), is_moved
+
+    def plan(self, inputs: Inputs) -> Plan:
+        """One view with moved contents; cross entropy over all its tokens."""
+        view, is_moved = self.shuffle(inputs)
 
         def loss(encoded: Sequence[Tensor]) -> Tensor:
             logits = self.classify(encoded[0]).float()  # (B, n, 2)
             return nn.functional.cross_entropy(logits.flatten(0, 1), is_moved.flatten())
 
-        return Plan([View(shuffled, clean.keep)], loss)
+        return Plan([view], loss)
+
+    def draw(self, encoder: SamEncoder, images: Tensor) -> dict[str, Figure]:
+        """Which tokens are taken for moved, and which were."""
+        return {"moved_tokens": draw_moved(encoder, self, images)}
