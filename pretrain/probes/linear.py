@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from pretrain.probes.splits import PARTS, group_folds
 
@@ -14,6 +15,9 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 ITERATIONS = 300
 FLOOR = 1e-6
 """Least probability of a true class in the choice, so that one image alone decides nothing."""
+
+SMALL = 200_000
+"""Values of fitted features up to which one thread fits as fast as several."""
 
 
 def linear_scores(
@@ -82,9 +86,10 @@ def _path(
     known = ((fit - mean) / deviation).astype(np.float64)
     asked = ((score - mean) / deviation).astype(np.float64)
     model = LogisticRegression(max_iter=ITERATIONS, warm_start=True)
+    threads = 1 if known.size < SMALL else None  # several only wait for each other
     for strength in strengths:
         model.set_params(C=strength)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), threadpool_limits(threads):
             warnings.simplefilter("ignore", ConvergenceWarning)  # a weak penalty needs no more
             model.fit(known, labels)
         scores = np.zeros((len(score), classes))

@@ -42,6 +42,8 @@ def group_folds(
     There are fewer than `parts` where there are fewer groups.
     """
     parts = min(parts, len(np.unique(groups)))
+    if np.bincount(labels).max() < parts:  # every class is too small to be in each
+        labels = np.zeros_like(labels)
     folds = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
     with catch_warnings():
         simplefilter("ignore")  # it warns of classes with fewer images than folds

@@ -41,6 +41,11 @@ def test_no_group_is_on_both_sides_and_all_are_scored_once(folds):
     assert all(np.array_equal(a[1], b[1]) for a, b in zip(pairs, again, strict=True))
 
 
+def test_classes_smaller_than_the_number_of_folds_are_divided_too():
+    pairs = list(group_folds(np.arange(6), np.arange(6), 5, seed=0))
+    assert sorted(np.concatenate([score for _, score in pairs])) == list(range(6))
+
+
 def test_a_given_split_is_kept():
     is_test = np.array([True, False, True, False])
     ((fit, score),) = divide(np.zeros(4, int), np.arange(4), is_test, 5, 0)
