@@ -1,7 +1,7 @@
 """Stage one as the engine trains it: shard sets, the encoder and its objectives."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -88,16 +88,9 @@ class PretrainStage(Stage):
                 bound[f"{name}: contrasted images"] = contrasted
         return bound
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> AbstractContextManager[None]:
         """Without the negatives of other processes."""
-        for objective in self.objectives.values():
-            objective.alone = True
-        try:
-            yield
-        finally:
-            for objective in self.objectives.values():
-                objective.alone = False
+        return self.model.alone()
 
     def flops(self) -> float:
         """Of the encoder and the objectives' decoders, forward and backward."""

@@ -98,8 +98,8 @@ class Objective(nn.Module, ABC):
         keep_ratio: Share of tokens that the encoder sees, in (0, 1].
 
     Attributes:
-        alone: A pass must not wait for other processes: it is a trial, looks for a faulty record, or
-            judges images that each process has for itself.
+        alone: A pass must not wait for other processes: it is a trial, looks for a faulty record,
+            or judges images that each process has for itself.
 
     Raises:
         ValueError: A share outside, or one that keeps no token or, but for 1, every token.

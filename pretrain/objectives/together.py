@@ -2,7 +2,8 @@
 
 import functools
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,17 @@ class PretrainModel(nn.Module):
         return {
             name: plan.loss([encoded[view] for view in plan.views]) for name, plan in plans.items()
         }
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Meanwhile no objective waits for other processes, see `Objective.alone`."""
+        for objective in self._objectives.values():
+            objective.alone = True
+        try:
+            yield
+        finally:
+            for objective in self._objectives.values():
+                objective.alone = False
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Sum of weight x loss."""

@@ -18,7 +18,7 @@ class ProbeOptions:
     """
 
     encoder: str
-    """The encoder: a run folder, an encoder file, a SAM checkpoint or a name on the Hub."""
+    """The encoder: a run folder, an encoder file, a SAM checkpoint or `hf:org/name`."""
     shards: list[str]
     """Folders or URLs of shard sets with labels."""
     output: Path

@@ -68,7 +68,7 @@ class HeldOutLoss(StageOneEvaluator):
         model, device = trained.model, accelerator.device
         sums = torch.zeros(len(model.objectives), dtype=torch.float64, device=device)
         names = list(model.objectives)
-        with trained.alone():
+        with model.alone():
             for number in range(
                 accelerator.process_index, len(self.batches), accelerator.num_processes
             ):
