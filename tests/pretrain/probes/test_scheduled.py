@@ -90,7 +90,7 @@ def test_a_judged_run_trains_as_one_that_is_not(divided, start, tmp_path, read_l
     drawn = {path.name for path in (judged / "figures").iterdir()}
     assert drawn == {
         *("losses.png", "reconstructions.png", "mix_similarity.png", "moved_tokens.png"),
-        "probe_bars.png",
+        *("probe_bars.png", "rates.png"),
     }
 
 
