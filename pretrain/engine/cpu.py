@@ -16,16 +16,18 @@ def count_cores() -> int:
     return min(cores, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else cores
 
 
-def use_cores(processes: int, threads: int | None = None) -> int:
+def use_cores(processes: int, threads: int | None = None, allotted: int | None = None) -> int:
     """Set this process's threads, and return how many.
 
     `accelerate launch` sets one thread per process unless it is given a number.
 
     Args:
-        processes: Processes of the run; all are taken to be on this machine.
+        processes: Processes of the run on this machine.
         threads: Threads of this process; None divides the machine's cores among the processes.
+        allotted: Cores that a scheduler gave to this process alone, which need not be divided.
     """
-    threads = threads or max(1, count_cores() // processes)
+    share = min(allotted, count_cores()) if allotted else count_cores() // processes
+    threads = threads or max(1, share)
     torch.set_num_threads(threads)
     return threads
 

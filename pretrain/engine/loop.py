@@ -17,6 +17,7 @@ from pretrain.engine.checkpoint import State, save_checkpoint
 from pretrain.engine.cpu import keep_freed_memory, use_cores
 from pretrain.engine.evaluator import Evaluator
 from pretrain.engine.figures import draw_losses, draw_rates, save_figure
+from pretrain.engine.launch import allotted_cores, join_step, processes_here
 from pretrain.engine.memory import peak_memory
 from pretrain.engine.metrics import Metrics, require_trackers
 from pretrain.engine.nonfinite import nonfinite_error, without_keys
@@ -25,10 +26,11 @@ from pretrain.engine.passes import choose_passes, machine_of, one_line_out_of_me
 from pretrain.engine.progress import Progress
 from pretrain.engine.rates import device_peak
 from pretrain.engine.resume import agree_on_checkpoint, on_rank_0
-from pretrain.engine.run import check_folder, prepare_folder
+from pretrain.engine.run import check_folder, is_done, prepare_folder
 from pretrain.engine.run_options import RunOptions, Schedule
+from pretrain.engine.shared import check_shared
 from pretrain.engine.stage import Stage
-from pretrain.engine.stop import INTERRUPTED, INTERRUPTED_FILE, StopRequest
+from pretrain.engine.stop import DONE_FILE, INTERRUPTED, INTERRUPTED_FILE, StopRequest
 from pretrain.engine.watch import Watch
 
 CHECK_EVERY = 8
@@ -50,6 +52,10 @@ def train(stage_class: type[Stage], options: RunOptions, resolved: str) -> None:
     """
     accelerator = build_accelerator(options, stage_class.find_unused_parameters)
     device, world = accelerator.device, accelerator.num_processes
+    if on_rank_0(accelerator, lambda: is_done(options, resolved)):
+        accelerator.print(f"output {options.output} is done already")
+        accelerator.end_training()
+        return
     share = options.optim.share(world)
     require_trackers(options.trackers)
     stage = stage_class(options, device)
@@ -59,6 +65,7 @@ def train(stage_class: type[Stage], options: RunOptions, resolved: str) -> None:
         evaluator.prepare(stage, accelerator)
     new_optimizer = build_optimizer(stage.model, options.optim)
     changes = on_rank_0(accelerator, lambda: check_folder(options, resolved))
+    check_shared(options.output, accelerator)
     checkpoint = agree_on_checkpoint(options.output, accelerator)
     state = State() if checkpoint is None else checkpoint.state()
     passes = choose_passes(accelerator, options, stage, state)
@@ -110,12 +117,14 @@ def train(stage_class: type[Stage], options: RunOptions, resolved: str) -> None:
         draw_rates(options.output)
         for name, figure in stage.draw().items():
             save_figure(figure, options.output / "figures" / f"{name}.png")
-        write_text(options.output / "DONE", f"{schedule.steps} steps\n")
+        write_text(options.output / DONE_FILE, f"{schedule.steps} steps\n")
+    accelerator.wait_for_everyone()  # srun gives the others little time once one has ended
     accelerator.end_training()
 
 
 def build_accelerator(options: RunOptions, find_unused_parameters: bool) -> Accelerator:
     """Accelerate for a run: one process or several, on GPUs or on the CPU."""
+    join_step(options.output)
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),  # else several processes would not find each other
         mixed_precision=options.precision,
@@ -125,7 +134,7 @@ def build_accelerator(options: RunOptions, find_unused_parameters: bool) -> Acce
     )
     set_seed(options.seed)
     if accelerator.device.type == "cpu":
-        use_cores(accelerator.num_processes, options.threads)
+        use_cores(processes_here(accelerator.num_processes), options.threads, allotted_cores())
         keep_freed_memory()
     return accelerator
 

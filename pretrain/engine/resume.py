@@ -44,14 +44,27 @@ def agree_on_checkpoint(run: Path, accelerator: Accelerator) -> Checkpoint | Non
     checkpoint = None if name is None else Checkpoint(run / "checkpoints" / name)
     seen = _names(run)
     agrees = name in seen if name is not None else not seen
-    answers = gather_object([(accelerator.process_index, socket.gethostname(), agrees)])
+    refuse_strangers(run, accelerator, agrees, f"sees there ({name or 'no checkpoint'})")
+    return checkpoint
+
+
+def refuse_strangers(run: Path, accelerator: Accelerator, sees: bool, what: str) -> None:
+    """End the run in all processes if one of them has another run folder before it.
+
+    Args:
+        sees: Whether this process sees what the main one does.
+        what: The end of "does not see what process 0 ...".
+
+    Raises:
+        UserError: One does not. It is named.
+    """
+    answers = gather_object([(accelerator.process_index, socket.gethostname(), sees)])
     if strangers := [(rank, host) for rank, host, agreed in answers if not agreed]:
         rank, host = strangers[0]
         raise UserError(
-            f"output {run}: process {rank} on {host} does not see what process 0 sees there"
-            f" ({name or 'no checkpoint'}); a run folder must be on a disk that all nodes share"
+            f"output {run}: process {rank} on {host} does not see what process 0 {what};"
+            " a run folder must be on a disk that all nodes share"
         )
-    return checkpoint
 
 
 def _choose(run: Path) -> str | None:

@@ -16,7 +16,7 @@ from data_prep.common.files import write_json
 from data_prep.common.parsing import parse_file
 from pretrain.engine.checkpoint import Checkpoint, latest_checkpoint, remove_leftovers
 from pretrain.engine.run_options import RunOptions
-from pretrain.engine.stop import INTERRUPTED_FILE
+from pretrain.engine.stop import DONE_FILE, INTERRUPTED_FILE
 
 RESUMES = "resumes.jsonl"
 """When a run was continued, on what, and with which options changed."""
@@ -49,7 +49,8 @@ def check_folder(options: RunOptions, resolved: str) -> Changes:
     folder = options.output
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output {folder} is a file; name a folder")
-    if folder.is_dir() and any(folder.iterdir()):
+    # What is hidden is a note of another process (see shared.py) or of the file system.
+    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         if not (folder / "environment.json").is_file() or not (folder / "config.yaml").is_file():
             raise UserError(f"output {folder} holds files that are not a run; name another folder")
         if options.resume == "never":
@@ -57,6 +58,18 @@ def check_folder(options: RunOptions, resolved: str) -> Changes:
         if latest_checkpoint(folder) is not None:
             return _changed_options(folder, options, resolved)
     return {}
+
+
+def is_done(options: RunOptions, resolved: str) -> bool:
+    """Whether the run is there already, and at its end, where `resume` lets it be taken up.
+
+    Raises:
+        UserError: As `check_folder`; so a run of other options is not taken for this one.
+    """
+    if options.resume == "never" or not (options.output / DONE_FILE).is_file():
+        return False
+    check_folder(options, resolved)
+    return True
 
 
 def prepare_folder(
@@ -72,7 +85,7 @@ def prepare_folder(
     folder = options.output
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
-    for marker in ("DONE", INTERRUPTED_FILE):
+    for marker in (DONE_FILE, INTERRUPTED_FILE):
         (folder / marker).unlink(missing_ok=True)
     (folder / "checkpoints").mkdir(exist_ok=True)
     (folder / "figures").mkdir(exist_ok=True)

@@ -91,6 +91,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_ends_the_same(
     mixed, tmp_path, never_stopped, read_losses, capsys
 ) -> None:
     run = shutil.copytree(never_stopped[1], tmp_path / "run")
+    (run / "DONE").unlink()
     path = latest_checkpoint(run).weights_file("encoder")
     path.write_bytes(path.read_bytes()[:-1])
     options = [RECIPE[1], *TINY, *mixed, f"--output={run}", "--resume=auto"]
@@ -147,6 +148,20 @@ def test_a_run_is_not_continued_with_other_options(
     options = [RECIPE[1], *TINY, *mixed, f"--output={run}"]
     assert named in failure([*options, "--resume=auto", change], capfd, monkeypatch)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_finished_run_is_left_as_it_is(mixed, never_stopped, capsys) -> None:
+    run = never_stopped[1]
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files_of(run)}
+    options = [RECIPE[1], *TINY, *mixed, f"--output={run}", "--resume=auto"]
+    run_command("pretrain/train.py", COMMAND, options)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert capsys.readouterr().out == f"output {run} is done already\n"
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files_of(run)} == before
+
+
+def files_of(run: Path) -> list[Path]:
+    return [path for path in run.rglob("*") if path.is_file()]
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -281,6 +296,7 @@ def test_lines_are_means_over_their_steps_also_of_a_resumed_run(
     for line, part in zip(lines, (each[:4], each[4:]), strict=True):
         assert line["mae"] == pytest.approx(np.mean([row["mae"] for row in part]), rel=1e-12)
     shutil.rmtree(tmp_path / "lines" / "checkpoints" / "step-00000006")
+    (tmp_path / "lines" / "DONE").unlink()
     assert run("lines", "--log_every=4", "--resume=auto") == lines
 
 
