@@ -1,4 +1,4 @@
-"""A SLURM of two nodes on this machine, started for the tests and gone after them."""
+"""A SLURM on this machine, started for the tests and gone after them."""
 
 import contextlib
 import getpass
@@ -54,11 +54,20 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 ReturnToService=2
-KillWait=2
+KillWait=30
+GresTypes=gpu
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 NodeName=node0 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2
 NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2
-PartitionName=all Nodes=node0,node1 Default=YES
+NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[3]} CPUs=6 Gres=gpu:6
+PartitionName=all Nodes=node0,node1 Default=YES GraceTime=60
+PartitionName=urgent Nodes=node0,node1 PriorityTier=2
+PartitionName=gpus Nodes=node2
 """
+# SLURM counts these; nothing here computes on them.
+GPUS = "NodeName=node2 Name=gpu File=/dev/{}\n"
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
 
 def free_ports(count: int) -> list[int]:
@@ -75,6 +84,7 @@ class Slurm:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.daemons: list[subprocess.Popen[bytes]] = []
+        self.nodes: dict[str, subprocess.Popen[bytes]] = {}
         # Not those of a SLURM job that the tests may run in.
         outer = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH"))}
         path = os.pathsep.join([str(Path(sys.executable).parent), SEARCH])
@@ -89,18 +99,19 @@ class Slurm:
             host=socket.gethostname().partition(".")[0],
             user=getpass.getuser(),
             folder=self.folder,
-            ports=free_ports(3),
+            ports=free_ports(4),
         )
         (self.folder / "slurm.conf").write_text(config)
+        (self.folder / "gres.conf").write_text("".join(map(GPUS.format, DEVICES)))
         files = {"key-file": "key", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
         files["socket"] = "sock"
         places = [f"--{name}={self.folder / f'munge.{suffix}'}" for name, suffix in files.items()]
         # --force: the temporary folder is closed to other users, which it would rather be open to
         self._daemon("munged", "--foreground", "--force", *places)
         self._daemon("slurmctld", "-D")
-        for node in ("node0", "node1"):
+        for node in ("node0", "node1", "node2"):
             (self.folder / node).mkdir()
-            self._daemon("slurmd", "-D", "-N", node)
+            self.start_node(node)
         self.until(lambda: self.call("sinfo", "-h", "-o", "%T", check=False) == "idle\n")
 
     def stop(self) -> None:
@@ -116,22 +127,25 @@ class Slurm:
                 daemon.kill()
                 daemon.wait()
 
-    def _daemon(self, name: str, *options: str) -> None:
+    def start_node(self, node: str) -> None:
+        self.nodes[node] = self._daemon("slurmd", "-D", "-N", node)
+
+    def _daemon(self, name: str, *options: str) -> subprocess.Popen[bytes]:
         log = self.folder / f"{name}-{len(self.daemons)}.out"
         program = shutil.which(name, path=SEARCH)
         assert program is not None
         with log.open("wb") as file:
-            self.daemons.append(
-                subprocess.Popen(
-                    [program, *options],
-                    env=self.environment,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
+            daemon = subprocess.Popen(
+                [program, *options],
+                env=self.environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
+        self.daemons.append(daemon)
+        return daemon
 
-    def until(self, reached, seconds: float = 120) -> None:
+    def until(self, reached, seconds: float = 300) -> None:
         """Wait for a condition; fails with what the daemons said."""
         deadline = time.monotonic() + seconds
         while not reached():
@@ -150,11 +164,18 @@ class Slurm:
         assert not check or result.returncode == 0, result.stderr
         return result.stdout
 
-    def submit(self, logs: Path, array: str, *arguments: object) -> str:
-        """`sbatch --array=ARRAY slurm/shard.sbatch ARGUMENTS` from the repository; the job's id."""
-        options = [f"--array={array}", "--cpus-per-task=1", f"--output={logs}/%A_%a.log"]
-        script = ["slurm/shard.sbatch", *map(str, arguments)]
-        return self.call("sbatch", "--parsable", *options, *script).strip()
+    def submit(
+        self,
+        script: str,
+        logs: Path,
+        array: str,
+        *arguments: object,
+        options: tuple[str, ...] = ("--cpus-per-task=1",),
+    ) -> str:
+        """`sbatch --array=ARRAY OPTIONS slurm/SCRIPT ARGUMENTS`; the job's id."""
+        given = [f"--array={array}", f"--output={logs}/%A_%a.log", *options]
+        command = ["sbatch", "--parsable", *given, f"slurm/{script}", *map(str, arguments)]
+        return self.call(*command).strip()
 
     def tasks(self, job: str) -> dict[str, dict[str, str]]:
         """State of each task of an array, by its number: the fields of `scontrol show job`."""

@@ -63,7 +63,7 @@ def log(folder: Path, job: str, task: int) -> str:
 
 def test_an_array_on_two_nodes(slurm, images, expected, tmp_path):
     output = tmp_path / "my shards"
-    job = slurm.submit(tmp_path, "0-2", *options(images, output))
+    job = slurm.submit("shard.sbatch", tmp_path, "0-2", *options(images, output))
     tasks = slurm.wait(job)
     assert states(tasks) == dict.fromkeys("012", "COMPLETED")
     assert {task["NodeList"] for task in tasks.values()} == {"node0", "node1"}
@@ -82,7 +82,7 @@ def test_a_failed_task_fails_the_job_until_its_file_is_mended(slurm, images, exp
     bad.unlink()
     bad.write_bytes(whole[:1000])
     arguments = [*options(copy, tmp_path / "set"), "--max-bad=0"]
-    first = slurm.submit(tmp_path, "0-2", *arguments)
+    first = slurm.submit("shard.sbatch", tmp_path, "0-2", *arguments)
     assert set(states(slurm.wait(first)).values()) == {"COMPLETED", "FAILED"}
     assert any("1 images of 120 files" in log(tmp_path, first, task) for task in range(3))
     assert not (tmp_path / "set" / "dataset.json").exists()
@@ -90,7 +90,7 @@ def test_a_failed_task_fails_the_job_until_its_file_is_mended(slurm, images, exp
     assert len(written) == 24
     bad.write_bytes(whole)
     os.utime(bad, ns=times)  # which the private folder holds
-    second = slurm.submit(tmp_path, "0-2", *arguments)
+    second = slurm.submit("shard.sbatch", tmp_path, "0-2", *arguments)
     assert states(slurm.wait(second)) == dict.fromkeys("012", "COMPLETED")
     assert contents(tmp_path / "set") == expected
     assert len(written.items() & modified(tmp_path / "set").items()) == 23
@@ -100,7 +100,7 @@ def test_a_failed_task_fails_the_job_until_its_file_is_mended(slurm, images, exp
 def test_a_task_killed_at_work(end, slurm, images, expected, tmp_path):
     output = tmp_path / "set"
     arguments = options(images, output)
-    job = slurm.submit(tmp_path, "0-2", *arguments)
+    job = slurm.submit("shard.sbatch", tmp_path, "0-2", *arguments)
     mine = [output / f"train-{number:06d}.tar" for number in range(1, 24, 3)]
     slurm.until(lambda: mine[1].exists())
     if end == "requeued":
@@ -114,7 +114,7 @@ def test_a_task_killed_at_work(end, slurm, images, expected, tmp_path):
     done = modified(output)
     assert 2 <= len(done.keys() & {path.name for path in mine}) < len(mine)
     if end == "killed":
-        job = slurm.submit(tmp_path, "0-2", *arguments)
+        job = slurm.submit("shard.sbatch", tmp_path, "0-2", *arguments)
     tasks = slurm.wait(job)
     assert states(tasks) == dict.fromkeys("012", "COMPLETED")
     assert tasks["1"]["Restarts"] == ("1" if end == "requeued" else "0")
@@ -127,6 +127,6 @@ def test_a_task_killed_at_work(end, slurm, images, expected, tmp_path):
     [("1-3", ["shard"], "--array must be 0-N"), ("0-1", ["info"], "takes shard or shard-seg")],
 )
 def test_what_is_refused(array, arguments, message, slurm, tmp_path):
-    job = slurm.submit(tmp_path, array, *arguments)
+    job = slurm.submit("shard.sbatch", tmp_path, array, *arguments)
     assert set(states(slurm.wait(job)).values()) == {"FAILED"}
     assert message in log(tmp_path, job, 1)

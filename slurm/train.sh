@@ -1,0 +1,73 @@
+# What the scripts that train share; they source it. See their headers for what a user may expect.
+
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+# The value of an option in a command line, as `--name value` or `--name=value`; "" without it.
+value_of() { # --name words...
+  local name=$1 value=""
+  shift
+  while (($#)); do
+    [[ $1 == "$name="* ]] && value=${1#*=}
+    [[ $1 == "$name" ]] && value=${2-}
+    shift
+  done
+  echo "$value"
+}
+
+# Train until the run is done or has been interrupted, and end this script as SLURM should see it.
+#
+# One process per GPU, or one per node without GPUs, is started by srun and by nothing between: so
+# signals reach training, and srun waits until it has saved.
+train() { # run-folder next-task-goes-on script options...
+  local run=$1 next=$2 id=$SLURM_JOB_ID
+  shift 2
+  # The number of an array's last task may be that of the whole array, which must not be requeued.
+  [[ -z ${SLURM_ARRAY_TASK_ID-} ]] || id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+
+  local processes=${SLURM_GPUS_ON_NODE:-1} gpus=${SLURM_GPUS-}
+  [[ -z $gpus || ${gpus##*:} == $((processes * SLURM_JOB_NUM_NODES)) ]] ||
+    fail "nodes with unlike numbers of GPUs; ask for them with --gpus-per-node"
+  local cores=$((SLURM_CPUS_ON_NODE / processes))
+  ((cores)) || fail "$SLURM_CPUS_ON_NODE cores per node for $processes GPUs;" \
+    "ask for some per GPU, as with --cpus-per-gpu=8"
+  # On GPUs the cores are there to read and decode; elsewhere the recipe says how many do.
+  [[ -z ${SLURM_GPUS_ON_NODE-} || -n $(value_of --data.workers "$@") ]] ||
+    set -- "$@" --data.workers "$((cores > 1 ? cores - 1 : 1))"
+
+  local python=.venv/bin/python
+  [[ -x $python ]] || python=python3
+  newest() { # checkpoint, or nothing
+    { find "$run/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null || true; } | sort | tail -n 1
+  }
+  local before status=0 step state
+  before=$(newest)
+  unset SLURM_CPUS_PER_GPU # of the job; srun would count cores twice
+  # No --kill-on-bad-exit: processes that have saved do not end in the same instant, and the first
+  # would kill the others. A process that fails ends the others after --wait seconds.
+  srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$((processes * SLURM_JOB_NUM_NODES))" \
+    --ntasks-per-node="$processes" --cpus-per-task="$cores" --kill-on-bad-exit=0 --wait=60 \
+    "$python" "$@" --resume auto &
+  step=$!
+  # SLURM signals the processes itself, or, if told so (--signal=B:USR2@180), only this script.
+  trap 'kill -USR2 "$step" 2>/dev/null || true' TERM USR2
+  while kill -0 "$step" 2>/dev/null; do wait "$step" || true; done # a signal interrupts wait
+  wait "$step" || status=$?
+
+  ((status)) || exit 0
+  state=$(squeue --noheader --jobs="$id" --format=%T 2>/dev/null || true)
+  if [[ $state != RUNNING ]]; then
+    echo "SLURM ends this job and decides what becomes of it (${state:-gone})"
+  elif ((status == 75 && next)); then
+    echo "saved; the next task of the array goes on"
+    exit 0
+  elif ((status == 75)) || { ((status != 2 && !next)) && [[ $(newest) != "$before" ]]; }; then
+    echo "exit status $status; requeued to go on from $(newest)"
+    scontrol requeue "$id" || echo "it cannot be requeued; submit the same line again" >&2
+  else
+    echo "error: training failed with exit status $status; see above" >&2
+  fi
+  exit "$status"
+}
