@@ -8,9 +8,11 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel
@@ -47,6 +49,8 @@ STEPS = "--optim.steps 2 --optim.batch_size 2 --optim.warmup_steps 1 --data.work
 STEPS += " --optim.epochs null --optim.warmup_epochs null --optim.accumulate 1"
 ADDED = {
     " pretrain/train.py ": STEPS,
+    " slurm/pretrain.sbatch ": f"{STEPS} --encoder_size vit_t",
+    " slurm/sweep.sbatch ": f"{STEPS} --encoder_size vit_t",
     " finetune/train.py ": f"{STEPS} --model.image_size 64",
     " finetune evaluate ": "--data.cases 1",
     " data_prep benchmark": "--images 6 --photographs 2 --workers 1 --repeats 1",
@@ -55,15 +59,27 @@ ADDED = {
 """What is added to a command that holds these words, so that it takes seconds."""
 
 SBATCH = """#!/usr/bin/env bash
-# Stands in for sbatch: runs the tasks of an array one after the other.
+# Stands in for sbatch: runs the tasks of an array one after the other, of a training array two.
 set -euo pipefail
+export SLURM_JOB_ID=7 SLURM_JOB_NUM_NODES=1 SLURM_CPUS_ON_NODE=8 SLURM_ARRAY_JOB_ID=7
+first=0 last=0
 while [[ $1 == --* ]]; do
-  [[ $1 == --array=0-* ]] && last=${1#--array=0-}
+  [[ $1 =~ ^--array=([0-9]+)-([0-9]+) ]] && first=${BASH_REMATCH[1]} last=${BASH_REMATCH[2]}
+  [[ $1 == --nodes=* ]] && SLURM_JOB_NUM_NODES=${1#*=}
+  [[ $1 == --gpus-per-node=* ]] && export SLURM_GPUS_ON_NODE=${1#*=}
   shift
 done
-export SLURM_ARRAY_TASK_MIN=0 SLURM_ARRAY_TASK_MAX=$last SLURM_ARRAY_TASK_COUNT=$((last + 1))
-for task in $(seq 0 "$last"); do SLURM_ARRAY_TASK_ID=$task bash "$@"; done
+export SLURM_ARRAY_TASK_MIN=$first SLURM_ARRAY_TASK_MAX=$last
+export SLURM_ARRAY_TASK_COUNT=$((last - first + 1))
+[[ $1 == slurm/shard.sbatch || $last -le $first ]] || last=$((first + 1))
+for task in $(seq "$first" "$last"); do SLURM_ARRAY_TASK_ID=$task bash "$@"; done
 """
+SRUN = """#!/usr/bin/env bash
+# Stands in for srun: one process.
+while [[ $1 == --* ]]; do shift; done
+exec "$@"
+"""
+STAND_INS = {"sbatch": SBATCH, "srun": SRUN, "scontrol": "echo ArrayTaskThrottle=1"}
 
 
 def shell_commands(text: str) -> list[str]:
@@ -176,8 +192,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     torch.save(sam_model_registry["vit_b"]().state_dict(), folder / "sam_vit_b_01ec64.pth")
     (folder / "bin").mkdir()
-    (folder / "bin" / "sbatch").write_text(SBATCH)
-    (folder / "bin" / "sbatch").chmod(0o755)
+    for name, text in STAND_INS.items():
+        (folder / "bin" / name).write_text(text)
+        (folder / "bin" / name).chmod(0o755)
     return folder
 
 
@@ -255,11 +272,36 @@ def test_a_recipe_starts_as_its_header_says(recipe, after_readme, run):
     assert output is not None and (after_readme / output[1] / "DONE").is_file()
 
 
-@pytest.mark.parametrize("script", ["slurm/shard.sbatch"])
-def test_a_batch_script_starts_as_its_header_says(script, workspace, run):
-    for command in commands_of(ROOT / script):
+def test_the_shard_script_starts_as_its_header_says(workspace, run):
+    for command in commands_of(ROOT / "slurm/shard.sbatch"):
         shutil.rmtree(workspace / command.rpartition("--output ")[2], ignore_errors=True)
         assert "records" in run(command)
+
+
+@pytest.mark.parametrize("script", ["slurm/pretrain.sbatch", "slurm/sweep.sbatch"])
+def test_a_training_script_starts_as_its_header_says(script, after_readme, run):
+    for command in commands_of(ROOT / script):
+        output = after_readme / command.rpartition("--output ")[2]
+        shutil.rmtree(output, ignore_errors=True)
+        printed = run(command)
+        done = list(output.rglob("DONE"))
+        assert len(done) == (2 if "sweep" in script else 1)
+        assert ("is done already" in printed) == ("%1" in command)  # the second task of a chain
+
+
+def test_several_nodes_start_by_hand_as_their_configuration_says(after_readme, run):
+    (command,) = commands_of(ROOT / "configs/accelerate/nodes.yaml")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ours = f"nodes.yaml --num_processes 2 --main_process_port {port}"
+    here = command.replace("nodes.yaml", ours).replace("10.0.0.1", "127.0.0.1")
+    nodes = [here, here.replace("--machine_rank 0", "--machine_rank 1")]
+    assert nodes[0] != nodes[1] and "127.0.0.1" in here
+    with ThreadPoolExecutor() as pool:
+        printed = list(pool.map(run, nodes))
+    assert all("2 processes on" in text for text in printed)
+    assert (after_readme / "runs/nodes/DONE").is_file()
 
 
 def options_named_in(text: str) -> Iterator[str]:
