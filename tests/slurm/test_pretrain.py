@@ -157,8 +157,9 @@ def test_a_chain_on_two_nodes_survives_all_that_befalls_it(
 ):
     run = slowed(tmp_path / "run")
     arguments = ("--config", cluster.recipes / "tiny.yaml", "--data.shards", image_shards)
+    # One core per process, as in the sweep: more threads add up in another order.
     # The signal is due at once; SLURM looks every 30 seconds.
-    options = ("--nodes=2", "--cpus-per-task=2", "--time=1", "--signal=USR2@60")
+    options = ("--nodes=2", "--cpus-per-task=1", "--time=1", "--signal=USR2@60")
     job = cluster.submit("pretrain.sbatch", "1-3%1", *arguments, "--output", run, options=options)
     slurm.until(lambda: cluster.running(job) is not None)
     slurm.call("scontrol", "update", f"jobid={job}_[2-3]", "timelimit=60")
