@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,6 +15,8 @@ from data_prep.common.errors import UserError
 
 LOCK_SECONDS = 5.0
 """How long to wait for another process; workers of a killed run need a moment to end."""
+
+Locking = Callable[[BinaryIO, int], None]
 
 
 @contextmanager
@@ -26,6 +28,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Raises:
         UserError: Another process is writing `path` (a job that was submitted twice, say).
+        OSError: It cannot be written (a full disk, say); `filename` is set.
     """
     temporary = path.with_name(f".{path.name}.partial")
     with _locked(temporary, path) as file:
@@ -33,8 +36,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
             yield temporary
             os.fsync(file.fileno())
             temporary.replace(path)
-        except BaseException:
+        except BaseException as error:
             temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = str(path)  # writes do not say where they failed
             raise
 
 
@@ -44,17 +49,14 @@ def _locked(temporary: Path, path: Path) -> BinaryIO:
     while True:
         file = temporary.open("ab")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"{path}: another process is writing it; wait for it, or end it and run again"
-                ) from None
-            time.sleep(0.05)
-            continue
+            held = lock_file(file, deadline - time.monotonic())
         except OSError:  # a file system without locks
             return file
+        if not held:
+            file.close()
+            raise UserError(
+                f"{path}: another process is writing it; wait for it, or end it and run again"
+            )
         with suppress(FileNotFoundError):  # its last owner may have renamed it meanwhile
             if os.path.samestat(temporary.stat(), os.fstat(file.fileno())):
                 return file
@@ -86,6 +88,38 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def lock_file(file: BinaryIO, seconds: float, lock: Locking = fcntl.flock) -> bool:
+    """Lock a file against other processes, waiting at most so long for one that holds it.
+
+    Args:
+        lock: `fcntl.flock`, whose lock belongs to the open file and so to forked children too, or
+            `fcntl.lockf`, whose lock belongs to this process alone.
+
+    Returns:
+        Whether it is locked.
+
+    Raises:
+        OSError: The file system has no locks.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except (BlockingIOError, PermissionError):  # lockf may raise either
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's list of files to disk, so that a renaming in it outlives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):  # some network file systems do not know it
+        os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

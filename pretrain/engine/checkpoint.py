@@ -4,8 +4,10 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -14,11 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data_prep.common.errors import UserError
-from data_prep.common.files import sha256, use_umask, write_json
+from data_prep.common.files import sha256, sync_folder, use_umask, write_json
+from data_prep.common.messages import one_line
 
 OPTIMIZER_FILE = "optimizer.pt"
 FILES = "files"
 """Document of the size and SHA-256 of each other file of a checkpoint."""
+PARTIAL = ".partial"
+"""End of the hidden names of folders that are being written or removed."""
 
 
 @dataclass
@@ -64,9 +69,16 @@ class Checkpoint:
             raise UserError(f"cannot read weights from {path}: {error}") from None
 
     def document(self, name: str) -> Any:
-        """A JSON document, or None if the checkpoint has none of this name."""
+        """A JSON document, or None if the checkpoint has none of this name.
+
+        Raises:
+            UserError: It is damaged.
+        """
         path = self.folder / f"{name}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {path}: {one_line(error)}") from None
 
     def fault(self) -> str:
         """What is wrong with its files; "" if it is whole."""
@@ -90,23 +102,44 @@ class Checkpoint:
         return ""
 
     def state(self) -> State:
-        """How far the run was."""
-        return State(**self.document("state"))
+        """How far the run was.
+
+        Raises:
+            UserError: The document is missing or damaged.
+        """
+        try:
+            return State(**self.document("state"))
+        except TypeError:  # it is missing, or has other names
+            raise UserError(f"cannot read how far the run was from {self.folder}") from None
 
     def load_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Restore the optimiser's state, onto the parameters' device.
 
+        States of another floating-point type are cast to that of the parameters.
+
         Raises:
-            UserError: The state is of another model.
+            UserError: The state is damaged, of another model, or holds values that are not finite,
+                which would spoil the weights in the next step.
         """
         path = self.folder / OPTIMIZER_FILE
         try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-            for group in saved["param_groups"]:  # an earlier version had other kernels
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+            for group in stored["param_groups"]:  # an earlier version had other kernels
                 group |= {"fused": True, "foreach": None}
-            optimizer.load_state_dict(saved)
-        except (ValueError, KeyError) as error:
+            optimizer.load_state_dict(stored)
+        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+            raise UserError(f"cannot read {path}: {one_line(error)}") from None
+        except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} does not fit the model of this recipe: {error}") from None
+        for parameter, values in optimizer.state.items():
+            for name, value in values.items():
+                if value.ndim and value.shape != parameter.shape:
+                    raise UserError(f"{path} does not fit the model of this recipe: {name}")
+                if not value.isfinite().all():
+                    raise UserError(
+                        f"{path}: {name} is not finite; remove {self.folder} to go on from the"
+                        " checkpoint before"
+                    )
 
 
 def checkpoints_of(run: Path) -> list[Checkpoint]:
@@ -130,6 +163,9 @@ def save_checkpoint(
 ) -> Path:
     """Write the checkpoint of a step, whole or not at all, and keep the last `keep`.
 
+    At each instant there is a whole checkpoint, once there has been one: the new one is on the disk
+    before it gets its name, and has its name before an old one loses it.
+
     Args:
         run: Run folder.
         weights: State dicts by name.
@@ -137,34 +173,79 @@ def save_checkpoint(
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        UserError: It cannot be written (a full disk, say). What was written of it is removed, which
+            gives the space back; the checkpoints before it are as they were.
     """
     checkpoints = run / "checkpoints"
     final = checkpoints / f"step-{state.step:08d}"
-    temporary = checkpoints / f".{final.name}.partial"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    for name, tensors in weights.items():
-        path = temporary / f"{name}.safetensors"
-        save_file(tensors, path)
-        use_umask(path)  # safetensors makes it readable by its owner alone
-    for name, document in {**documents, "state": asdict(state)}.items():
-        write_json(temporary / f"{name}.json", document)
-    torch.save(optimizer.state_dict(), temporary / OPTIMIZER_FILE)
-    sums = {path.name: (path.stat().st_size, sha256(path)) for path in temporary.iterdir()}
-    write_json(temporary / f"{FILES}.json", sums)
-    for path in temporary.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
-    for old in sorted(checkpoints.glob("step-*"))[:-keep]:
-        # Out of sight first: a half-removed checkpoint must not look like a whole one.
-        hidden = old.rename(checkpoints / f".{old.name}.partial")
-        shutil.rmtree(hidden)
+    temporary = checkpoints / f".{final.name}{PARTIAL}"
+    remove_leftovers(run)
+    try:
+        _write(temporary, state, weights, documents, optimizer)
+        if final.exists():  # damaged, or unseen when the run went on from the one before
+            remove_checkpoint(Checkpoint(final))
+        temporary.rename(final)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"{final} cannot be saved: {_reason(error)}") from error
+    sync_folder(checkpoints)
+    remove_old(run, keep)
     return final
 
 
+def _write(
+    folder: Path,
+    state: State,
+    weights: Mapping[str, dict[str, Tensor]],
+    documents: Mapping[str, Any],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """All files of a checkpoint, flushed to disk."""
+    folder.mkdir()
+    for name, tensors in weights.items():
+        path = folder / f"{name}.safetensors"
+        save_file(tensors, path)
+        use_umask(path)  # safetensors makes it readable by its owner alone
+    for name, document in {**documents, "state": asdict(state)}.items():
+        write_json(folder / f"{name}.json", document)
+    with (folder / OPTIMIZER_FILE).open("wb") as file:  # which tells a full disk, unlike a path
+        torch.save(optimizer.state_dict(), file)
+    sums = {path.name: (path.stat().st_size, sha256(path)) for path in folder.iterdir()}
+    write_json(folder / f"{FILES}.json", sums)
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    sync_folder(folder)
+
+
+def _reason(error: BaseException) -> str:
+    """Why a file could not be written, out of the errors of several libraries."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return one_line(error)
+
+
+def remove_old(run: Path, keep: int) -> None:
+    """Remove all checkpoints but the last `keep`."""
+    for old in checkpoints_of(run)[:-keep]:
+        remove_checkpoint(old)
+
+
+def remove_checkpoint(checkpoint: Checkpoint) -> None:
+    """Remove a checkpoint that no longer counts; one in use elsewhere may be left in part."""
+    # Out of sight first: a half-removed checkpoint must not look like a whole one.
+    hidden = checkpoint.folder.with_name(f".{checkpoint.folder.name}{PARTIAL}")
+    with suppress(OSError):  # an older one more is no reason to end a run
+        checkpoint.folder.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
 def remove_leftovers(run: Path) -> None:
-    """Remove what a killed process left of checkpoints that it was writing or removing."""
-    for leftover in (run / "checkpoints").glob(".*.partial"):
-        shutil.rmtree(leftover)
+    """Remove what was left of checkpoints that were being written or removed."""
+    for leftover in (run / "checkpoints").glob(f".*{PARTIAL}"):
+        shutil.rmtree(leftover, ignore_errors=True)

@@ -13,11 +13,12 @@ from data_prep.common.errors import UserError
 from data_prep.common.files import write_text
 from data_prep.loader.dataset import OrderedDataset, build_loader
 from data_prep.loader.signals import term_blocked
-from pretrain.engine.checkpoint import State, save_checkpoint
+from pretrain.engine.checkpoint import State
 from pretrain.engine.cpu import keep_freed_memory, use_cores
 from pretrain.engine.evaluator import Evaluator
 from pretrain.engine.figures import draw_losses, draw_rates, save_figure
 from pretrain.engine.launch import allotted_cores, join_step, processes_here
+from pretrain.engine.lock import RunLock
 from pretrain.engine.memory import peak_memory
 from pretrain.engine.metrics import Metrics, require_trackers
 from pretrain.engine.nonfinite import nonfinite_error, without_keys
@@ -26,8 +27,9 @@ from pretrain.engine.passes import choose_passes, machine_of, one_line_out_of_me
 from pretrain.engine.progress import Progress
 from pretrain.engine.rates import device_peak
 from pretrain.engine.resume import agree_on_checkpoint, on_rank_0
-from pretrain.engine.run import check_folder, is_done, prepare_folder
+from pretrain.engine.run import check_folder, is_done, prepare_folder, take_folder
 from pretrain.engine.run_options import RunOptions, Schedule
+from pretrain.engine.saving import save, tolerated
 from pretrain.engine.shared import check_shared
 from pretrain.engine.stage import Stage
 from pretrain.engine.stop import DONE_FILE, INTERRUPTED, INTERRUPTED_FILE, StopRequest
@@ -64,8 +66,10 @@ def train(stage_class: type[Stage], options: RunOptions, resolved: str) -> None:
     for evaluator in evaluators.values():
         evaluator.prepare(stage, accelerator)
     new_optimizer = build_optimizer(stage.model, options.optim)
-    changes = on_rank_0(accelerator, lambda: check_folder(options, resolved))
-    check_shared(options.output, accelerator)
+    lock = RunLock()
+    on_rank_0(accelerator, lambda: check_folder(options, resolved))
+    check_shared(options.output, accelerator)  # a folder that is refused keeps no lock file
+    changes = on_rank_0(accelerator, lambda: take_folder(options, resolved, lock))
     checkpoint = agree_on_checkpoint(options.output, accelerator)
     state = State() if checkpoint is None else checkpoint.state()
     passes = choose_passes(accelerator, options, stage, state)
@@ -118,6 +122,7 @@ def train(stage_class: type[Stage], options: RunOptions, resolved: str) -> None:
         for name, figure in stage.draw().items():
             save_figure(figure, options.output / "figures" / f"{name}.png")
         write_text(options.output / DONE_FILE, f"{schedule.steps} steps\n")
+    lock.release()
     accelerator.wait_for_everyone()  # srun gives the others little time once one has ended
     accelerator.end_training()
 
@@ -207,7 +212,8 @@ def train_steps(
         for name in judges:
             _judge(accelerator, options, schedule, stage, name, evaluators[name], metrics, step)
         if saves or stopping:
-            save(accelerator, options, stage, optimizer, state)
+            ends = last or stopping
+            save(accelerator, options, stage, optimizer, state, metrics, schedule.steps, ends)
         if stopping and not last:
             if accelerator.is_main_process:
                 write_text(options.output / INTERRUPTED_FILE, f"after step {step}\n")
@@ -234,21 +240,6 @@ def start_metrics(
         schedule.steps, state.step, batch_size, flops, peak * accelerator.num_processes
     )
     return Metrics(options.output, state.step, options.trackers), progress
-
-
-def save(
-    accelerator: Accelerator,
-    options: RunOptions,
-    stage: Stage,
-    optimizer: AcceleratedOptimizer,
-    state: State,
-) -> None:
-    """Save a checkpoint. Called in all processes; they go on when it is whole."""
-    if accelerator.is_main_process:
-        save_checkpoint(
-            options.output, state, stage.weights(), stage.documents(), optimizer, options.keep
-        )
-    accelerator.wait_for_everyone()
 
 
 def _judge(
@@ -278,4 +269,5 @@ def _judge(
         print(f"step {step:>6}/{schedule.steps}  {found}", flush=True)
     for key, figure in judgement.pictures.items():
         file = f"{name}_{key}.png" if evaluator.names_pictures else f"{key}.png"
-        save_figure(figure, options.output / "figures" / file)
+        with tolerated("a picture"):
+            save_figure(figure, options.output / "figures" / file)

@@ -2,8 +2,11 @@
 
 import importlib.util
 import json
+import os
+import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from data_prep.common.errors import UserError
 from data_prep.common.files import write_json, write_text
+from data_prep.common.messages import one_line
 
 PROJECT = "samaritan"
 """Name of the project under which trackers list a run."""
@@ -38,6 +42,11 @@ def require_trackers(names: Sequence[str]) -> None:
 class Metrics:
     """Writes one line per logged step. Only the main process has one.
 
+    A line that cannot be written (on a full disk, say) waits in memory and is written with the
+    next one, so that the file has no gap and no half line; `sync` raises where lines still wait,
+    and a checkpoint is saved only after it. TensorBoard is a copy: where it cannot be written,
+    it is left alone with a warning.
+
     Args:
         folder: Run folder.
         step: Steps already done; later lines of an earlier try are dropped.
@@ -48,21 +57,70 @@ class Metrics:
         self.path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(folder) if row["step"] <= step]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-        self.file = self.path.open("a", encoding="utf-8")
-        self.trackers = [_start(name, folder, step) for name in trackers]
+        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        self._waiting = b""
+        self._warned = False
+        self._trackers: dict[str, GeneralTracker] = {}
+        for name in trackers:
+            with self._copied(name):
+                self._trackers[name] = _start(name, folder, step)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Append the values of one step."""
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
-        self.file.flush()
-        for tracker in self.trackers:
-            tracker.log(values, step=step)
+        self._waiting += (json.dumps({"step": step, **values}) + "\n").encode()
+        try:
+            self._write()
+        except OSError as error:
+            if not self._warned:
+                self._warn("metrics.jsonl", error)
+            self._warned = True
+        for name, tracker in list(self._trackers.items()):
+            with self._copied(name):
+                tracker.log(values, step=step)
+
+    def _write(self) -> None:
+        while self._waiting:
+            self._waiting = self._waiting[os.write(self._file, self._waiting) :]
+        self._warned = False
+
+    def sync(self) -> None:
+        """Bring all lines of `metrics.jsonl` to disk.
+
+        Raises:
+            OSError: They cannot be written.
+        """
+        self._write()
+        os.fsync(self._file)
 
     def close(self) -> None:
-        """Flush and close all of them."""
-        self.file.close()
-        for tracker in self.trackers:
-            tracker.finish()
+        """Write what is left, and close all of them."""
+        self._write()
+        os.close(self._file)
+        for name, tracker in list(self._trackers.items()):
+            with self._copied(name):
+                tracker.finish()
+
+    @contextmanager
+    def _copied(self, name: str) -> Iterator[None]:
+        """A tracker that cannot be written, now or at the time of an earlier line, is left out."""
+        try:
+            yield
+        except OSError as error:
+            self._warn(name, error)
+            self._trackers.pop(name, None)
+
+    def _warn(self, name: str, error: OSError) -> None:
+        then = (
+            "its lines wait in memory and are written when there is room"
+            if name == self.path.name
+            else "metrics.jsonl goes on"
+        )
+        reason = error.strerror or one_line(error)
+        print(
+            f"warning: {self.path.with_name(name)} cannot be written ({reason}); {then}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _start(name: str, folder: Path, step: int) -> GeneralTracker:

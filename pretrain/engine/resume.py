@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from data_prep.common.errors import UserError
+from data_prep.common.messages import one_line
 from pretrain.engine.checkpoint import Checkpoint, checkpoints_of
 
 
@@ -17,7 +18,8 @@ def on_rank_0(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
     """What a function gives in the main process, in all processes.
 
     Raises:
-        UserError: It raised one. All processes do, so that none waits for one that has ended.
+        UserError: It raised one, or met a file that it cannot read or write. All processes do, so
+            that none waits for one that has ended.
     """
     result: list[Any] = [None, None]
     if accelerator.is_main_process:
@@ -25,6 +27,8 @@ def on_rank_0(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
             result[0] = function()
         except UserError as error:
             result[1] = str(error)
+        except OSError as error:
+            result[1] = f"{error.filename}: {error.strerror}" if error.filename else one_line(error)
     broadcast_object_list(result)
     if result[1] is not None:
         raise UserError(result[1])
@@ -74,7 +78,10 @@ def _choose(run: Path) -> str | None:
         fault = checkpoint.fault()
         if not fault:
             for each in faults:
-                print(f"warning: {each}; going on from {checkpoint.folder.name}", file=sys.stderr)
+                print(
+                    f"warning: {each}; going on from {checkpoint.folder.name} without it",
+                    file=sys.stderr,
+                )
             return checkpoint.folder.name
         faults.append(f"{checkpoint.folder} is damaged: {fault}")
     if faults:

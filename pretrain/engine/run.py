@@ -14,7 +14,15 @@ from data_prep.common.cli import write_resolved_config
 from data_prep.common.errors import UserError
 from data_prep.common.files import write_json
 from data_prep.common.parsing import parse_file
-from pretrain.engine.checkpoint import Checkpoint, latest_checkpoint, remove_leftovers
+from pretrain.engine.checkpoint import (
+    Checkpoint,
+    checkpoints_of,
+    latest_checkpoint,
+    remove_checkpoint,
+    remove_leftovers,
+    remove_old,
+)
+from pretrain.engine.lock import LOCK, RunLock
 from pretrain.engine.run_options import RunOptions
 from pretrain.engine.stop import DONE_FILE, INTERRUPTED_FILE
 
@@ -36,6 +44,16 @@ Changes = dict[str, list[Any]]
 """Options that differ from those a run was continued with last: before and now."""
 
 
+def take_folder(options: RunOptions, resolved: str, lock: RunLock) -> Changes:
+    """Keep other processes from training in a run's folder, and check it again.
+
+    Raises:
+        UserError: See `check_folder` and `RunLock.take`.
+    """
+    lock.take(options.output)
+    return check_folder(options, resolved)  # another job may have trained there until now
+
+
 def check_folder(options: RunOptions, resolved: str) -> Changes:
     """Whether a run can be made in its folder, or the one that is there taken up.
 
@@ -51,9 +69,10 @@ def check_folder(options: RunOptions, resolved: str) -> Changes:
         raise UserError(f"output {folder} is a file; name a folder")
     # What is hidden is a note of another process (see shared.py) or of the file system.
     if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        if not (folder / "environment.json").is_file() or not (folder / "config.yaml").is_file():
+        begun = (folder / "environment.json").is_file() and (folder / "config.yaml").is_file()
+        if not begun and not (folder / LOCK).is_file():
             raise UserError(f"output {folder} holds files that are not a run; name another folder")
-        if options.resume == "never":
+        if begun and options.resume == "never":
             raise UserError(f"output {folder} has a run; continue it with --resume auto")
         if latest_checkpoint(folder) is not None:
             return _changed_options(folder, options, resolved)
@@ -85,6 +104,11 @@ def prepare_folder(
     folder = options.output
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
+    if checkpoint is not None:  # damaged newer ones must neither be kept nor taken for the newest
+        for newer in checkpoints_of(folder):
+            if newer.folder.name > checkpoint.folder.name:
+                remove_checkpoint(newer)
+    remove_old(folder, options.keep)
     for marker in (DONE_FILE, INTERRUPTED_FILE):
         (folder / marker).unlink(missing_ok=True)
     (folder / "checkpoints").mkdir(exist_ok=True)
