@@ -32,6 +32,10 @@ class DataConfig:
     """What else is done to a cropped image: a class of `pretrain.augment`, or null."""
     workers: int = 4
     """Processes that read and decode, for each training process."""
+    damaged: Literal["fatal", "skip"] = "fatal"
+    """What a record does that cannot be read, in a truncated shard for instance: fatal ends the
+    run; skip replaces it with another one of its set and lists it in the run's damaged.jsonl, up to
+    1 % of all records."""
 
 
 @dataclass(kw_only=True)
@@ -45,7 +49,7 @@ class PretrainConfig(RunOptions):
 
     MAY_CHANGE: ClassVar[tuple[str, ...]] = (
         *RunOptions.MAY_CHANGE,
-        *("compile", "recompute_blocks", "data.shards"),
+        *("compile", "recompute_blocks", "data.shards", "data.damaged"),
     )
 
     data: DataConfig

@@ -42,6 +42,7 @@ class PretrainStage(Stage):
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         self.config, self.device = config, device
         self.dataset, self.workers = build_dataset(config), config.data.workers
+        self.damaged = self.dataset.damaged
         self.encoder = build_encoder(config.encoder_size, config.start_from)
         self.encoder.recompute_blocks = config.recompute_blocks
         self.objectives = build_objectives(config, self.encoder.size.width)
@@ -148,6 +149,7 @@ def build_dataset(config: PretrainConfig) -> ShardMixture:
             config.data.flip,
             chosen.build(Augmentation) if chosen is not None else None,
         ),
+        damaged=config.output / "damaged.jsonl" if config.data.damaged == "skip" else None,
     )
 
 

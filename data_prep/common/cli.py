@@ -118,7 +118,7 @@ def one_line_errors() -> Iterator[None]:
         yield
     except UserError as error:
         # One that a loader's worker raised comes with the worker's traceback before its text.
-        name = f"{UserError.__module__}.{UserError.__qualname__}: "
+        name = f"{type(error).__module__}.{type(error).__qualname__}: "
         text = str(error).rpartition(name)[2]
         print(f"error: {' '.join(text.split())}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -34,6 +34,8 @@ HIDDEN = {"RepositoryNotFoundError", "GatedRepoError"}
 NOT_CACHED = {"LocalEntryNotFoundError", "IncompleteSnapshotError"}
 """Errors of huggingface_hub for a Hub that does not answer; their cause says why."""
 
+MISSING = "does not exist"
+"""Reason where the storage has no such file."""
 PASSING = {408, 425, 429}
 """Answers of 400 to 499 that are no refusal but ask for patience."""
 
@@ -100,7 +102,7 @@ def find_fault(url: str, error: Exception, done: str = "fetched") -> Fault:
     if "RevisionNotFoundError" in names:
         return Fault("has no such revision", True)
     if isinstance(error, FileNotFoundError) or status == 404:
-        return Fault("does not exist", True)
+        return Fault(MISSING, True)
     lasts = isinstance(error, ImportError | ValueError | PermissionError) or (
         status is not None and 400 <= status < 500 and status not in PASSING
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.common.errors import UserError
+from data_prep.common.errors import DamagedError
 
 Member = tuple[int, int, int]
 """Offset in the tar, size in bytes, CRC-32."""
@@ -35,21 +35,21 @@ def read_json(path: Path) -> Any:
     """Parse a JSON file of a shard set.
 
     Raises:
-        UserError: It is missing or damaged.
+        DamagedError: It is missing or damaged.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: missing; run the shard command again to complete it") from None
+        raise DamagedError(f"{path}: missing; run the shard command again to complete it") from None
     except (ValueError, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+        raise DamagedError(f"{path}: cannot be read ({error})") from None
 
 
 def load_index(shard: Path) -> ShardIndex:
     """The index of a tar.
 
     Raises:
-        UserError: It is missing or damaged.
+        DamagedError: It is missing or damaged.
     """
     path = index_path(shard)
     document = read_json(path)
@@ -61,9 +61,9 @@ def load_index(shard: Path) -> ShardIndex:
         ]
         plain = all("/" not in key and not key.startswith(".") for key in keys)
     except (KeyError, TypeError, IndexError, AttributeError):
-        raise UserError(f"{path}: is not a shard index; shard again") from None
+        raise DamagedError(f"{path}: is not a shard index; shard again") from None
     if not plain:
-        raise UserError(f"{path}: has a key that is a path; it was not written by this program")
+        raise DamagedError(f"{path}: has a key that is a path; it was not written by this program")
     return ShardIndex(keys, members)
 
 
@@ -71,24 +71,27 @@ def open_shard(shard: Path) -> tuple[int, ShardIndex]:
     """File descriptor and index of a tar.
 
     Raises:
-        UserError: One of them is missing or the index is damaged.
+        DamagedError: One of them is missing or the index is damaged.
     """
     index = load_index(shard)
     try:
         return os.open(shard, os.O_RDONLY), index
     except OSError as error:
-        raise UserError(f"{shard}: {error.strerror}; run the shard command again") from None
+        raise DamagedError(f"{shard}: {error.strerror}; run the shard command again") from None
 
 
 def read_at(descriptor: int, offset: int, size: int, shard: Path) -> bytes:
     """`size` bytes at `offset` of an open shard; leaves the file position alone.
 
     Raises:
-        UserError: The file ends before.
+        DamagedError: The file ends before.
     """
-    data = os.pread(descriptor, size, offset)
+    try:
+        data = os.pread(descriptor, size, offset)
+    except OSError as error:
+        raise DamagedError(f"{shard}: cannot be read ({error.strerror})") from None
     if len(data) < size and data:  # a signal, or the kernel's limit of 2 GiB a call
         data += read_at(descriptor, offset + len(data), size - len(data), shard)
     if len(data) < size:
-        raise UserError(f"{shard}: is shorter than its index; run `python -m data_prep verify`")
+        raise DamagedError(f"{shard}: is shorter than its index; run `python -m data_prep verify`")
     return data

@@ -8,6 +8,7 @@ it, samples seen by all processes together, is the loader's whole state.
 import hashlib
 import json
 import os
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from data_prep.common.errors import UserError
+from data_prep.common.errors import DamagedError, UserError
 from data_prep.format.codec import decode, decode_slices
 from data_prep.format.index import Member, ShardIndex, open_shard, read_at, read_json
 from data_prep.loader.remote import ShardCache, is_remote
@@ -91,12 +92,13 @@ class ShardDataset(Dataset[Any]):
         self.split, self.seed, self.transform = split, seed, transform
         self.shuffle_shards = shuffle_shards
         self.shards = [self.root / shard["name"] for shard in shards]
-        counts = [shard["records"] for shard in shards]
-        self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])  # (shards + 1,)
+        self.counts: list[int] = [shard["records"] for shard in shards]
+        self._starts = np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)])
         if not len(self):
             raise UserError(f"{self.root}: split {split!r} has no records")
         self._open_limit = max(OPEN_SHARDS, 2 * shuffle_shards)
         self._open: OrderedDict[int, tuple[int, ShardIndex]] = OrderedDict()
+        self._broken: dict[int, str] = {}  # shards that cannot be opened, and why
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -129,7 +131,8 @@ class ShardDataset(Dataset[Any]):
                 `meta` describes the whole volume.
 
         Raises:
-            UserError: A shard that is missing, truncated or does not decode.
+            DamagedError: A shard is missing or truncated, or a member altered.
+            UserError: A remote shard cannot be fetched.
         """
         shard, key, members = self._locate(index)
         mask = next((name for name in members if name.startswith("mask.")), None)
@@ -151,7 +154,10 @@ class ShardDataset(Dataset[Any]):
         return self._meta(shard, members)
 
     def _meta(self, shard: int, members: dict[str, Member]) -> dict[str, Any]:
-        stored: dict[str, Any] = json.loads(self._read(shard, members["json"]))
+        try:
+            stored: dict[str, Any] = json.loads(self._read_whole(shard, members["json"]))
+        except ValueError:
+            raise self._damaged(shard, "does not decode (JSON)") from None
         meta = {"label": None, "modality": None, "spacing": None} | stored
         if "labels" in self.info:
             meta.setdefault("present", [])
@@ -174,48 +180,69 @@ class ShardDataset(Dataset[Any]):
         return self.transform(record, np.random.default_rng([self.seed, draw]))
 
     def _locate(self, index: int) -> tuple[int, str, dict[str, Member]]:
+        shard, position = self.position(index)
+        shard_index = self._handle(shard)[1]
+        return shard, shard_index.keys[position], shard_index.members[position]
+
+    def position(self, index: int) -> tuple[int, int]:
+        """Which of `shards` holds a record, and the record's position in that."""
         if not 0 <= index < len(self):
             raise IndexError(f"no record {index} among {len(self)}")
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        position = int(index - self._starts[shard])
-        shard_index = self._handle(shard)[1]
-        return shard, shard_index.keys[position], shard_index.members[position]
+        return shard, int(index - self._starts[shard])
 
     def _handle(self, shard: int) -> tuple[int, ShardIndex]:
         """Descriptor and index of a shard, opened at need; the least used one is closed."""
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        path = self.shards[shard]
-        opened, index = open_shard(path) if not self._cache else self._cache.open(path.name)
-        expected = int(self._starts[shard + 1] - self._starts[shard])
-        if len(index.keys) != expected:
-            raise UserError(
-                f"{path}: its index has {len(index.keys)} records, dataset.json says {expected};"
-                " shard again"
-            )
-        self._open[shard] = (opened, index)
+        if shard in self._broken:
+            raise DamagedError(self._broken[shard])
+        try:
+            self._open[shard] = self._open_shard(shard)
+        except DamagedError as error:  # not opened, or even fetched, again for each of its records
+            self._broken[shard] = str(error)
+            raise
         if len(self._open) > self._open_limit:
             _, (oldest, _) = self._open.popitem(last=False)
             os.close(oldest)
         return self._open[shard]
 
+    def _open_shard(self, shard: int) -> tuple[int, ShardIndex]:
+        path = self.shards[shard]
+        opened, index = open_shard(path) if not self._cache else self._cache.open(path.name)
+        expected = self.counts[shard]
+        if len(index.keys) != expected:
+            os.close(opened)
+            raise DamagedError(
+                f"{path}: its index has {len(index.keys)} records, dataset.json says {expected};"
+                " shard again"
+            )
+        return opened, index
+
     def _read(self, shard: int, member: Member) -> bytes:
         return read_at(self._handle(shard)[0], member[0], member[1], self.shards[shard])
+
+    def _read_whole(self, shard: int, member: Member) -> bytes:
+        data = self._read(shard, member)
+        if zlib.crc32(data) != member[2]:  # many a JPEG decodes although it is altered
+            raise self._damaged(shard, "is altered (CRC-32 differs)")
+        return data
+
+    def _damaged(self, shard: int, how: str) -> DamagedError:
+        path = self.shards[shard]
+        return DamagedError(f"{path}: a member {how}; run `python -m data_prep verify`")
 
     def _array(self, shard: int, name: str, member: Member, slices: slice | None) -> np.ndarray:
         try:
             if slices is None or not name.endswith("npy"):
-                return decode(name, self._read(shard, member))
+                return decode(name, self._read_whole(shard, member))
             offset, size, crc = member
             return decode_slices(
                 lambda start, count: self._read(shard, (offset + start, count, crc)), size, slices
             )
         except (ValueError, OSError, RuntimeError, SyntaxError) as error:
-            raise UserError(
-                f"{self.shards[shard]}: a member does not decode ({type(error).__name__}); run"
-                " `python -m data_prep verify`"
-            ) from error
+            raise self._damaged(shard, f"does not decode ({type(error).__name__})") from error
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": OrderedDict()}

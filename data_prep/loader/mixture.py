@@ -8,6 +8,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from data_prep.common.errors import UserError
+from data_prep.loader.damaged import DamagedList, read_or_replace
 from data_prep.loader.dataset import CACHE, CACHE_BYTES, Record, ShardDataset, Transform
 
 
@@ -24,6 +25,8 @@ class ShardMixture(Dataset[Any]):
         weights: Shares of the samples, in any unit; without them the sets' sizes, so that every
             sample comes once per epoch.
         cache, cache_bytes: For each remote set, see `ShardDataset`.
+        damaged: Where given, a record that cannot be read is listed there and another one comes in
+            its place, see `read_or_replace`; else it is an error.
 
     Raises:
         UserError: Weights that are not positive or not one for each set, or see `ShardDataset`.
@@ -39,6 +42,7 @@ class ShardMixture(Dataset[Any]):
         transform: Transform | None = None,
         cache: Path = CACHE,
         cache_bytes: int = CACHE_BYTES,
+        damaged: Path | None = None,
     ) -> None:
         self.seed, self.transform = seed, transform
         self.sets = [
@@ -58,6 +62,8 @@ class ShardMixture(Dataset[Any]):
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])  # (sets + 1,)
         self.counts = _shares(len(self), sizes if weights is None else weights)
         """Samples of each set in an epoch."""
+        self.damaged = None if damaged is None else DamagedList(damaged, len(self))
+        """Records that could not be read so far; None where that is an error."""
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -84,7 +90,11 @@ class ShardMixture(Dataset[Any]):
     def __getitem__(self, item: int | tuple[int, int]) -> Any:
         """The transformed record of an index or of (index, draw), see `ShardDataset`."""
         index, draw = item if isinstance(item, tuple) else (item, item)
-        record = self.record(index)
+        if self.damaged is None:
+            record = self.record(index)
+        else:
+            part, position = self._locate(index)
+            record = read_or_replace(part, position, draw, self.damaged, index - position)
         if self.transform is None:
             return record
         return self.transform(record, np.random.default_rng([self.seed, draw]))

@@ -13,8 +13,8 @@ from typing import Any
 
 import fsspec
 
-from data_prep.common.errors import UserError
-from data_prep.common.faults import find_fault
+from data_prep.common.errors import DamagedError, UserError
+from data_prep.common.faults import MISSING, find_fault
 from data_prep.common.files import atomic_path, sha256, write_text
 from data_prep.format.index import ShardIndex, index_path, open_shard, read_json
 
@@ -71,7 +71,8 @@ class ShardCache:
         """File descriptor and index of a shard, downloaded if need be.
 
         Raises:
-            UserError: It cannot be fetched, or is not the one that dataset.json describes.
+            DamagedError: It is missing, or not the one that dataset.json describes.
+            UserError: It cannot be fetched.
         """
         path = self.folder / name
         with self._lock():  # no other process may delete it between its download and its opening
@@ -86,7 +87,7 @@ class ShardCache:
         with atomic_path(path) as temporary:
             self._fetch(path.name, temporary)
             if path.name in self._sums and sha256(temporary) != self._sums[path.name]:
-                raise UserError(
+                raise DamagedError(
                     f"{self.url}/{path.name}: is not the file that dataset.json describes"
                     " (SHA-256 differs); upload the set again"
                 )
@@ -104,6 +105,8 @@ class ShardCache:
                 if isinstance(error, OSError) and error.errno in NO_SPACE:
                     raise UserError(f"{path.parent}: no space left to download {url}") from error
                 fault = find_fault(url, error)
+                if fault.reason == MISSING:
+                    raise DamagedError(f"{url}: {fault.reason}") from error
                 if fault.lasts or attempt == ATTEMPTS:
                     raise UserError(f"{url}: {fault.reason}") from error
                 time.sleep(2 ** (attempt - 1))

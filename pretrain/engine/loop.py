@@ -114,6 +114,9 @@ def train(stage_class: type[Stage], options: RunOptions, resolved: str) -> None:
         train_steps(
             accelerator, options, stage, model, optimizer, dataset, loader, evaluators, state
         )
+    if stage.damaged is not None:
+        found, path = stage.damaged.count(), stage.damaged.path
+        accelerator.print(f"{found} damaged records were replaced" + f"; see {path}" * bool(found))
     accelerator.print(f"peak memory of a process: {peak_memory(device):.1f} GB")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -208,6 +211,8 @@ def train_steps(
             means = dict(zip(logged, watch.take_means(state), strict=True))
             if metrics is not None:
                 rates = progress.report(step, means, rate)
+                if stage.damaged is not None:
+                    rates["damaged"] = stage.damaged.count()
                 metrics.log(step, {**means, "lr": rate, **rates})
         for name in judges:
             _judge(accelerator, options, schedule, stage, name, evaluators[name], metrics, step)

@@ -9,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from data_prep.loader.damaged import DamagedList
 from data_prep.loader.dataset import OrderedDataset
 from pretrain.engine.checkpoint import Checkpoint
 
@@ -23,6 +24,7 @@ class Stage(ABC):
         dataset: Training samples.
         workers: Processes that read them, for each training process.
         curves: Names of the losses drawn at the end of the run.
+        damaged: Records that could not be read, where they are replaced; logged as `damaged`.
     """
 
     find_unused_parameters: ClassVar[bool] = False
@@ -32,6 +34,7 @@ class Stage(ABC):
     dataset: OrderedDataset
     workers: int
     curves: Sequence[str]
+    damaged: DamagedList | None = None
 
     @abstractmethod
     def __init__(self, options: Any, device: torch.device) -> None:
