@@ -60,9 +60,10 @@ def test_a_pickle_in_a_shard_is_not_loaded(tmp_path, shard_folder, save_image):
     (shard,) = output.glob("*.tar")
     stream = io.BytesIO()
     np.save(stream, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    shard.write_bytes(stream.getvalue())
+    data = stream.getvalue()
+    shard.write_bytes(data)
     index = json.loads(index_path(shard).read_text())
-    members = {"npy": [0, len(stream.getvalue()), 0], "json": [0, 0, 0]}
+    members = {"npy": [0, len(data), zlib.crc32(data)], "json": [0, 0, 0]}
     index["records"] = [{"key": "a", "members": members}]
     write_json(index_path(shard), index)
     with pytest.raises(UserError, match="a member does not decode"):

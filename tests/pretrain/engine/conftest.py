@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from data_prep.common.cli import Command, run_command
 from data_prep.loader.dataset import Record
 from data_prep.loader.mixture import ShardMixture
-from pretrain.engine.loop import train
+from pretrain.engine import loop
 from pretrain.engine.run_options import OptimConfig, RunOptions
 from pretrain.engine.stage import Stage
 
@@ -76,7 +76,7 @@ class TinyStage(Stage):
 
 def train_tiny(options: TinyOptions, resolved: str) -> None:
     """Run it."""
-    train(TinyStage, options, resolved)
+    loop.train(TinyStage, options, resolved)
 
 
 def run_tiny(arguments: list[str]) -> None:
@@ -91,6 +91,7 @@ def _child(arguments: list[str], output: Path, before: Callable[[], None] | None
     with output.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    loop.draw_losses = lambda *_: None  # takes longer than the training
     if before is not None:
         before()
     run_tiny(arguments)
@@ -113,6 +114,7 @@ class Tiny:
         What it prints is appended to `run` with `.txt`.
         """
         arguments = [f"--shards={self.shards}", f"--output={run}", "--resume=auto", *options]
+        arguments.append("--threads=1")
         target = (arguments, run.with_suffix(".txt"), before)
         process = self.context.Process(target=_child, args=target)
         process.start()
