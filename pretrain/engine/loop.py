@@ -26,7 +26,7 @@ from pretrain.engine.optim import build_optimizer, learning_rate, set_learning_r
 from pretrain.engine.passes import choose_passes, machine_of, one_line_out_of_memory
 from pretrain.engine.progress import Progress
 from pretrain.engine.rates import device_peak
-from pretrain.engine.resume import agree_on_checkpoint, on_rank_0
+from pretrain.engine.resume import agree_on_checkpoint, ended_with_others, on_rank_0
 from pretrain.engine.run import check_folder, is_done, prepare_folder, take_folder
 from pretrain.engine.run_options import RunOptions, Schedule
 from pretrain.engine.saving import save, tolerated
@@ -110,7 +110,10 @@ def train(stage_class: type[Stage], options: RunOptions, resolved: str) -> None:
         f"{world} process{'es' if world > 1 else ''} on {device.type}; {epochs:.4g} epochs, "
         f"{schedule.warmup_steps} steps of warm-up"
     )
-    with one_line_out_of_memory(accelerator, options, stage, passes):
+    with (
+        ended_with_others(accelerator),
+        one_line_out_of_memory(accelerator, options, stage, passes),
+    ):
         train_steps(
             accelerator, options, stage, model, optimizer, dataset, loader, evaluators, state
         )

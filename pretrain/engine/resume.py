@@ -2,10 +2,12 @@
 
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
@@ -33,6 +35,28 @@ def on_rank_0(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
     if result[1] is not None:
         raise UserError(result[1])
     return result[0]
+
+
+@contextmanager
+def ended_with_others(accelerator: Accelerator) -> Iterator[None]:
+    """Where another process of a run has ended, by an error or killed, this one ends too.
+
+    Its line says why the run ended; a traceback of this one's broken connection would bury it. Gloo
+    tells at once that a connection was closed. NCCL waits, until the launcher (torchrun, or srun
+    with `--kill-on-bad-exit`) ends this process, which takes it 30 s.
+
+    Raises:
+        SystemExit: With status 1.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        broken = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+        if accelerator.num_processes == 1 or not broken:
+            raise
+        line = "ends, as another process of the run has ended; that one's line says why"
+        print(f"process {accelerator.process_index} {line}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
 
 
 def agree_on_checkpoint(run: Path, accelerator: Accelerator) -> Checkpoint | None:

@@ -91,6 +91,7 @@ def _child(arguments: list[str], output: Path, before: Callable[[], None] | None
     with output.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    multiprocessing.set_start_method("fork", force=True)  # of workers, as in a program
     loop.draw_losses = lambda *_: None  # takes longer than the training
     if before is not None:
         before()
@@ -132,11 +133,6 @@ class Tiny:
     @staticmethod
     def printed(run: Path) -> str:
         return run.with_suffix(".txt").read_text()
-
-    @staticmethod
-    def inside(shards: Path, run: Path, *options: str) -> None:
-        """Train in this process."""
-        run_tiny([f"--shards={shards}", f"--output={run}", "--resume=auto", *options])
 
 
 @pytest.fixture(scope="session")

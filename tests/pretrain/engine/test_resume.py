@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from data_prep.common.errors import UserError
+from pretrain.engine import saving
 from pretrain.engine.checkpoint import State, checkpoints_of, latest_checkpoint, save_checkpoint
 from pretrain.engine.resume import agree_on_checkpoint
 
@@ -82,6 +83,44 @@ def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path, accelerator):
         agree_on_checkpoint(run, accelerator)
     shutil.rmtree(run / "checkpoints")
     assert agree_on_checkpoint(run, accelerator) is None
+
+
+def look_before_saving() -> None:
+    """Print the checkpoints that there are at each save."""
+    save = saving.save_checkpoint
+
+    def look(run, *arguments):
+        print("sees", *(checkpoint.folder.name for checkpoint in checkpoints_of(run)))
+        save(run, *arguments)
+
+    saving.save_checkpoint = look
+
+
+def test_a_damaged_newer_checkpoint_is_gone_before_the_run_goes_on(tiny, tmp_path, same_end):
+    """Else the next save would keep it as the newest, and with keep 1 remove the only whole one."""
+    expected, run = tmp_path / "expected", tmp_path / "run"
+    options = ("--optim.steps=5", "--save_every=2", "--keep=2")
+    assert tiny(expected, *options) == 0
+    shutil.copytree(expected, run)
+    (run / "DONE").unlink()
+    flipped(run / "checkpoints" / "step-00000005" / "encoder.safetensors")
+    assert tiny(run, *options, "--keep=1", before=look_before_saving) == 0, tiny.printed(run)
+    assert "sees step-00000004\n" in tiny.printed(run)
+    shutil.rmtree(expected / "checkpoints" / "step-00000004")
+    same_end(run, expected)
+
+
+def test_a_checkpoint_that_vanishes_after_it_was_chosen_is_one_line(tmp_path, accelerator):
+    run = saved(tmp_path / "run")
+    checkpoint = agree_on_checkpoint(run, accelerator)
+    shutil.rmtree(checkpoint.folder)
+    with pytest.raises(UserError, match="cannot read how far the run was"):
+        checkpoint.state()
+    with pytest.raises(UserError, match="cannot read weights"):
+        checkpoint.weights("encoder")
+    with pytest.raises(UserError, match=r"cannot read .*optimizer\.pt: "):
+        checkpoint.load_optimizer(torch.optim.AdamW([torch.zeros(1)]))
+    assert agree_on_checkpoint(run, accelerator).folder.name == "step-00000002"
 
 
 def _agree(rank: int, port: int, folder: str) -> None:
