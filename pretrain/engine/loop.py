@@ -117,9 +117,6 @@ def train(stage_class: type[Stage], options: RunOptions, resolved: str) -> None:
         train_steps(
             accelerator, options, stage, model, optimizer, dataset, loader, evaluators, state
         )
-    if stage.damaged is not None:
-        found, path = stage.damaged.count(), stage.damaged.path
-        accelerator.print(f"{found} damaged records were replaced" + f"; see {path}" * bool(found))
     accelerator.print(f"peak memory of a process: {peak_memory(device):.1f} GB")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -128,6 +125,9 @@ def train(stage_class: type[Stage], options: RunOptions, resolved: str) -> None:
         for name, figure in stage.draw().items():
             save_figure(figure, options.output / "figures" / f"{name}.png")
         write_text(options.output / DONE_FILE, f"{schedule.steps} steps\n")
+    if stage.damaged is not None:
+        found, path = stage.damaged.count(), stage.damaged.path
+        accelerator.print(f"{found} damaged records were replaced" + f"; see {path}" * bool(found))
     lock.release()
     accelerator.wait_for_everyone()  # srun gives the others little time once one has ended
     accelerator.end_training()

@@ -82,6 +82,7 @@ def test_a_run_that_cannot_be_saved_at_its_end_fails_and_can_be_continued(tiny, 
     same_end(run, expected)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard
 def test_on_a_disk_that_is_full_the_last_checkpoint_stays(small_disk, capsys):
     (small_disk / "checkpoints").mkdir()
     model = nn.Linear(130, 130)  # 68 kB, and twice that of the optimiser
