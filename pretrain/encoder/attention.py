@@ -166,53 +166,46 @@ class _Blockwise(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         shape = q.shape
-        q, k, v, row, column = (t.flatten(0, 1) for t in (q, k, v, row, column))
+        q, k, v, row, column = (t.flatten(0, 1) for t in (q * scale, k, v, row, column))
         out = torch.empty_like(q)
         for i, part in _blocks(q):
-            weights = _weights(q[i, part], k[i], row[i, part], column[i, part], scale)
-            torch.mm(weights.to(v.dtype), v[i], out=out[i, part])
-        ctx.save_for_backward(q, k, v, row, column, out)
+            weights = _weights(q[i, part], k[i], row[i, part], column[i, part])
+            torch.mm(weights, v[i], out=out[i, part])
+        ctx.save_for_backward(q, k, v, row, column)
         ctx.scale, ctx.shape = scale, shape
         return out.view(shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, row, column, out = ctx.saved_tensors
+        q, k, v, row, column = ctx.saved_tensors
         grad = grad.reshape(q.shape)
         grad_q, grad_row, grad_column = (torch.empty_like(t) for t in (q, row, column))
         grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
-        # d softmax: dlogit = weight * (dweight - sum over channels of grad * out)
-        delta = (grad.float() * out.float()).sum(-1)  # (B * heads, N)
         for i, part in _blocks(q):
-            weights = _weights(q[i, part], k[i], row[i, part], column[i, part], ctx.scale)
-            grad_v[i].addmm_(weights.to(v.dtype).T, grad[i, part])
-            grad_logits = (grad[i, part] @ v[i].T).float()
-            grad_logits.sub_(delta[i, part, None]).mul_(weights)
+            weights = _weights(q[i, part], k[i], row[i, part], column[i, part])
+            grad_v[i].addmm_(weights.T, grad[i, part])
+            grad_weights = grad[i, part] @ v[i].T
+            grad_logits = torch._softmax_backward_data(grad_weights, weights, -1, q.dtype)
             by_grid = grad_logits.view(-1, row.shape[2], column.shape[2])
-            grad_row[i, part] = by_grid.sum(2)
-            grad_column[i, part] = by_grid.sum(1)
-            grad_logits = grad_logits.to(q.dtype)
-            grad_q[i, part] = (grad_logits @ k[i]).mul_(ctx.scale)
-            grad_k[i].addmm_(grad_logits.T, q[i, part], alpha=ctx.scale)
-        grads = (grad_q, grad_k, grad_v, grad_row, grad_column)
+            torch.sum(by_grid, 2, out=grad_row[i, part])
+            torch.sum(by_grid, 1, out=grad_column[i, part])
+            torch.mm(grad_logits, k[i], out=grad_q[i, part])
+            grad_k[i].addmm_(grad_logits.T, q[i, part])
+        grads = (grad_q.mul_(ctx.scale), grad_k, grad_v, grad_row, grad_column)
         return *(t.unflatten(0, ctx.shape[:2]) for t in grads), None
 
 
 def _blocks(q: Tensor, block: int = 256) -> Iterator[tuple[int, slice]]:
-    """Each head and block of queries. 256 x 4096 logits in fp32 stay in a processor's cache."""
+    """Each head and block of queries. 256 x 4096 logits stay in a processor's cache."""
     for i in range(q.shape[0]):
         for start in range(0, q.shape[1], block):
             yield i, slice(start, start + block)
 
 
-def _weights(q: Tensor, k: Tensor, row: Tensor, column: Tensor, scale: float) -> Tensor:
-    """Attention weights of one block of queries, (block, N) fp32."""
-    logits = (row.float()[:, :, None] + column.float()[:, None, :]).flatten(1)
-    if q.dtype == torch.float32:
-        logits.addmm_(q, k.T, alpha=scale)
-    else:
-        logits.add_(q @ k.T, alpha=scale)
-    return torch.softmax(logits, dim=-1)
+def _weights(q: Tensor, k: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Attention weights (block, N) of one block of scaled queries, in their precision."""
+    logits = (row[:, :, None] + column[:, None, :]).flatten(1)
+    return torch.softmax(logits.addmm_(q, k.T), dim=-1)
 
 
 Backend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Positions, float], Tensor]
