@@ -27,8 +27,8 @@ COMMANDS = {
         (EstimateOptions,),
     ),
     "benchmark": Command(
-        "Speed of encoder and objectives, as ratios from one run.",
-        "pretrain.benchmark:benchmark",
+        "Speed and memory of stage one, as ratios from one run.",
+        "pretrain.benchmark.command:benchmark",
         (BenchmarkOptions,),
     ),
 }

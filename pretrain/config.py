@@ -89,6 +89,9 @@ class PretrainConfig(RunOptions):
             raise UserError("data.shuffle_shards must be 1 or more, and data.workers 0 or more")
 
 
+Part = Literal["attention", "encoder", "objectives", "training", "memory"]
+
+
 @dataclass
 class NamedData(DataConfig):
     """Images that need not be there yet."""
@@ -130,19 +133,24 @@ class EstimateOptions(PretrainConfig):
 
 @dataclass
 class BenchmarkOptions:
-    """Speed of the encoder and of the objectives, as ratios from one run."""
+    """Speed and memory of stage one, as ratios from one run."""
 
     encoder_size: str = "vit_b"
     """Size of the encoder."""
+    parts: tuple[Part, ...] = ("attention", "encoder", "objectives", "training", "memory")
+    """What is measured: attention backends, the dense encoder against segment_anything's, training
+    steps of the objectives, training from shards, peak memory of training steps."""
     sizes: tuple[int, ...] = (224, 1024)
-    """Image sizes at which the dense encoder is compared with segment_anything's."""
-    batch_size: int = 8
-    """Images at 224 pixels; larger images run one at a time on a CPU."""
+    """Image sizes of attention and encoder."""
+    batch_size: int | None = None
+    """Images at 224 pixels, fewer at larger sizes; null: 8 on a CPU, 64 on a GPU."""
+    shards: str | None = None
+    """Shard set of training; null makes a small one of the images in the installed packages."""
     repeats: int = 3
-    """Timed calls of each kind, after one that warms up."""
+    """Timed calls of each kind, after one that warms up; fewer where they take over a minute."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU where there is one."""
-    compile: bool = False
+    compile: bool = True
     """On a GPU also measure blocks compiled by torch.compile."""
     threads: int | None = None
     """CPU threads; null: all cores."""
@@ -151,7 +159,9 @@ class BenchmarkOptions:
 
     def __post_init__(self) -> None:
         check_size(self.encoder_size, "encoder_size")
-        if min(self.batch_size, self.repeats) < 1 or not self.sizes:
-            raise UserError("batch_size and repeats must be at least 1, and sizes not empty")
+        if self.repeats < 1 or not (self.batch_size is None or self.batch_size > 0):
+            raise UserError("repeats and batch_size must be at least 1")
+        if not self.sizes or not self.parts:
+            raise UserError("sizes and parts must not be empty")
         if bad := [size for size in self.sizes if size < PATCH or size % PATCH]:
             raise UserError(f"sizes: {bad[0]} is not a positive multiple of {PATCH}")

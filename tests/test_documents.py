@@ -54,7 +54,7 @@ ADDED = {
     " finetune/train.py ": f"{STEPS} --model.image_size 64",
     " finetune evaluate ": "--data.cases 1",
     " data_prep benchmark": "--images 6 --photographs 2 --workers 1 --repeats 1",
-    " pretrain benchmark": "--encoder_size vit_t --sizes 224 --repeats 1 --batch_size 2",
+    " pretrain benchmark": "--encoder_size vit_t --sizes 224 --repeats 1 --parts encoder",
 }
 """What is added to a command that holds these words, so that it takes seconds."""
 

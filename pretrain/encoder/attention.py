@@ -168,9 +168,9 @@ class _Blockwise(torch.autograd.Function):
         shape = q.shape
         q, k, v, row, column = (t.flatten(0, 1) for t in (q * scale, k, v, row, column))
         out = torch.empty_like(q)
-        for i, part in _blocks(q):
-            weights = _weights(q[i, part], k[i], row[i, part], column[i, part])
-            torch.mm(weights, v[i], out=out[i, part])
+        for heads, part in _blocks(q):
+            weights = _weights(q[heads, part], k[heads], row[heads, part], column[heads, part])
+            out[heads, part] = weights @ v[heads]
         ctx.save_for_backward(q, k, v, row, column)
         ctx.scale, ctx.shape = scale, shape
         return out.view(shape)
@@ -181,31 +181,35 @@ class _Blockwise(torch.autograd.Function):
         grad = grad.reshape(q.shape)
         grad_q, grad_row, grad_column = (torch.empty_like(t) for t in (q, row, column))
         grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
-        for i, part in _blocks(q):
-            weights = _weights(q[i, part], k[i], row[i, part], column[i, part])
-            grad_v[i].addmm_(weights.T, grad[i, part])
-            grad_weights = grad[i, part] @ v[i].T
+        for heads, part in _blocks(q):
+            weights = _weights(q[heads, part], k[heads], row[heads, part], column[heads, part])
+            grad_v[heads].baddbmm_(weights.mT, grad[heads, part])
+            grad_weights = grad[heads, part] @ v[heads].mT
             grad_logits = torch._softmax_backward_data(grad_weights, weights, -1, q.dtype)
-            by_grid = grad_logits.view(-1, row.shape[2], column.shape[2])
-            torch.sum(by_grid, 2, out=grad_row[i, part])
-            torch.sum(by_grid, 1, out=grad_column[i, part])
-            torch.mm(grad_logits, k[i], out=grad_q[i, part])
-            grad_k[i].addmm_(grad_logits.T, q[i, part])
+            by_grid = grad_logits.unflatten(-1, (row.shape[-1], column.shape[-1]))
+            torch.sum(by_grid, -1, out=grad_row[heads, part])
+            torch.sum(by_grid, -2, out=grad_column[heads, part])
+            grad_q[heads, part] = grad_logits @ k[heads]
+            grad_k[heads].baddbmm_(grad_logits.mT, q[heads, part])
         grads = (grad_q.mul_(ctx.scale), grad_k, grad_v, grad_row, grad_column)
         return *(t.unflatten(0, ctx.shape[:2]) for t in grads), None
 
 
-def _blocks(q: Tensor, block: int = 256) -> Iterator[tuple[int, slice]]:
-    """Each head and block of queries. 256 x 4096 logits stay in a processor's cache."""
-    for i in range(q.shape[0]):
+def _blocks(q: Tensor, heads: int = 2, block: int = 512) -> Iterator[tuple[slice, slice]]:
+    """Pairs of heads and blocks of queries.
+
+    2 x 512 x 4096 logits stay in a processor's shared cache, and are enough work for its threads
+    to wait for each other rarely, which costs most where other programs run too.
+    """
+    for first in range(0, q.shape[0], heads):
         for start in range(0, q.shape[1], block):
-            yield i, slice(start, start + block)
+            yield slice(first, first + heads), slice(start, start + block)
 
 
 def _weights(q: Tensor, k: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Attention weights (block, N) of one block of scaled queries, in their precision."""
-    logits = (row[:, :, None] + column[:, None, :]).flatten(1)
-    return torch.softmax(logits.addmm_(q, k.T), dim=-1)
+    """Attention weights (heads, block, N) of one block of scaled queries, in their precision."""
+    logits = (row[..., :, None] + column[..., None, :]).flatten(-2)
+    return torch.softmax(logits.baddbmm_(q, k.mT), dim=-1)
 
 
 Backend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Positions, float], Tensor]

@@ -1,0 +1,1 @@
+"""Speed and memory of stage one: one file per table of `python -m pretrain benchmark`."""
