@@ -115,8 +115,9 @@ class Slurm:
         self.until(lambda: self.call("sinfo", "-h", "-o", "%T", check=False) == "idle\n")
 
     def stop(self) -> None:
-        self.call("scancel", f"--user={getpass.getuser()}", check=False)
-        with contextlib.suppress(AssertionError):
+        # The daemons are ended even where they no longer answer.
+        with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
+            self.call("scancel", f"--user={getpass.getuser()}", check=False)
             self.until(lambda: not self.call("squeue", "-h", check=False))
         for daemon in reversed(self.daemons):
             daemon.terminate()
