@@ -115,6 +115,13 @@ def write_pictures(folder: Path) -> None:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(array).save(folder / path)
     Image.fromarray(rng.integers(0, 256, (120, 160, 3), dtype=np.uint8)).save(folder / "image.png")
+    (folder / "lesions").mkdir()
+    names = [f"{number:02d}.png" for number in range(20)]
+    for number, name in enumerate(names):
+        pixels = rng.integers(0, 100, (60, 60, 3), dtype=np.uint8) + np.uint8(100 * (number % 2))
+        Image.fromarray(pixels).save(folder / "lesions" / name)
+    rows = [f"{name},{('naevus', 'melanoma')[number % 2]}" for number, name in enumerate(names)]
+    (folder / "lesions.csv").write_text("\n".join(["file,label", *rows]) + "\n")
 
 
 def write_volumes(folder: Path) -> None:
@@ -233,6 +240,11 @@ def test_the_readme_runs_as_printed(after_readme):
         "runs/pretrain/DONE",
         "runs/hippocampus/DONE",
         "results/hippocampus/summary.md",
+        "results/probe/probes.md",
+        "sam_medical.pth",
+        "exported/transformers/config.json",
+        "runs/publish-pretrain/README.md",
+        "runs/cluster/DONE",
         "mask_overlay.png",
         "comparison.md",
         "docs/results.md",
@@ -318,7 +330,12 @@ def test_options_that_the_readme_names_exist():
     for command in (*DATA_PREP.values(), *FINETUNE.values(), *PRETRAIN.values()):
         configs += () if isinstance(command.configs, str) else command.configs
     configs += (layout for layouts in list_layouts().values() for layout in layouts)
-    known = {"help", "config", "version"} | {"dependency", "exclude"}  # of sbatch, of rsync
+    known = {"help", "config", "version"} | {
+        "array",
+        "dependency",
+        "exclude",
+    }  # of sbatch, of rsync
+    known |= {f"evaluators.{name}" for name in ("probe", "held_out", "figures")}
     known |= {name for config in configs for name in options_of(config)}
     known |= {f"objectives.emix.{name}" for name in read_parameters("pretrain.objectives.EMix")}
     named = set(options_named_in(README))
