@@ -135,13 +135,13 @@ def test_tensorboard_that_cannot_be_written_does_not_end_a_run(tmp_path, capsys,
     def full(*arguments, **options):
         raise OSError(*FULL.args)
 
-    monkeypatch.setattr(metrics._events, "add_scalar", full)
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)
     for step in (1, 2, 3):
         metrics.log(step, {"loss": 1.0})
     metrics.close()
     assert capsys.readouterr().err.count("tensorboard cannot be written (No space left") == 1
     assert len(read_metrics(tmp_path)) == 3
-    monkeypatch.setattr("pretrain.engine.metrics.SummaryWriter", full)
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.__init__", full)
     Metrics(tmp_path, 3).close()
     assert "tensorboard cannot be written" in capsys.readouterr().err
 
