@@ -12,7 +12,8 @@ The stock code materialises the (N, N) logits several times. Here the same numbe
   k' = [k, onehot(row), onehot(column)]. Exact, takes any subset of tokens, needs no (N, N) bias.
 - `biased`: fused attention with the bias as a tensor. The fewest operations for small windows.
 - `blockwise`: a block of queries at a time, so the logits of one block stay in the processor's
-  cache, in the precision of the queries; the backward pass recomputes them. For large grids on a CPU.
+  cache, in the precision of the queries; the backward pass recomputes them. For large grids on a
+  CPU.
 
 `choose_backend` picks by device and size; for CPUs from the figures that
 `python -m pretrain benchmark` prints.
