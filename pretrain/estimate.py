@@ -12,6 +12,7 @@ from pretrain.encoder.flops import TRAINING
 from pretrain.encoder.sam import build_encoder
 from pretrain.encoder.weights import choose_size, encoder_weights, find_weights, read_weights
 from pretrain.engine.memory import pass_memory
+from pretrain.engine.passes import divisors
 from pretrain.engine.peaks import BF16, FP32, known_peak
 from pretrain.objectives.together import PretrainModel
 from pretrain.sizes import DEFAULT_SIZE
@@ -185,8 +186,3 @@ def _passes(options: EstimateOptions, share: int, fixed: float, per_image: float
             f"{per_image / 1e6:.0f} MB of one image no more; take a smaller encoder_size"
         )
     return fitting[0]
-
-
-def divisors(number: int) -> list[int]:
-    """All divisors of a number, the smallest first."""
-    return [n for n in range(1, number + 1) if number % n == 0]

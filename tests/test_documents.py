@@ -120,8 +120,11 @@ def write_pictures(folder: Path) -> None:
     for number, name in enumerate(names):
         pixels = rng.integers(0, 100, (60, 60, 3), dtype=np.uint8) + np.uint8(100 * (number % 2))
         Image.fromarray(pixels).save(folder / "lesions" / name)
-    rows = [f"{name},{('naevus', 'melanoma')[number % 2]}" for number, name in enumerate(names)]
-    (folder / "lesions.csv").write_text("\n".join(["file,label", *rows]) + "\n")
+    rows = [
+        f"{name},lesion{number // 4}-{number % 2},{('naevus', 'melanoma')[number % 2]}"
+        for number, name in enumerate(names)
+    ]
+    (folder / "lesions.csv").write_text("\n".join(["file,group,label", *rows]) + "\n")
 
 
 def write_volumes(folder: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.common.errors import DamagedError
+from data_prep.common.errors import DamagedError, UserError
 
 Member = tuple[int, int, int]
 """Offset in the tar, size in bytes, CRC-32."""
@@ -36,13 +36,16 @@ def read_json(path: Path) -> Any:
 
     Raises:
         DamagedError: It is missing or damaged.
+        UserError: It cannot be read now.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DamagedError(f"{path}: missing; run the shard command again to complete it") from None
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise DamagedError(f"{path}: cannot be read ({error})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def load_index(shard: Path) -> ShardIndex:
@@ -72,12 +75,15 @@ def open_shard(shard: Path) -> tuple[int, ShardIndex]:
 
     Raises:
         DamagedError: One of them is missing or the index is damaged.
+        UserError: One cannot be read now, as where a network file system does not answer.
     """
     index = load_index(shard)
     try:
         return os.open(shard, os.O_RDONLY), index
+    except FileNotFoundError:
+        raise DamagedError(f"{shard}: missing; run the shard command again") from None
     except OSError as error:
-        raise DamagedError(f"{shard}: {error.strerror}; run the shard command again") from None
+        raise UserError(f"{shard}: cannot be read ({error.strerror})") from None
 
 
 def read_at(descriptor: int, offset: int, size: int, shard: Path) -> bytes:
@@ -85,11 +91,12 @@ def read_at(descriptor: int, offset: int, size: int, shard: Path) -> bytes:
 
     Raises:
         DamagedError: The file ends before.
+        UserError: It cannot be read now.
     """
     try:
         data = os.pread(descriptor, size, offset)
     except OSError as error:
-        raise DamagedError(f"{shard}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{shard}: cannot be read ({error.strerror})") from None
     if len(data) < size and data:  # a signal, or the kernel's limit of 2 GiB a call
         data += read_at(descriptor, offset + len(data), size - len(data), shard)
     if len(data) < size:

@@ -19,7 +19,7 @@ from pretrain.engine.evaluator import Evaluator
 from pretrain.engine.figures import draw_losses, draw_rates, save_figure
 from pretrain.engine.launch import allotted_cores, join_step, processes_here
 from pretrain.engine.lock import RunLock
-from pretrain.engine.memory import peak_memory
+from pretrain.engine.memory import devices_of, peak_memory
 from pretrain.engine.metrics import Metrics, require_trackers
 from pretrain.engine.nonfinite import nonfinite_error, without_keys
 from pretrain.engine.optim import build_optimizer, learning_rate, set_learning_rate, step_seed
@@ -120,10 +120,12 @@ def train(stage_class: type[Stage], options: RunOptions, resolved: str) -> None:
     accelerator.print(f"peak memory of a process: {peak_memory(device):.1f} GB")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        draw_losses(options.output, stage.curves)
-        draw_rates(options.output)
+        with tolerated("a picture"):
+            draw_losses(options.output, stage.curves)
+            draw_rates(options.output)
         for name, figure in stage.draw().items():
-            save_figure(figure, options.output / "figures" / f"{name}.png")
+            with tolerated("a picture"):
+                save_figure(figure, options.output / "figures" / f"{name}.png")
         write_text(options.output / DONE_FILE, f"{schedule.steps} steps\n")
     if stage.damaged is not None:
         found, path = stage.damaged.count(), stage.damaged.path
@@ -217,7 +219,8 @@ def train_steps(
                 if stage.damaged is not None:
                     rates["damaged"] = stage.damaged.count()
                 metrics.log(step, {**means, "lr": rate, **rates})
-        for name in judges:
+        # a scheduler that asks to stop waits for the save, but not for a judgement
+        for name in judges if last or not stopping else ():
             _judge(accelerator, options, schedule, stage, name, evaluators[name], metrics, step)
         if saves or stopping:
             ends = last or stopping
@@ -265,7 +268,7 @@ def _judge(
     The random state of training is left as it was.
     """
     stage.model.eval()
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), torch.random.fork_rng(devices_of(accelerator.device)):
         judgement = evaluator.evaluate(stage, accelerator)
     stage.model.train()
     if metrics is None:

@@ -31,6 +31,11 @@ def peak_memory(device: torch.device) -> float:
     return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9  # Linux counts in KiB
 
 
+def devices_of(device: torch.device) -> list[torch.device]:
+    """The GPU whose random state a process has to keep, for `torch.random.fork_rng`; no others."""
+    return [device] if device.type == "cuda" else []
+
+
 def free_memory() -> int:
     """Bytes that this machine, or the job that this process is in, can still give."""
     free = int(psutil.virtual_memory().available)

@@ -74,10 +74,10 @@ def _message(options: RunOptions, step: int, records: list[str]) -> str:
     lower = f"--optim.lr {options.optim.lr / 2:g}"
     wrong = f"step {step}: a loss or gradient is not finite"
     if 0 < len(records) <= min(FEW, size // 2):
-        named = " and ".join(records)
+        named, them = " and ".join(records), "it" if len(records) == 1 else "them"
         out = json.dumps([*options.skip_keys, *records])
         return (
-            f"{wrong}, and so it is with {named} alone; continue without it by --resume auto "
+            f"{wrong}, which comes of {named}; continue without {them} by --resume auto "
             f"--skip_keys '{out}', or at a lower rate by --resume auto {lower}; the keys of the "
             f"batch are in {kept}, the last checkpoint is intact"
         )

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from data_prep.common.errors import UserError
 from pretrain.engine.checkpoint import State
-from pretrain.engine.memory import free_memory, pass_memory
+from pretrain.engine.launch import processes_here
+from pretrain.engine.memory import devices_of, free_memory, pass_memory
 from pretrain.engine.run_options import RunOptions
 from pretrain.engine.stage import Stage
 
@@ -52,7 +53,7 @@ def choose_passes(accelerator: Accelerator, options: RunOptions, stage: Stage, s
         as_before = [n for n in candidates if stage.bound(share // n, world) == state.bound]
         candidates = as_before or candidates
     stage.model.to(accelerator.device)
-    with torch.random.fork_rng(), stage.alone():
+    with torch.random.fork_rng(devices_of(accelerator.device)), stage.alone():
         if accelerator.device.type == "cpu":
             passes = _by_counting(accelerator, options, stage, share, candidates)
         else:
@@ -128,8 +129,9 @@ def _by_counting(
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     fixed = max(0.0, first - small * per_image)
     fixed += trained * (4 + OPTIMIZER_BYTES + BUCKET_BYTES)
-    # All processes are on this machine; the one with the least memory decides.
-    room = min(gather_object([USABLE * free_memory() / accelerator.num_processes])) - fixed
+    # The process with the least memory decides.
+    processes = processes_here(accelerator.num_processes)
+    room = min(gather_object([USABLE * free_memory() / processes])) - fixed
     for passes in candidates:
         if share // passes * per_image <= room:
             return passes

@@ -28,9 +28,9 @@ class ProbeOptions:
     none leaves it out."""
     image_size: int | None = None
     """Side in pixels of the square that images are fitted into; null: as the encoder was
-    trained."""
+    trained, or 224 for a SAM checkpoint."""
     max_images: int | None = None
-    """Use at most about so many images of each set, whole groups drawn at random."""
+    """Use about this many images of each set, whole groups drawn at random."""
     folds: int = 5
     """Parts of a set without a split `test`, of which each is scored by a fit to the others; 1
     scores a single fifth."""

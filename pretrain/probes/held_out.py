@@ -51,12 +51,13 @@ class HeldOutLoss(StageOneEvaluator):
             UserError: A set without this split, or without images there.
         """
         trained = self.of(stage)
-        if not self.shards and self.split == trained.config.data.split:
-            raise UserError(f"evaluators: split {self.split!r} is what the run trains on")
         roots = self.shards or roots_of(trained.config)
         self.images = ShardMixture(
             roots, None, self.split, self.seed, transform=trained.dataset.transform
         )
+        seen = {part.fingerprint for part in trained.dataset.sets}
+        if any(part.fingerprint in seen for part in self.images.sets):
+            raise UserError(f"evaluators: split {self.split!r} is what the run trains on")
         chosen = np.random.default_rng(self.seed).permutation(len(self.images))[: self.max_images]
         size = min(self.batch_size, len(chosen))
         whole = len(chosen) // size * size  # as many in each, which e-Mix's loss depends on

@@ -4,8 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 TEMPERATURE = 0.07
-CHUNK = 1024
-"""Scored images whose similarities are in memory at once."""
+SIMILARITIES = 20_000_000
+"""Similarities in memory at once: 160 MB."""
 
 
 def knn_scores(
@@ -32,8 +32,9 @@ def knn_scores(
     known, asked = _directions(fit), _directions(score)
     k = min(neighbours, len(known))
     votes = np.zeros((len(asked), classes))
-    for start in range(0, len(asked), CHUNK):
-        similarity = asked[start : start + CHUNK] @ known.T  # (chunk, n)
+    chunk = max(1, SIMILARITIES // len(known))
+    for start in range(0, len(asked), chunk):
+        similarity = asked[start : start + chunk] @ known.T  # (chunk, n)
         # stable, so that the first of equally near ones votes on every machine
         nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
         values = np.take_along_axis(similarity, nearest, axis=1)

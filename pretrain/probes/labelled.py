@@ -157,7 +157,9 @@ def choose_groups(labelled: Labelled, max_images: int, seed: int) -> NDArray[np.
         members = np.flatnonzero(in_test == side)
         wanted = max_images * len(members) / len(labelled)
         order = generator.permutation(np.unique(labelled.groups[members]))
-        images = {group: members[labelled.groups[members] == group] for group in order}
+        by_group = members[np.argsort(labelled.groups[members], kind="stable")]
+        names, first = np.unique(labelled.groups[by_group], return_index=True)
+        images = dict(zip(names, np.split(by_group, first[1:]), strict=True))
         seen: Counter[int] = Counter()
         needed = []
         for group in order:
@@ -167,9 +169,12 @@ def choose_groups(labelled: Labelled, max_images: int, seed: int) -> NDArray[np.
                 needed.append(group)
         for group in needed:
             chosen[images[group]] = True
+        count = int(chosen[members].sum())
         for group in order:
-            if chosen[members].sum() < wanted:
-                chosen[images[group]] = True
+            if count >= wanted:
+                break
+            count += int((~chosen[images[group]]).sum())
+            chosen[images[group]] = True
     return np.flatnonzero(chosen)
 
 

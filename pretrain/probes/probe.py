@@ -33,25 +33,30 @@ def probe(config: ProbeOptions, resolved: str) -> None:
     for encoder in encoders.values():
         encoder.to(accelerator.device)
     protocol = Protocol(config.folds, config.neighbours, config.resamples, config.seed)
-    rows: list[Row] = []
+    features = []
     for labelled in sets:
         accelerator.print(labelled.describe())
-        features = extract(
-            labelled,
-            encoders,
-            config.image_size or image_size,
-            accelerator,
-            config.batch_size,
-            config.workers,
-            config.precision == "bf16",
-            progress=True,
+        features.append(
+            extract(
+                labelled,
+                encoders,
+                config.image_size or image_size,
+                accelerator,
+                config.batch_size,
+                config.workers,
+                config.precision == "bf16",
+                progress=True,
+            )
         )
-        if accelerator.is_main_process:
-            found = judge(labelled, features, protocol)
+    # After all sets, so that no process waits for the main one's classifiers.
+    if accelerator.is_main_process:
+        rows: list[Row] = []
+        for labelled, vectors in zip(sets, features, strict=True):
+            print(labelled.name)
+            found = judge(labelled, vectors, protocol)
             rows += found
             for row in found:
                 print("  " + _line(row), flush=True)
-    if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "probes.csv", probes_csv(rows))
         save_figure(draw_probes(rows), folder / "probes.png")

@@ -48,7 +48,7 @@ def encoders_of(source: str, start_from: str = "auto") -> tuple[dict[str, SamEnc
             if start_from != "auto":
                 raise
             raise UserError(
-                f"{source} started from {start}, which is not to be had ({error}); give"
+                f"{source} started from {start}, which cannot be found ({error}); give"
                 " --start_from PATH, or none to leave it out"
             ) from None
         if encoders[START].size != encoder.size:

@@ -13,7 +13,10 @@ from pretrain.publish.facts import RunFacts
 from pretrain.sizes import NATIVE_GRID, PATCH
 
 CURVES = "losses.png"
-"""The one figure of a run that never shows an image."""
+WITHOUT_IMAGES = (CURVES, "rates.png", "mix_similarity.png", "probe_bars.png")
+"""Figures of a run that never show an image."""
+PROBE_FIGURE = "probes.png"
+"""The figure of `pretrain probe`."""
 NATIVE = NATIVE_GRID * PATCH
 """Side in pixels of SAM's own images."""
 

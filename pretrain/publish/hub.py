@@ -13,7 +13,7 @@ from data_prep.common.files import new_folder, use_umask, write_json, write_text
 from data_prep.common.hub import COMMON_FILES, check_replaced, one_line_faults, open_repository
 from pretrain.encoder.sam import SamEncoder
 from pretrain.encoder.weights import ENCODER, HUB
-from pretrain.publish.card import CURVES, model_card
+from pretrain.publish.card import PROBE_FIGURE, WITHOUT_IMAGES, model_card
 from pretrain.publish.config import PublishOptions
 from pretrain.publish.facts import RunFacts, probe_text, read_run
 
@@ -77,13 +77,14 @@ def encoder_document(encoder: SamEncoder, facts: RunFacts) -> dict[str, Any]:
 def _copy_figures(folder: Path, config: PublishOptions) -> list[str]:
     """Copy the figures that may be seen; gives their paths in the repository."""
     of_run = sorted((config.run / FIGURES).glob("*.png"))
-    shown = [path for path in of_run if config.pictures or path.name == CURVES]
+    shown = [path for path in of_run if config.pictures or path.name in WITHOUT_IMAGES]
     if len(shown) < len(of_run):
         left_out = ", ".join(path.name for path in of_run if path not in shown)
-        print(f"left out, for they may show patients' images: {left_out} (--pictures true)")
+        print(f"left out, as they may show patients' images: {left_out} (--pictures true)")
     chosen = {path.name: path for path in shown}
     if config.probe:
-        chosen |= {path.name: path for path in sorted(config.probe.glob("*.png"))}
+        chosen |= {PROBE_FIGURE: config.probe / PROBE_FIGURE}
+    chosen = {name: path for name, path in chosen.items() if path.is_file()}
     for name, path in chosen.items():
         (folder / FIGURES).mkdir(exist_ok=True)
         shutil.copyfile(path, folder / FIGURES / name)

@@ -131,7 +131,7 @@ def test_the_record_is_named_and_the_run_goes_on_without_it(
 ):
     key = poisoned[1]
     line = refused(train, capfd, "run", "--save_every=1")
-    assert f"step 2: a loss or gradient is not finite, and so it is with {key} alone" in line
+    assert f"step 2: a loss or gradient is not finite, which comes of {key};" in line
     found = json.loads((tmp_path / "run" / "nonfinite-0.json").read_text())
     assert found["step"] == 2 and found["records"] == [key] and len(found["keys"]) == BATCH
     # As the message says it. The other way it names leaves the record in.
