@@ -200,8 +200,9 @@ def read_losses():
 
 @pytest.fixture(scope="module")
 def shallow() -> Iterator[None]:
-    """vit_t has two blocks instead of twelve, in this process."""
+    """vit_t has two blocks instead of twelve, and stage one draws nothing, in this process."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pretrain.stage.PretrainStage.draw", lambda stage: {})
         patch.setitem(SIZES, "vit_t", EncoderSize(192, 2, 3, (1,)))
         yield
 
