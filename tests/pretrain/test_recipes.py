@@ -29,8 +29,8 @@ RECIPES = sorted(
     path.relative_to(ROOT).as_posix() for path in (ROOT / "configs/pretrain").rglob("*.yaml")
 )
 SMALL = (
-    *("--optim.epochs=null", "--optim.warmup_epochs=null", "--optim.steps=2"),
-    *("--optim.batch_size=8", "--optim.accumulate=1", "--optim.warmup_steps=1"),
+    *("--optim.epochs=null", "--optim.warmup_epochs=null", "--optim.steps=1"),
+    *("--optim.batch_size=2", "--optim.accumulate=1", "--optim.warmup_steps=1"),
     *("--data.workers=0", "--log_every=1", "--data.min_scale=0.5"),
 )
 """What makes a recipe run in a second."""
@@ -84,7 +84,7 @@ def test_a_recipe_starts_as_its_header_says(recipe, workspace, monkeypatch, caps
     size = [] if "start_from" in (ROOT / recipe).read_text() else ["--encoder_size=vit_t"]
     run_command("pretrain/train.py", COMMAND, [*options[1:], *SMALL, *size])
     AcceleratorState._reset_state(reset_partial_state=True)
-    assert "2 steps of 8, 1 process on cpu" in capsys.readouterr().out
+    assert "1 steps of 2, 1 process on cpu" in capsys.readouterr().out
     assert (output / "DONE").is_file()
 
 
