@@ -25,6 +25,8 @@ def test_a_dry_run_writes_what_would_be_published(publish, run, image_shards, tm
         "encoder.safetensors",
         "encoder.json",
         "figures/losses.png",
+        "figures/mix_similarity.png",
+        "figures/rates.png",
     }
     for name in ("README.md", "encoder.json"):
         text = files[name].read_text()
@@ -62,7 +64,9 @@ def test_a_dry_run_writes_what_would_be_published(publish, run, image_shards, tm
 
 def test_pictures_and_probes_are_published_on_request(publish, run, tmp_path, capsys) -> None:
     publish("--dry_run=true")
-    assert "patients' images: reconstructions.png (--pictures true)" in capsys.readouterr().out
+    pictures = ["moved_tokens.png", "reconstructions.png"]
+    left_out = f"patients' images: {', '.join(pictures)} (--pictures true)"
+    assert left_out in capsys.readouterr().out
     probe = tmp_path / "probe"
     probe.mkdir()
     probe.joinpath("probes.md").write_text(
@@ -73,7 +77,8 @@ def test_pictures_and_probes_are_published_on_request(publish, run, tmp_path, ca
     output = tmp_path / "out"
     publish("--dry_run=true", f"--output={output}", f"--probe={probe}", "--pictures=true")
     names = {path.name for path in (output / "figures").iterdir()}
-    assert names == {"losses.png", "reconstructions.png", "probes.png"}
+    curves = {"losses.png", "rates.png", "mix_similarity.png"}
+    assert names == {*curves, *pictures, "probes.png"}
     lines = (output / "README.md").read_text().splitlines()
     assert "| kNN | run | 0.74 (0.70, 0.78) |" in lines and "### isic" in lines
     assert not [line for line in lines if "pretrain probe" in line or "secret" in line]
