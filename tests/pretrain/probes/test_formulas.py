@@ -26,7 +26,7 @@ def made(seed=0, n=60, width=5, classes=3, signal=1.0):
 
 @pytest.mark.parametrize("neighbours", [1, 7, 1000])
 def test_nearest_neighbours_vote_by_similarity(neighbours, monkeypatch):
-    monkeypatch.setattr(knn, "CHUNK", 3)
+    monkeypatch.setattr(knn, "SIMILARITIES", 3 * 45)  # three images at once
     features, labels, _ = made()
     fit, score = features[:45], features[45:]
     found = knn_scores(fit, labels[:45], score, 4, neighbours, temperature=0.1)

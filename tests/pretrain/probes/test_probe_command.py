@@ -145,7 +145,7 @@ def test_the_untrained_encoder_is_the_one_that_the_run_began_with(tmp_path, enco
     assert list(encoders_of(str(run))[0]) == ["encoder", "start", "untrained"]
     assert list(encoders_of(str(run), "none")[0]) == ["encoder", "untrained"]
     (run / "config.yaml").write_text(f"{lines}gone.pth\n")
-    with pytest.raises(UserError, match=r"started from gone.pth, which is not to be had"):
+    with pytest.raises(UserError, match=r"started from gone.pth, which cannot be found"):
         encoders_of(str(run))
 
 

@@ -213,7 +213,7 @@ def test_held_out_losses_are_means_over_fixed_batches(divided, accelerator):
             generator = torch.Generator().manual_seed(step_seed(0, number, 0, 0))
             losses.append(float(judged.model(images, generator, collate(samples).groups)["mae"]))
     assert numbers["mae"] == pytest.approx(sum(losses) / 2)
-    assert not any(objective.by_itself for objective in judged.model.objectives.values())
+    assert not any(objective.alone for objective in judged.model.objectives.values())
     with pytest.raises(UserError, match="must be at least 2"):
         HeldOutLoss(batch_size=1)
 
