@@ -6,7 +6,7 @@ import torch
 
 from pretrain.engine.peaks import BF16, FP32, known_peak
 
-INNER, COLUMNS, REPEATS = 768, 3072, 4
+INNER, COLUMNS, REPEATS = 768, 3072, 10
 """Matrix product of an encoder's shape."""
 
 
@@ -29,7 +29,7 @@ def device_peak(device: torch.device, precision: str) -> tuple[float, str]:
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a matrix product, the best of a few."""
-    rows = 512 if device.type == "cpu" else 8192
+    rows = 2048 if device.type == "cpu" else 8192
     a = torch.ones(rows, INNER, device=device, dtype=dtype)
     b = torch.ones(INNER, COLUMNS, device=device, dtype=dtype)
     best = float("inf")
