@@ -91,7 +91,7 @@ def moved_probabilities(
 
 
 def moved_accuracy(probability: Tensor, moved: Tensor) -> tuple[float, float, float]:
-    """Shares of the seen tokens told rightly: of all, of the moved ones and of the others."""
+    """Shares of the seen tokens classified correctly: of all, of the moved and of the others."""
     seen = ~probability.isnan()
     right = (probability > 0.5) == moved
     shares = (right[mask].float().mean() for mask in (seen, seen & moved, seen & ~moved))
@@ -123,7 +123,7 @@ def draw_moved(encoder: SamEncoder, objective: "ShED", images: Tensor) -> Figure
         above.axis("off"), below.axis("off")
     figure.colorbar(picture, ax=grid[1], label="probability of having moved", shrink=0.8)
     figure.suptitle(
-        f"tokens told rightly: {of_all:.1%}; of those moved {of_moved:.1%}, of the others"
+        f"tokens classified correctly: {of_all:.1%}; of those moved {of_moved:.1%}, of the others"
         f" {of_others:.1%} (always saying `not moved` is right for {1 - objective.moved:.0%})"
     )
     return figure
