@@ -196,13 +196,14 @@ class _Blockwise(torch.autograd.Function):
         return *(t.unflatten(0, ctx.shape[:2]) for t in grads), None
 
 
-def _blocks(q: Tensor, heads: int = 12, block: int = 256) -> Iterator[tuple[slice, slice]]:
-    """Some heads and a block of queries at a time.
+def _blocks(q: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Some heads and a block of queries at a time, so that logits stay in a processor's cache.
 
-    12 x 256 x 4096 logits in bf16 stay in a processor's shared cache. They are one call for all
-    these heads because the threads wait for each other at the end of every call: on a machine that
-    runs other programs too, calls for one head each took three times as long.
+    In bf16 12 heads x 256 queries in one call, because threads wait for each other at the end of
+    every call: on a machine that runs other programs too, calls for one head each took three times
+    as long. In fp32, with numbers twice as long, 2 x 512 took a tenth less time.
     """
+    heads, block = (2, 512) if q.dtype == torch.float32 else (12, 256)
     for first in range(0, q.shape[0], heads):
         for start in range(0, q.shape[1], block):
             yield slice(first, first + heads), slice(start, start + block)
