@@ -5,6 +5,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,31 @@ from pretrain.engine.progress import IMAGES_PER_SECOND, MFU, TFLOPS_PER_SECOND
 from pretrain.sizes import SIZES, EncoderSize
 
 ROOT = Path(__file__).parent.parent
+PLACES = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+MISSING = [
+    name
+    for name in ("munged", "slurmctld", "slurmd", "sbatch")
+    if not shutil.which(name, path=PLACES)
+]
+collect_ignore = ["slurm"] if MISSING else []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if MISSING:
+        terminalreporter.write_line(f"tests/slurm was left out: {MISSING[0]} was not found")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each process of `make test`, and what it starts, a core of its own."""
+    worker = getattr(config, "workerinput", {}).get("workerid")
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file starts first, so that `make test` does not wait for it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_documents.py")
 
 
 def _shapes(folder: Path, count: int) -> None:

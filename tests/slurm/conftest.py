@@ -17,19 +17,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SEARCH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-MISSING = [
-    name
-    for name in ("munged", "slurmctld", "slurmd", "sbatch")
-    if not shutil.which(name, path=SEARCH)
-]
-collect_ignore_glob = ["test_*.py"] if MISSING else []
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if MISSING:
-        terminalreporter.write_line(f"tests/slurm was left out: {MISSING[0]} was not found")
-
-
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)

@@ -8,6 +8,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
+import torch
 
 from data_prep.common.errors import UserError
 from data_prep.common.files import write_json
@@ -100,7 +101,8 @@ def test_spawned_processes_read_the_same(shard_set):
     dataset.record(0)  # opens a shard, which must not travel
     copy = pickle.loads(pickle.dumps(dataset))  # noqa: S301
     assert np.array_equal(copy.record(5).image, dataset.record(5).image)
-    with multiprocessing.get_context("fork").Pool(2) as pool:
+    # as a DataLoader's worker: OpenMP's threads do not outlive a fork
+    with multiprocessing.get_context("fork").Pool(2, torch.set_num_threads, (1,)) as pool:
         keys = pool.map(_key, [(dataset, index) for index in range(24)])
     assert keys == [dataset.record(index).key for index in range(24)]
 
