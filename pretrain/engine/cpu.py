@@ -10,10 +10,22 @@ import torch
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
-def count_cores() -> int:
-    """Cores that this process may use, not counting a core's second thread."""
+def count_cores(topology: Path = Path("/sys/devices/system/cpu")) -> int:
+    """Cores that this process may use, not counting a core's second thread.
+
+    Args:
+        topology: Where Linux tells which processors are threads of one core; SLURM, for one, gives
+            a job processors, which may be two to a core.
+    """
     cores = psutil.cpu_count(logical=False) or 1
-    return min(cores, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else cores
+    if not hasattr(os, "sched_getaffinity"):
+        return cores
+    allowed = os.sched_getaffinity(0)
+    try:
+        siblings = [topology / f"cpu{each}/topology/thread_siblings_list" for each in allowed]
+        return len({path.read_text() for path in siblings})
+    except OSError:
+        return min(cores, len(allowed))
 
 
 def use_cores(processes: int, threads: int | None = None, allotted: int | None = None) -> int:

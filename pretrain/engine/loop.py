@@ -19,6 +19,7 @@ from pretrain.engine.evaluator import Evaluator
 from pretrain.engine.figures import draw_losses, draw_rates, save_figure
 from pretrain.engine.launch import allotted_cores, join_step, processes_here
 from pretrain.engine.lock import RunLock
+from pretrain.engine.looks import Looks
 from pretrain.engine.memory import devices_of, peak_memory
 from pretrain.engine.metrics import Metrics, require_trackers
 from pretrain.engine.nonfinite import nonfinite_error, without_keys
@@ -34,9 +35,6 @@ from pretrain.engine.shared import check_shared
 from pretrain.engine.stage import Stage
 from pretrain.engine.stop import DONE_FILE, INTERRUPTED, INTERRUPTED_FILE, StopRequest
 from pretrain.engine.watch import Watch
-
-CHECK_EVERY = 8
-"""Steps between looks at a GPU."""
 
 
 def train(stage_class: type[Stage], options: RunOptions, resolved: str) -> None:
@@ -175,8 +173,8 @@ def train_steps(
     """
     schedule, passes = options.optim.schedule(len(stage.dataset)), state.passes
     device, rank = accelerator.device, accelerator.process_index
-    check_every = options.check_every or (1 if device.type == "cpu" else CHECK_EVERY)
-    stop = StopRequest()
+    every = options.check_every or (1 if device.type == "cpu" else None)
+    stop, looks = StopRequest(), Looks(accelerator, every, state.step)
     with term_blocked():
         stream = iter(batches)  # forks its workers before the metrics start a thread
     metrics, progress = start_metrics(accelerator, options, stage, schedule, state)
@@ -207,11 +205,11 @@ def train_steps(
         last = step == schedule.steps
         logs, saves = step % options.log_every == 0 or last, step % options.save_every == 0 or last
         judges = [name for name, each in evaluators.items() if step % each.every == 0 or last]
-        if not (logs or saves or judges or step % check_every == 0):
+        if not (logs or saves or judges or looks.due(step)):
             continue
         if wrong := watch.look(state):
             raise nonfinite_error(accelerator, options, stage, dataset, state, wrong)
-        stopping = bool(accelerator.reduce(torch.tensor(float(stop.asked), device=device)))
+        stopping = looks.agree(step, stop.asked)
         if logs:
             means = dict(zip(logged, watch.take_means(state), strict=True))
             if metrics is not None:

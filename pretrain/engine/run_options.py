@@ -149,7 +149,8 @@ class RunOptions:
     """Steps between checkpoints; the last step is always saved."""
     check_every: int | None = None
     """Steps between looks at what the device has computed: whether it is finite, and whether a
-    signal asks to stop. null: 8 on a GPU, which need not wait in between, and 1 on a CPU."""
+    signal asks to stop. null: 8 on a GPU, which need not wait in between, or fewer where these take
+    longer than 20 seconds; 1 on a CPU."""
     skip_keys: list[str] = field(default_factory=list)
     """Records to leave out, by key; others stand in for them. See `nonfinite-*.json` of a run that
     a loss stopped."""

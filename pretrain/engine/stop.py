@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 from types import FrameType
 
 INTERRUPTED = 75
@@ -12,9 +13,22 @@ DONE_FILE = "DONE"
 """Present in the folder of a run that has come to its end."""
 HELD = (signal.SIGTERM, signal.SIGUSR2)
 """Signals that wait while training is being set up; Ctrl-C ends it at once."""
-LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", "SLURM_STEP_ID")
-"""Variables that a launcher gives to the processes that it starts: accelerate, torchrun, srun."""
-LAUNCHER = os.getppid() if any(name in os.environ for name in LAUNCHED) else None
+LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
+"""Variables that a launcher gives to the processes that it starts: accelerate, torchrun."""
+
+
+def _is_launched() -> bool:
+    """Whether the process that started this one is a launcher, and not somebody's shell."""
+    if any(name in os.environ for name in LAUNCHED):
+        return True
+    try:  # in a shell that srun has opened, SLURM's variables are set as well
+        parent = Path(f"/proc/{os.getppid()}/comm").read_text()
+    except OSError:
+        return False
+    return "SLURM_STEP_ID" in os.environ and parent.startswith("slurmstepd")
+
+
+LAUNCHER = os.getppid() if _is_launched() else None
 """The process that started this one, if it is a launcher. Found at the start of the script, since
 Accelerate sets such variables itself."""
 

@@ -7,9 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
+
+from pretrain.engine.looks import Looks
 
 ROOT = Path(__file__).parents[3]
 
@@ -76,13 +80,47 @@ print(stop.StopRequest().asked)
 """
 
 
-@pytest.mark.parametrize("variable", [None, "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID"])
-def test_only_what_a_launcher_started_watches_its_parent(variable) -> None:
+@pytest.mark.parametrize(
+    ("variable", "parent", "launched"),
+    [
+        (None, "bash", False),
+        ("TORCHELASTIC_RUN_ID", "torchrun", True),
+        ("SLURM_STEP_ID", "slurmstepd: [7.", True),
+        ("SLURM_STEP_ID", "bash", False),  # a shell that srun has opened
+    ],
+)
+def test_only_what_a_launcher_started_watches_its_parent(variable, parent, launched) -> None:
     """A run started by hand goes on after its shell has ended."""
     from pretrain.engine.stop import LAUNCHED
 
-    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
-    environment |= {variable: "0"} if variable else {}
-    command = [sys.executable, "-c", PARENTS]
+    others = {k: v for k, v in os.environ.items() if k not in (*LAUNCHED, "SLURM_STEP_ID")}
+    environment = others | ({variable: "0"} if variable else {})
+    naming = f"open('/proc/self/comm', 'w').write({parent!r})"
+    start = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    command = [sys.executable, "-c", f"{naming}; {start}", PARENTS]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.stdout.split() == [str(variable is not None)] * 2, done.stderr
+    assert done.stdout.split() == [str(launched)] * 2, done.stderr
+
+
+def test_slow_steps_are_looked_at_more_often(monkeypatch) -> None:
+    """All processes agree on the next look, whatever their own clocks say."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("time.monotonic", lambda: clock.now)
+    others: list[float] = []
+
+    def reduce(told: torch.Tensor, how: str) -> torch.Tensor:
+        return torch.stack([told, torch.tensor(others)]).mean(0)
+
+    accelerator = SimpleNamespace(device=torch.device("cpu"), reduce=reduce)
+    looks = Looks(accelerator, None, 100)
+    assert not looks.due(100) and looks.due(101)
+    clock.now, others[:] = 90.0, [0.0, 30.0]  # the first compiles
+    assert looks.agree(101, stop=False) is False and looks.due(102)
+    clock.now, others[:] = 94.0, [0.0, 6.0]  # 5 s per step: four steps
+    assert not looks.agree(102, stop=False)
+    assert [looks.due(step) for step in (105, 106)] == [False, True]
+    clock.now, others[:] = 94.4, [1.0, 0.1]
+    assert looks.agree(106, stop=False) is True  # the other was asked to
+    assert [looks.due(step) for step in (113, 114)] == [False, True]
+    third = Looks(accelerator, 3, 0)
+    assert third.due(3) and not third.due(2)
