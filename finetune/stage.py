@@ -33,7 +33,10 @@ class PromptedLoss(nn.Module):
         self.segmenter, self.prompting, self.loss = segmenter, prompting, loss
 
     def forward(self, batch: SegmentationBatch, rng: np.random.Generator) -> dict[str, Tensor]:
-        """`loss`, the mean over trained rounds, and the Dice of the first and the last round."""
+        """`loss`, the mean over trained rounds, and the Dice of the first and the last round.
+
+        Dice is that of the mask that would be used, not of the best of several.
+        """
         images = normalise_pixels(batch.images, batch.valid)
         embeddings = self.segmenter.encode(images)
         masks = batch.masks[:, None]  # (M, 1, S, S)
@@ -42,9 +45,10 @@ class PromptedLoss(nn.Module):
         dices: list[Tensor] = []
         for decoded, trained in self.prompting.predictions(self.segmenter, embeddings, batch, rng):
             if trained or not dices:
-                logits = self.segmenter.upsample(decoded.low_res)
-                dices.append(mask_dice(logits, masks, valid).mean())
+                used = self.segmenter.upsample(decoded.picked().low_res.detach())
+                dices.append(mask_dice(used, masks, valid).mean())
             if trained:
+                logits = self.segmenter.upsample(decoded.low_res)
                 losses.append(self.loss(logits, masks, valid, decoded.iou)[0])
         return {"loss": torch.stack(losses).mean(), "dice_first": dices[0], "dice_last": dices[-1]}
 
@@ -67,9 +71,9 @@ class SegmentationStage(Stage):
         self.segmenter = build_model(
             options.model, self.dataset.targets, options.encoder, options.sam
         )
-        prompting, loss = options.prompts.build(Prompting), options.loss.build(MaskLoss)
-        require_prompts(self.segmenter.decoder, "prompts", prompting)
-        self.model = PromptedLoss(self.segmenter, prompting, loss)
+        self.prompting, loss = options.prompts.build(Prompting), options.loss.build(MaskLoss)
+        require_prompts(self.segmenter.decoder, "prompts", self.prompting)
+        self.model = PromptedLoss(self.segmenter, self.prompting, loss)
 
     def collate(self, samples: list[SegmentationSample]) -> SegmentationBatch:
         """Samples of one size to a batch."""
@@ -97,7 +101,8 @@ class SegmentationStage(Stage):
     def documents(self) -> dict[str, Any]:
         """Where frozen weights came from, and what the model was trained on."""
         cases = self.dataset.cases
-        data = {"targets": cases.targets, "window": cases.window}
+        multimask = self.prompting.multimask
+        data = {"targets": cases.targets, "window": cases.window, "multimask": multimask}
         return {SOURCES: self.segmenter.frozen_sources(), DATA: data}
 
     def load(self, checkpoint: Checkpoint) -> None:

@@ -17,7 +17,7 @@ SEGMENTER = "segmenter"
 SOURCES = "sources"
 """Name of the document on the files that the frozen weights came from."""
 DATA = "data"
-"""Name of the document on what the model was trained on: `targets` and `window`."""
+"""Name of the document on how the model was trained: `targets`, `window` and `multimask`."""
 
 
 def load_segmenter(run: Path, device: torch.device) -> Segmenter:
@@ -31,13 +31,15 @@ def load_segmenter(run: Path, device: torch.device) -> Segmenter:
     """
     checkpoint = _newest(run)
     config, _ = parse_file(TrainConfig, run / "config.yaml")
-    targets = list((checkpoint.document(DATA) or {}).get("targets", {}))
+    trained = checkpoint.document(DATA) or {}
+    targets = list(trained.get("targets", {}))
     try:
         segmenter = build_model(config.model, targets, config.encoder, config.sam)
     except UserError as error:
         raise UserError(f"run: the weights that {run} was trained on: {error}") from None
     restore(segmenter, checkpoint)
     segmenter.previous_mask = config.prompts.build(Prompting).previous_mask
+    segmenter.multimask = trained.get("multimask", False)  # earlier versions trained one mask
     return segmenter.to(device).eval()
 
 

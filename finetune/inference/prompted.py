@@ -72,7 +72,8 @@ class PromptedImage:
             targets: Names of M targets, for a decoder that takes no prompts.
 
         Returns:
-            (M, H, W) bool masks, and logits to be given as `previous`.
+            (M, H, W) bool masks, and logits to be given as `previous`. Of several masks for one
+            click or box, the one is taken of which the model expects most.
 
         Raises:
             UserError: A target that the model does not know.
@@ -91,7 +92,10 @@ class PromptedImage:
             masks=previous,
             target=indices,
         )
-        low_res = self.segmenter.decode(self.embedding, prompts.to(self.device)).low_res
+        first = previous is None and prompts.is_ambiguous()
+        multimask = first and self.segmenter.multimask
+        decoded = self.segmenter.decode(self.embedding, prompts.to(self.device), multimask)
+        low_res = decoded.picked().low_res
         return (self.resize.restore(low_res[:, 0]) > 0).cpu().numpy(), low_res
 
     def _indices(self, targets: Sequence[str]) -> Tensor:

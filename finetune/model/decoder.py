@@ -18,6 +18,15 @@ class Decoded(NamedTuple):
     iou: Tensor | None
     """(M, K) IoU that the model expects of each mask; None if it expects none."""
 
+    def picked(self) -> "Decoded":
+        """For each prompt the one mask of which the model expects most, K = 1."""
+        if self.low_res.shape[1] == 1:
+            return self
+        assert self.iou is not None  # whoever gives several masks says which to take
+        best = self.iou.argmax(1, keepdim=True)  # (M, 1)
+        low_res = self.low_res.take_along_dim(best[..., None, None], 1)
+        return Decoded(low_res, self.iou.take_along_dim(best, 1))
+
 
 class Decoder(ABC):
     """Makes masks of image embeddings.

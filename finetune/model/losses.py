@@ -3,7 +3,8 @@
 Throughout: logits (B, K, H, W) of any float type, targets (B, K, H, W) bool or 0/1, and `valid`
 (B, 1, H, W) bool, False where the image is padding and a pixel counts nothing. Sums run in float32
 also under autocast. Each loss is computed for every mask by itself and averaged over the B x K
-masks, so that small images and small objects weigh as much as large ones.
+masks, so that small images and small objects weigh as much as large ones. Targets (B, 1, H, W) are
+those of all K masks.
 """
 
 from abc import ABC, abstractmethod
@@ -24,18 +25,12 @@ def dice_loss(
     Denominator without squares and smooth 1 as in MaskFormer, from which SAM takes it. For an empty
     target the loss is sum(p) / (sum(p) + smooth), which falls to 0 as the prediction empties.
     """
-    inside = _inside(logits, valid)
-    probability = logits.float().sigmoid() * inside
-    truth = targets.float() * inside
-    overlap = (probability * truth).sum((-2, -1))  # (B, K)
-    total = probability.sum((-2, -1)) + truth.sum((-2, -1))
-    return (1 - (2 * overlap + smooth) / (total + smooth)).mean()
+    return _dice(logits, targets, valid, smooth).mean()
 
 
 def bce_loss(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
     """Binary cross entropy, the mean over the valid pixels of each mask; a scalar."""
-    entropy = binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
-    return _mean_inside(entropy, _inside(logits, valid))
+    return _bce(logits, targets, valid).mean()
 
 
 def focal_loss(
@@ -50,7 +45,31 @@ def focal_loss(
     -alpha_t (1 - p_t)^gamma log(p_t), where p_t is the probability given to the truth, and alpha_t
     is alpha on the object and 1 - alpha on the background.
     """
-    truth = targets.float()
+    return _focal(logits, targets, valid, gamma, alpha).mean()
+
+
+def _dice(logits: Tensor, targets: Tensor, valid: Tensor | None, smooth: float = 1.0) -> Tensor:
+    """`dice_loss` of each mask, (B, K)."""
+    inside = _inside(logits, valid)
+    probability = logits.float().sigmoid() * inside
+    truth = targets.float() * inside
+    overlap = (probability * truth).sum((-2, -1))  # (B, K)
+    total = probability.sum((-2, -1)) + truth.sum((-2, -1))
+    return 1 - (2 * overlap + smooth) / (total + smooth)
+
+
+def _bce(logits: Tensor, targets: Tensor, valid: Tensor | None) -> Tensor:
+    """`bce_loss` of each mask, (B, K)."""
+    truth = targets.float().expand(logits.shape)
+    entropy = binary_cross_entropy_with_logits(logits.float(), truth, reduction="none")
+    return _mean_inside(entropy, _inside(logits, valid))
+
+
+def _focal(
+    logits: Tensor, targets: Tensor, valid: Tensor | None, gamma: float, alpha: float
+) -> Tensor:
+    """`focal_loss` of each mask, (B, K)."""
+    truth = targets.float().expand(logits.shape)
     entropy = binary_cross_entropy_with_logits(logits.float(), truth, reduction="none")
     probability = logits.float().sigmoid()
     wrong = probability * (1 - truth) + (1 - probability) * truth  # 1 - p_t
@@ -88,8 +107,9 @@ class MaskLoss(ABC):
         """Loss of a batch.
 
         Args:
-            logits: (B, K, H, W).
-            targets: (B, K, H, W).
+            logits: (B, K, H, W); more masks than targets are alternatives, from which one will be
+                picked by `iou_prediction`.
+            targets: (B, K, H, W), or (B, 1, H, W).
             valid: (B, 1, H, W) bool, False on padding; None if there is none.
             iou_prediction: (B, K), the decoder's own estimate of each mask's IoU.
 
@@ -100,7 +120,11 @@ class MaskLoss(ABC):
 
 @dataclass(frozen=True)
 class SegmentationLoss(MaskLoss):
-    """Weighted sum of overlap, pixel and IoU terms; a term of weight 0 is not computed."""
+    """Weighted sum of overlap, pixel and IoU terms; a term of weight 0 is not computed.
+
+    Of alternatives only the best mask of each prompt is trained (SAM, arXiv 2304.02643, section 3);
+    the IoU is learned of all.
+    """
 
     dice: float = 1.0
     """Weight of soft Dice."""
@@ -136,17 +160,22 @@ class SegmentationLoss(MaskLoss):
         Raises:
             UserError: The IoU term has weight, and there is no prediction of it.
         """
-        terms = {}
+        masks = {}
         if self.dice:
-            terms["dice"] = dice_loss(logits, targets, valid)
+            masks["dice"] = _dice(logits, targets, valid)
         if self.bce:
-            terms["bce"] = bce_loss(logits, targets, valid)
+            masks["bce"] = _bce(logits, targets, valid)
         if self.focal:
-            terms["focal"] = focal_loss(logits, targets, valid, self.focal_gamma, self.focal_alpha)
+            masks["focal"] = _focal(logits, targets, valid, self.focal_gamma, self.focal_alpha)
+        if logits.shape[1] > targets.shape[1]:
+            sums = sum(getattr(self, name) * term.detach() for name, term in masks.items())
+            best = torch.as_tensor(sums).argmin(1, keepdim=True)  # (B, 1)
+            masks = {name: term.take_along_dim(best, 1) for name, term in masks.items()}
+        terms = {name: term.mean() for name, term in masks.items()}
         if self.iou:
             if iou_prediction is None:
                 raise UserError("this decoder predicts no IoU; set loss.iou to 0")
-            iou = mask_iou(logits, targets, valid)
+            iou = mask_iou(logits, targets, valid)  # of all alternatives: it picks among them
             terms["iou"] = mse_loss(iou_prediction.float(), iou)
         total = torch.stack([getattr(self, name) * term for name, term in terms.items()]).sum()
         return total, {name: term.detach() for name, term in terms.items()}
@@ -160,5 +189,5 @@ def _inside(logits: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def _mean_inside(values: Tensor, inside: Tensor) -> Tensor:
-    """Mean over each mask's valid pixels, then over masks. A mask without valid pixels is 0."""
-    return ((values * inside).sum((-2, -1)) / inside.sum((-2, -1)).clamp(min=1)).mean()
+    """Mean over each mask's valid pixels, (B, K). A mask without valid pixels is 0."""
+    return (values * inside).sum((-2, -1)) / inside.sum((-2, -1)).clamp(min=1)

@@ -54,6 +54,11 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.image)
 
+    def is_ambiguous(self) -> bool:
+        """Whether each may mean several objects: a single click, or a box without clicks."""
+        clicks = 0 if self.points is None else self.points.shape[1]
+        return clicks == (0 if self.boxes is not None else 1)
+
     def to(self, device: torch.device | str) -> "Prompts":
         """The same prompts on another device."""
         given = {name: value for name, value in vars(self).items() if value is not None}

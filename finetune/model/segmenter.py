@@ -68,6 +68,8 @@ class Segmenter(nn.Module):
         digests: SHA-256 of each of these files, when it was loaded.
         previous_mask: Whether each prompt after the first includes the logits of the last
             prediction, as it did in training.
+        multimask: Whether an ambiguous first prompt is answered by the best of several masks, as
+            it was in training.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Segmenter(nn.Module):
         self.sources: dict[str, str] = {}
         self.digests: dict[str, str] = {}
         self.previous_mask = True
+        self.multimask = False
 
     def encode(self, images: Tensor) -> Tensor:
         """Image embeddings.

@@ -28,9 +28,12 @@ class Prompting(ABC):
     Attributes:
         previous_mask: Whether each prompt after the first includes the logits of the last
             prediction; in use it is then the same.
+        multimask: Whether a first prompt that may mean several objects, a single click or a box,
+            is answered by the best of SAM's three masks; in use it is then the same.
     """
 
     previous_mask: bool = False
+    multimask: bool = False
     gives_prompts: ClassVar[bool] = True
     """Whether it gives clicks, boxes and the like: False for decoders that take none."""
 

@@ -1,7 +1,7 @@
 """Clicks and boxes of one training step: a box or random clicks first, then clicks that correct."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ class ClicksAndBoxes(Prompting):
 
     box_share: float = 0.5
     """Share of training steps that start from boxes; the others start from random clicks."""
+    single_share: float = 0.5
+    """Share of the steps with clicks that start from one click on the object, as users do."""
     box_jitter: float = 0.1
     """Standard deviation of a box's edges as a share of its side (SAM: 0.1, 20 pixels at most)."""
     clicks: ClickSampling = field(default_factory=ClickSampling)
@@ -44,10 +46,14 @@ class ClicksAndBoxes(Prompting):
     """Rounds of correcting clicks after the first prediction that is trained on."""
     previous_mask: bool = True
     """Give the last prediction's logits with each correcting click, as SAM was trained."""
+    multimask: bool = True
+    """Answer a single click or a box by SAM's three masks: trained by the best one's loss, and in
+    use the one that the model expects most of. From the second click on there is one mask."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.box_share <= 1:
-            raise UserError(f"prompts.box_share {self.box_share} must lie in 0..1")
+        for name in ("box_share", "single_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"prompts.{name} {getattr(self, name)} must lie in 0..1")
         if self.box_jitter < 0 or self.rounds < 0 or self.skipped_rounds < 0:
             raise UserError(
                 "prompts.box_jitter, prompts.rounds and prompts.skipped_rounds must not be negative"
@@ -66,29 +72,35 @@ class ClicksAndBoxes(Prompting):
         image_area = batch.valid[batch.image].cpu().numpy()
         boxes: Tensor | None = None
         clicks: list[Clicks]
+        single = False
         if rng.random() < self.box_share:
             size = truths.shape[1:]
             jittered = [jitter_box(box, rng, size, self.box_jitter) for box in boxes_of(truths)]
             boxes = torch.from_numpy(np.stack(jittered)).float()
             clicks = [(np.empty((0, 2), np.int64), np.empty(0, np.int64)) for _ in truths]
         else:
+            single = rng.random() < self.single_share
+            few = replace(self.clicks, max_positive=1, max_negative=0) if single else self.clicks
             clicks = [
-                random_clicks(truth, rng, self.clicks, area)
+                random_clicks(truth, rng, few, area)
                 for truth, area in zip(truths, image_area, strict=True)
             ]
 
         skipped = int(rng.integers(self.skipped_rounds + 1)) if boxes is None else 0
+        ambiguous = self.multimask and (single or boxes is not None)
         previous: Tensor | None = None
         for index in range(skipped + self.rounds + 1):
             prompts = Prompts(batch.image.cpu(), *padded(clicks), boxes=boxes, masks=previous)
             with torch.set_grad_enabled(torch.is_grad_enabled() and index >= skipped):
-                decoded = segmenter.decode(embeddings, prompts.to(embeddings.device))
+                prompts = prompts.to(embeddings.device)
+                decoded = segmenter.decode(embeddings, prompts, ambiguous and index == 0)
             yield Round(decoded, index >= skipped)
             if index == skipped + self.rounds:
                 return
+            low_res = decoded.picked().low_res.detach()
             if self.previous_mask:
-                previous = decoded.low_res.detach()
-            logits = segmenter.upsample(decoded.low_res.detach())[:, 0]  # (M, S, S)
+                previous = low_res
+            logits = segmenter.upsample(low_res)[:, 0]  # (M, S, S)
             predictions = (logits > 0).cpu().numpy() & image_area
             clicks = [
                 corrected(prediction, truth, placed, rng)

@@ -55,7 +55,7 @@ class Discs(nn.Module):
 
     image_size = 64
     targets = ("liver", "tumour", "both")
-    previous_mask = True
+    previous_mask, multimask = True, False
     decoder = SimpleNamespace(takes_prompts=True)
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Discs(nn.Module):
         self.encoded += 1
         return images.mean((1, 2, 3))
 
-    def decode(self, embeddings: Tensor, prompts: Prompts) -> Decoded:
+    def decode(self, embeddings: Tensor, prompts: Prompts, multimask: bool = False) -> Decoded:
         assert prompts.image.max() < len(embeddings)
         self.decoded += 1
         centres = torch.arange(16) * 4 + 1.5

@@ -81,7 +81,7 @@ class Stripes(nn.Module):
     clicks; checks that each prompt brings the logits last predicted for the same stripe."""
 
     image_size = 64
-    previous_mask = True
+    previous_mask, multimask = True, False
     right_after = (2, 4, 1)
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ class Stripes(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         return images
 
-    def decode(self, embeddings: Tensor, prompts: Prompts) -> Decoded:
+    def decode(self, embeddings: Tensor, prompts: Prompts, multimask: bool = False) -> Decoded:
         low_res, asked = [], []
         for place in range(len(prompts)):
             number = int(prompts.points[place, 0, 1]) // 20

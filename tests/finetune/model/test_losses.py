@@ -174,3 +174,23 @@ def test_bad_configurations_are_refused():
     logits, targets, valid = batch(8)
     with pytest.raises(UserError, match=r"loss\.iou"):
         SegmentationLoss()(logits, targets, valid)
+
+
+def test_of_alternatives_the_best_is_trained_and_the_iou_of_all():
+    logits, targets, valid = batch(4)
+    target = targets[:, :1]
+    logits.requires_grad_()
+    expected = torch.rand(2, 3, generator=torch.Generator().manual_seed(5))
+    total, terms = SegmentationLoss()(logits, target, valid, expected)
+    same = target.expand_as(logits)
+    dices, entropies, ious = (
+        torch.tensor([literal(pairs) for pairs in masks(logits, same, valid)]).view(2, 3)
+        for literal in (literal_dice, literal_bce, literal_iou)
+    )
+    best = [min(range(3), key=lambda k: float(dices[b, k] + entropies[b, k])) for b in range(2)]
+    found = terms["dice"].item(), terms["bce"].item(), terms["iou"].item()
+    mean = [sum(float(each[b, best[b]]) for b in range(2)) / 2 for each in (dices, entropies)]
+    assert found == pytest.approx((*mean, ((expected - ious) ** 2).mean().item()), rel=1e-5)
+    total.backward()
+    trained = logits.grad.abs().sum((-2, -1)) > 0
+    assert trained.tolist() == [[k == best[b] for k in range(3)] for b in range(2)]

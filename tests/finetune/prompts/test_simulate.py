@@ -1,5 +1,7 @@
 """Prompts of a training step stay on the image: padding has no loss, so no click helps there."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -21,12 +23,18 @@ class Everything(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.asked: list[Prompts] = []
+        self.multimask: list[bool] = []
 
-    def decode(self, embeddings: Tensor, prompts: Prompts) -> Decoded:
+    def decode(self, embeddings: Tensor, prompts: Prompts, multimask: bool = False) -> Decoded:
+        """Of three masks the second is everywhere, and is expected to be best."""
         self.asked.append(prompts)
+        self.multimask.append(multimask)
         count = len(prompts)
         everywhere = torch.ones(count, 1, SIZE, SIZE) + 0 * embeddings.sum()
-        return Decoded(everywhere, torch.zeros(count, 1))
+        if not multimask:
+            return Decoded(everywhere, torch.zeros(count, 1))
+        low_res = torch.cat([-everywhere, everywhere, -2 * everywhere], 1)
+        return Decoded(low_res, torch.tensor([[0.1, 0.9, 0.2]]).expand(count, 3))
 
     def upsample(self, low_res: Tensor) -> Tensor:
         return low_res
@@ -105,6 +113,38 @@ def test_a_box_is_trained_on_before_any_click() -> None:
         segmenter, rounds = rounds_of_a_step(prompting, seed)
         assert [trained for _, trained in rounds] == [True, True]
         assert segmenter.asked[0].boxes is not None and segmenter.asked[0].labels is None
+
+
+@pytest.mark.parametrize("box_share", [0.0, 1.0])
+def test_an_ambiguous_first_prompt_has_three_masks_and_the_expected_one_goes_on(box_share) -> None:
+    single = ClicksAndBoxes(box_share=box_share, single_share=1.0, rounds=2)
+    masks, _ = padded_discs()
+    for seed in range(5):
+        segmenter, rounds = rounds_of_a_step(single, seed)
+        assert segmenter.multimask == [True, False, False]
+        assert [taken.low_res.shape[1] for taken, _ in rounds] == [3, 1, 1]
+        first, second, _ = segmenter.asked
+        assert (first.boxes is not None) == (box_share == 1)
+        if first.points is not None:  # one click each, on the object
+            assert torch.equal(first.labels, torch.ones(2, 1))
+            x, y = first.points[:, 0].long().T
+            assert masks[[0, 1], y, x].all()
+        assert torch.equal(second.masks, torch.ones(2, 1, SIZE, SIZE))
+        assert second.labels[:, -1].eq(0).all()  # everywhere is too much
+    segmenter, _ = rounds_of_a_step(replace(single, multimask=False), 0)
+    assert segmenter.multimask == [False] * 3
+
+
+def test_a_share_of_the_steps_with_clicks_starts_from_one() -> None:
+    prompting = ClicksAndBoxes(box_share=0.0, single_share=0.5, rounds=0)
+    several = 0
+    for seed in range(40):
+        segmenter, _ = rounds_of_a_step(prompting, seed)
+        (prompts,), (multimask,) = segmenter.asked, segmenter.multimask
+        alone = prompts.labels.shape[1] == 1
+        assert alone or not multimask  # several clicks are not ambiguous
+        several += not multimask
+    assert 10 < several < 30
 
 
 def test_negative_clicks_are_drawn_from_the_valid_pixels_only() -> None:
