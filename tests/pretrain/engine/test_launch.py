@@ -94,7 +94,7 @@ def _task(process: int, folder: Path) -> None:
     told["sum"] = float(accelerator.reduce(value, "sum"))
     told["left"] = sorted(path.name for path in run.glob(".*"))
     told["here"] = processes_here(9), allotted_cores()
-    told["shared"] = error_of(check_shared, folder / "one" / "run", accelerator)
+    told["shared"] = error_of(check_shared, folder / f"one {job}" / "run", accelerator)
     told["local"] = error_of(check_shared, folder / f"{process}" / "run", accelerator, 1.0)
     locked = folder / "a file" / "run"
     told["cannot be made"] = error_of(check_shared, locked, accelerator, 1.0)
