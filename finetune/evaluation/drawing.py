@@ -1,5 +1,6 @@
 """Pictures of an evaluation: Dice by number of clicks, and the best, median and worst cases."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ def draw_results(
         rows: All rows that `evaluate` gave for these cases.
         seed: Seed of the intervals and of the protocols' randomness.
     """
-    clicks = clicks_of(protocols)
+    given = {row.protocol for row in rows}
+    clicks = {name: number for name, number in clicks_of(protocols).items() if name in given}
     if clicks:
         draw_dice_by_clicks({"": summarise(rows, seed)}, clicks, folder / "dice_by_clicks.png")
     keys = dict.fromkeys(row.case for row in rows)
@@ -65,7 +67,9 @@ def clicks_of(protocols: Sequence[Protocol]) -> dict[str, int]:
 def draw_dice_by_clicks(
     runs: Mapping[str, Sequence[Summary]], clicks: Mapping[str, int], path: Path
 ) -> None:
-    """One panel per target: mean Dice against clicks, with its 95 % interval, a line for each run.
+    """One panel per target: mean Dice against clicks, with its 95 % interval.
+
+    There is a line for each run, and for each way in which volumes were prompted.
 
     Args:
         runs: Summaries of each run, by the name shown in the legend.
@@ -81,14 +85,20 @@ def draw_dice_by_clicks(
             axes.axis("off")
             continue
         for name, rows in runs.items():
-            shown = [r for r in rows if r.target == targets[index] and r.protocol in clicks]
-            numbers = [clicks[row.protocol] for row in shown]
-            (line,) = axes.plot(numbers, [row.dice.mean for row in shown], marker="o", label=name)
-            low, high = [row.dice.low for row in shown], [row.dice.high for row in shown]
-            axes.fill_between(numbers, low, high, color=line.get_color(), alpha=0.15)
+            lines_of_run: dict[str, list[Summary]] = {}
+            for row in rows:
+                if row.target == targets[index] and row.protocol in clicks:
+                    way = re.sub(r"^\d+ clicks?", name, row.protocol).strip()
+                    lines_of_run.setdefault(way, []).append(row)
+            for way, shown in lines_of_run.items():
+                numbers = [clicks[row.protocol] for row in shown]
+                means = [row.dice.mean for row in shown]
+                (line,) = axes.plot(numbers, means, marker="o", label=way)
+                low, high = [row.dice.low for row in shown], [row.dice.high for row in shown]
+                axes.fill_between(numbers, low, high, color=line.get_color(), alpha=0.15)
         axes.set(title=targets[index], xlabel="clicks", xticks=sorted(clicks.values()))
     grid[0, 0].set(ylabel="Dice", ylim=(0, 1))
-    if len(runs) > 1:
+    if len(grid[0, 0].get_lines()) > 1:
         grid[0, 0].legend()
     save_figure(figure, path)
 

@@ -1,11 +1,12 @@
 """Measure a segmenter on held-out cases under simulated prompts.
 
-Each image that holds a target is encoded once. Volumes are prompted slice by slice, in the slices
-that hold the target, and scored as volumes; elsewhere their prediction is empty.
+Each image is encoded once. How a volume is prompted is told by its protocol (`protocols.py`); it is
+scored as a volume, empty where nothing was predicted.
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import numpy as np
@@ -19,10 +20,10 @@ from finetune.config import EvaluateConfig
 from finetune.data.cases import LabelledCases, LabelledImage
 from finetune.evaluation import metrics
 from finetune.evaluation.drawing import draw_results
-from finetune.evaluation.protocols import Protocol
+from finetune.evaluation.protocols import PER_SLICE, Protocol
 from finetune.evaluation.tables import Row, results_csv, summarise, summary_csv, summary_markdown
 from finetune.inference.loading import find_device, load_segmenter
-from finetune.inference.prompted import Answer, PromptedImage
+from finetune.inference.volume import PromptedVolume
 from finetune.model.decoder import require_prompts
 from finetune.model.segmenter import Segmenter
 from pretrain.engine.cpu import use_cores
@@ -43,91 +44,127 @@ def evaluate(
         seed: Decides, with the key of an image, all randomness in the prompts for it.
     """
     rows = []
-    with tqdm(total=len(cases.images), desc="evaluate", unit="image", mininterval=1) as progress:
-        for record, images in groupby(cases.images, key=lambda image: image.record):
-            case = _Case(cases.shards.meta(record)["size"])
-            for image in images:
-                key, pixels, truths = cases.read(image)
-                prompted = PromptedImage(segmenter, pixels)
-                answers = _answers(prompted, truths, cases.names(image), protocols, seed, key)
-                case.add(image, truths, answers)
-                progress.update()
-            rows += case.score(key.split("/")[0], cases, record, tolerance)
+    work = len(cases.images) * len(protocols)
+    with tqdm(total=work, desc="evaluate", unit="image", mininterval=1) as progress:
+        for _, images in groupby(cases.images, key=lambda image: image.record):
+            case = _Case(segmenter, cases, list(images))
+            for protocol in protocols:
+                case.prompt(protocol, seed)
+                progress.update(len(case.images))
+            rows += case.score(tolerance)
     return rows
 
 
-def _answers(
-    prompted: PromptedImage,
-    truths: NDArray[np.bool_],
-    targets: Sequence[str],
-    protocols: Sequence[Protocol],
-    seed: int,
-    key: str,
-) -> dict[str, list[Answer]]:
-    """Answers for all objects of an image, by the name of their row."""
-    answers: dict[str, list[Answer]] = {}
-    for protocol in protocols:
-        rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
-        found = protocol.answers(prompted, truths, targets, rng)
-        if twice := answers.keys() & found.keys():
-            raise UserError(f"protocols: two of them give the row {min(twice)!r}")
-        answers |= found
-    return answers
-
-
 class _Case:
-    """Masks of a 2D record or a volume, collected image by image, one bit per pixel."""
+    """A 2D record or a volume: prompted by each protocol, and scored as a whole."""
 
-    def __init__(self, shape: list[int]) -> None:
-        self.shape = shape
-        self.truth: dict[int, dict[int | None, NDArray[np.uint8]]] = {}  # target -> depth
-        self.predicted: dict[tuple[int, str], dict[int | None, NDArray[np.uint8]]] = {}
-
-    def add(
-        self,
-        image: LabelledImage,
-        truths: NDArray[np.bool_],
-        answers: Mapping[str, Sequence[Answer]],
+    def __init__(
+        self, segmenter: Segmenter, cases: LabelledCases, images: Sequence[LabelledImage]
     ) -> None:
-        """The masks (M, H, W) of one image, in the order of its targets."""
-        for index, target in enumerate(image.targets):
-            self.truth.setdefault(target, {})[image.depth] = np.packbits(truths[index])
-            for protocol, found in answers.items():
-                slices = self.predicted.setdefault((target, protocol), {})
-                slices[image.depth] = np.packbits(found[index].mask)
+        self.cases, self.images = cases, images
+        stored = cases.shards.record(images[0].record)
+        assert stored.mask is not None
+        self.key, self.spacing, self.labels = stored.key, stored.meta["spacing"], stored.mask
+        self.is_volume = images[0].depth is not None
+        pixels = stored.image if self.is_volume else stored.image[None]
+        self.slices = PromptedVolume(segmenter, len(pixels), pixels.__getitem__)
+        self.answered: dict[tuple[int, str], _Answered] = {}
 
-    def score(self, key: str, cases: LabelledCases, record: int, tolerance: float) -> list[Row]:
-        """One row for each target and protocol."""
-        spacing = cases.shards.meta(record)["spacing"]
-        unit = "px" if spacing is None else "mm"
-        names = list(cases.targets)
-        rows = []
-        for (target, protocol), slices in self.predicted.items():
-            truth, prediction = self._whole(self.truth[target]), self._whole(slices)
-            distance = spacing or [1.0] * truth.ndim
-            rows.append(
-                Row(
-                    case=key,
-                    target=names[target],
-                    protocol=protocol,
-                    dice=metrics.dice(prediction, truth),
-                    iou=metrics.iou(prediction, truth),
-                    hd95=metrics.hd95(prediction, truth, distance),
-                    nsd=metrics.nsd(prediction, truth, distance, tolerance),
-                    unit=unit,
-                )
+    def prompt(self, protocol: Protocol, seed: int) -> None:
+        """Keep what the model makes of a simulated user.
+
+        Raises:
+            UserError: Another one has given a row of the same name.
+        """
+        found: dict[tuple[int, str], _Answered] = {}
+        images = self.images
+        ending = PER_SLICE if self.is_volume and protocol.gives_prompts else ""
+        if self.is_volume and not protocol.gives_prompts:  # it sees slices without target, too
+            record, wanted = images[0].record, self._wanted()
+            images = [LabelledImage(record, depth, wanted) for depth in range(len(self.slices))]
+        for image in images:
+            key = self.key if image.depth is None else f"{self.key}/{image.depth}"
+            truths = np.stack([self._truth(target, image.depth) for target in image.targets])
+            answers = protocol.answers(
+                self.slices[image.depth or 0],
+                truths,
+                self.cases.names(image),
+                _generator(seed, key),
             )
+            for row, members in answers.items():
+                for target, answer in zip(image.targets, members, strict=True):
+                    kept = found.setdefault((target, row + ending), _Answered())
+                    kept.masks[image.depth] = np.packbits(answer.mask)
+                    kept.prompts += answer.prompts
+        for target in self._wanted() if self.is_volume else ():
+            name = list(self.cases.targets)[target]
+            random = _generator(seed, f"{self.key}/{name}")
+            truth = self._truth(target)[None]
+            for row, (whole,) in protocol.volume_answers(
+                self.slices, truth, [name], random
+            ).items():
+                kept = found[target, row] = _Answered(prompts=whole.prompts)
+                kept.masks.update({n: np.packbits(mask) for n, mask in enumerate(whole.mask)})
+        if twice := found.keys() & self.answered.keys():
+            raise UserError(f"protocols: two of them give the row {min(twice)[1]!r}")
+        self.answered |= found
+
+    def score(self, tolerance: float) -> list[Row]:
+        """One row for each target and protocol."""
+        unit = "px" if self.spacing is None else "mm"
+        spacing = self.spacing or [1.0] * self.labels.ndim
+        names = list(self.cases.targets)
+        rows = []
+        for target in self._wanted():
+            truth = self._truth(target)
+            for (answered, protocol), answer in self.answered.items():
+                if answered != target:
+                    continue
+                prediction = answer.whole(self.labels.shape)
+                rows.append(
+                    Row(
+                        case=self.key,
+                        target=names[target],
+                        protocol=protocol,
+                        dice=metrics.dice(prediction, truth),
+                        iou=metrics.iou(prediction, truth),
+                        hd95=metrics.hd95(prediction, truth, spacing),
+                        nsd=metrics.nsd(prediction, truth, spacing, tolerance),
+                        unit=unit,
+                        prompts=answer.prompts,
+                    )
+                )
         return rows
 
-    def _whole(self, slices: dict[int | None, NDArray[np.uint8]]) -> NDArray[np.bool_]:
-        """(H, W), or (D, H, W) that is empty in the slices not given."""
-        if None in slices:
-            height, width = self.shape[:2]
-            return _unpack(slices[None], (height, width))
-        whole = np.zeros(self.shape, dtype=bool)
-        for depth, packed in slices.items():
-            whole[depth] = _unpack(packed, whole.shape[1:])
+    def _wanted(self) -> tuple[int, ...]:
+        """The targets that the record holds."""
+        return tuple(sorted({target for image in self.images for target in image.targets}))
+
+    def _truth(self, target: int, depth: int | None = None) -> NDArray[np.bool_]:
+        """Mask of a target: of a slice, or as a whole."""
+        labels = self.labels if depth is None else self.labels[depth]
+        return np.isin(labels, list(self.cases.targets.values())[target])
+
+
+@dataclass
+class _Answered:
+    """Masks of one target under one protocol, one bit per pixel; slices not given are empty."""
+
+    masks: dict[int | None, NDArray[np.uint8]] = field(default_factory=dict)
+    prompts: int = 0
+
+    def whole(self, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+        """(H, W) or (D, H, W)."""
+        if None in self.masks:
+            return _unpack(self.masks[None], shape)
+        whole = np.zeros(shape, dtype=bool)
+        for depth, packed in self.masks.items():
+            whole[depth] = _unpack(packed, shape[1:])
         return whole
+
+
+def _generator(seed: int, key: str) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(key.encode())])
 
 
 def _unpack(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -3,18 +3,38 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.common.errors import UserError
 from finetune.inference.prompted import Answer, PromptedImage
+from finetune.inference.volume import PromptedVolume, propagate
 from finetune.prompts.boxes import boxes_of, jitter_box
+
+PER_SLICE = " per slice"
+"""Ends the names of rows for which every slice that holds the target was prompted."""
+IN_ONE_SLICE = " in one slice"
+"""Ends the names of rows for which one slice was prompted, and its mask carried on."""
+
+
+class VolumeAnswer(NamedTuple):
+    """What the model made of a volume."""
+
+    mask: NDArray[np.bool_]
+    """(D, H, W) prediction."""
+    prompts: int
+    """How many clicks and boxes were given."""
 
 
 class Protocol(ABC):
-    """A simulated user."""
+    """A simulated user.
+
+    Volumes are prompted slice by slice, in the slices that hold the target: only who knows the
+    truth can do that, so these rows are named `per slice`. A protocol without prompts sees all
+    slices. One that prompts a volume otherwise has `volume_answers`.
+    """
 
     gives_prompts: ClassVar[bool] = True
     """Whether it gives clicks, boxes and the like: False for decoders that take none."""
@@ -44,6 +64,26 @@ class Protocol(ABC):
             M answers by the name of their row in tables.
         """
 
+    def volume_answers(
+        self,
+        volume: PromptedVolume,
+        truths: NDArray[np.bool_],
+        targets: Sequence[str],
+        rng: np.random.Generator,
+    ) -> dict[str, list[VolumeAnswer]]:
+        """What the model makes of a volume as a whole; nothing but for protocols about volumes.
+
+        Args:
+            volume: The slices.
+            truths: (M, D, H, W) objects, none empty.
+            targets: What each object is.
+            rng: Source of all randomness.
+
+        Returns:
+            M answers by the name of their row in tables.
+        """
+        return {}
+
 
 @dataclass(frozen=True)
 class Clicks(Protocol):
@@ -59,7 +99,8 @@ class Clicks(Protocol):
     @property
     def clicks(self) -> dict[str, int]:
         """One row for each number."""
-        return {_clicks(number): number for number in sorted(self.numbers)}
+        numbers = {_clicks(number): number for number in sorted(self.numbers)}
+        return numbers | {name + PER_SLICE: number for name, number in numbers.items()}
 
     def answers(
         self,
@@ -78,7 +119,7 @@ class Clicks(Protocol):
 
 @dataclass(frozen=True)
 class Box(Protocol):
-    """The exact box of the object."""
+    """The exact box of the object; beside it what the box itself is worth as a mask."""
 
     def answers(
         self,
@@ -87,8 +128,10 @@ class Box(Protocol):
         targets: Sequence[str],
         rng: np.random.Generator,
     ) -> dict[str, list[Answer]]:
-        """One row."""
-        return {"box": _from_boxes(prompted, boxes_of(truths))}
+        """Two rows."""
+        boxes = boxes_of(truths)
+        filled = [Answer(_filled(box, truths.shape[1:]), box=box) for box in boxes]
+        return {"box": _from_boxes(prompted, boxes), "filled box": filled}
 
 
 @dataclass(frozen=True)
@@ -129,10 +172,78 @@ class TargetOnly(Protocol):
         return {"no prompt": [Answer(mask) for mask in masks]}
 
 
+@dataclass(frozen=True)
+class Propagated(Protocol):
+    """Prompts in one slice of a volume, that in which the object is largest, carried through it."""
+
+    numbers: tuple[int, ...] = (1, 3)
+    """Numbers of clicks after which the prediction in that slice is carried on."""
+    box: bool = True
+    """Carry on what is predicted for the exact box of the object, too."""
+
+    def __post_init__(self) -> None:
+        if not (self.numbers or self.box) or min(self.numbers, default=1) < 1:
+            raise UserError(
+                f"protocols: Propagated.numbers {list(self.numbers)} must be at least 1"
+            )
+
+    @property
+    def clicks(self) -> dict[str, int]:
+        """One row for each number."""
+        return {_clicks(number) + IN_ONE_SLICE: number for number in sorted(self.numbers)}
+
+    def answers(
+        self,
+        prompted: PromptedImage,
+        truths: NDArray[np.bool_],
+        targets: Sequence[str],
+        rng: np.random.Generator,
+    ) -> dict[str, list[Answer]]:
+        """Nothing: an image has no slices to carry a mask to."""
+        return {}
+
+    def volume_answers(
+        self,
+        volume: PromptedVolume,
+        truths: NDArray[np.bool_],
+        targets: Sequence[str],
+        rng: np.random.Generator,
+    ) -> dict[str, list[VolumeAnswer]]:
+        """One row for each number of clicks, and one for the box."""
+        found: dict[str, list[VolumeAnswer]] = {}
+        for truth in truths:
+            start = int(truth.sum((1, 2)).argmax())
+            prompted, largest = volume[start], truth[None, start]
+            starts = {}
+            if self.numbers:
+                (steps,) = prompted.click_by_click(largest, max(self.numbers))
+                for number in self.numbers:
+                    starts[_clicks(number)] = steps[min(number, len(steps)) - 1]
+            if self.box:
+                (starts["box"],) = _from_boxes(prompted, boxes_of(largest))
+            for name, answer in starts.items():
+                assert answer.logits is not None
+                mask = propagate(volume, start, answer.mask, answer.logits)
+                row = found.setdefault(name + IN_ONE_SLICE, [])
+                row.append(VolumeAnswer(mask, answer.prompts))
+        return found
+
+
 def _clicks(number: int) -> str:
     return "1 click" if number == 1 else f"{number} clicks"
 
 
 def _from_boxes(prompted: PromptedImage, boxes: NDArray[np.float64]) -> list[Answer]:
-    masks, _ = prompted.predict(boxes=boxes)
-    return [Answer(mask, box=box) for mask, box in zip(masks, boxes, strict=True)]
+    masks, logits = prompted.predict(boxes=boxes)
+    return [
+        Answer(mask, box=box, logits=logits[place : place + 1])
+        for place, (mask, box) in enumerate(zip(masks, boxes, strict=True))
+    ]
+
+
+def _filled(box: NDArray[np.float64], size: tuple[int, ...]) -> NDArray[np.bool_]:
+    """A mask of the pixels whose centres lie in a box."""
+    rows, columns = np.ogrid[: size[0], : size[1]]
+    x0, y0, x1, y1 = box
+    inside: NDArray[np.bool_] = (columns >= x0) & (columns <= x1) & (rows >= y0) & (rows <= y1)
+    return inside

@@ -32,6 +32,8 @@ class Row:
     nsd: float
     unit: str
     """mm, or px where the shard set knows no spacing."""
+    prompts: float = math.nan
+    """Clicks and boxes given for the case; not told by earlier versions."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,13 @@ class Answer:
     """(n,) 1 on the object, 0 on the background."""
     box: NDArray[np.float64] | None = None
     """(4,) x0, y0, x1, y1 in pixels of the image."""
+    logits: Tensor | None = None
+    """(1, 1, S / 4, S / 4) of the prediction, to be given as `previous`."""
+
+    @property
+    def prompts(self) -> int:
+        """How many clicks and boxes were given."""
+        return len(self.labels) + (self.box is not None)
 
 
 class PromptedImage:
@@ -145,9 +152,10 @@ class PromptedImage:
                 np.array([labels[index] for index in active]),
                 previous=known,
             )
-            for index, mask in zip(active, masks, strict=True):
+            for place, (index, mask) in enumerate(zip(active, masks, strict=True)):
                 predictions[index] = mask
+                clicks_given = np.array(points[index]), np.array(labels[index])
                 answers[index].append(
-                    Answer(mask, np.array(points[index]), np.array(labels[index]))
+                    Answer(mask, *clicks_given, logits=low_res[place : place + 1])
                 )
         return answers

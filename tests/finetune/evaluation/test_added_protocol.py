@@ -17,7 +17,12 @@ def test_its_rows_are_in_the_tables_and_pictures(contributed, make_shards, organ
     arguments += [f"--output={output}", "--protocols=[centre.CentreClick, Box]", "--device=cpu"]
     run_program("finetune", COMMANDS, ["evaluate", *arguments])
     rows = list(csv.DictReader((output / "results.csv").read_text().splitlines()))
-    assert [row["protocol"] for row in rows[:4]] == ["centre click", "box"] * 2
+    assert [row["protocol"] for row in rows[:4]] == [
+        "centre click",
+        "box",
+        "filled box",
+        "centre click",
+    ]
     assert "| liver | centre click | 2 |" in (output / "summary.md").read_text()
     assert (output / "figures" / "best.png").read_bytes().startswith(b"\x89PNG")
     assert not (output / "figures" / "dice_by_clicks.png").exists()

@@ -162,14 +162,27 @@ def test_rows_are_those_of_a_literal_loop(make_shards, organs, discs, depth):
     def by_box(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
         return PromptedImage(discs, image).predict(boxes=box_of(truth)[None])[0][0]
 
+    def by_filling(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        x0, y0, x1, y1 = box_of(truth).astype(int)
+        filled = np.zeros_like(truth)
+        filled[y0 : y1 + 1, x0 : x1 + 1] = True
+        return filled
+
     predictors = {"1 click": by_clicks(1), "4 clicks": by_clicks(4), "box": by_box}
+    predictors["filled box"] = by_filling
+    prompts = {"1 click": 1, "4 clicks": 4, "box": 1, "filled box": 1}
+    # who prompts each slice that holds the target knows where it ends
+    ending = "" if depth is None else " per slice"
     found = {(row.case, row.target, row.protocol): row for row in rows}
-    assert len(found) == len(rows) == 2 * 3 * 3
+    assert len(found) == len(rows) == 2 * 3 * 4
     for record in range(2):
         key = cases.shards.record(record).key
         for target in LABELS:
             for protocol, predict in predictors.items():
-                row = found[key, target, protocol]
+                row = found[key, target, protocol + ending]
+                held = np.isin(cases.shards.record(record).mask, LABELS[target])
+                slices = 1 if depth is None else int(held.any((1, 2)).sum())
+                assert row.prompts == prompts[protocol] * slices
                 expected = expected_row(cases, record, target, predict)
                 assert (row.dice, row.iou, row.hd95, row.nsd) == pytest.approx(expected)
                 assert row.unit == "mm" and 0 < row.dice < 1
@@ -199,7 +212,8 @@ def test_jittered_boxes_depend_on_the_seed_alone(make_shards, organs, discs):
     assert boxes(one, 0).items() < rows.items()
     assert boxes(everything, 1) != rows
     exact = evaluate(discs, everything, [Box()])
-    assert [row.iou for row in exact] != [row.iou for row in rows.values()]
+    boxes_alone = [row.iou for row in exact if row.protocol == "box"]
+    assert boxes_alone != [row.iou for row in rows.values()]
 
 
 def row(case: str, target: str, dice: float, hd95: float, protocol: str = "box") -> Row:
@@ -247,12 +261,12 @@ def test_the_command_writes_tables_and_figures(make_shards, organs, run_folder, 
     arguments.append("--protocols=[{class_path: Clicks, numbers: [1, 2]}, Box, JitteredBox]")
     run_program("finetune", COMMANDS, ["evaluate", *arguments])
     rows = list(csv.DictReader((output / "results.csv").read_text().splitlines()))
-    assert len(rows) == 3 * 3 * 4
+    assert len(rows) == 3 * 3 * 5
     keys = {ShardDataset(shards).record(index).key for index in range(3)}
     assert {line["case"] for line in rows} == keys
     summaries = list(csv.DictReader((output / "summary.csv").read_text().splitlines()))
-    assert len(summaries) == 4 * 4
-    assert (output / "summary.md").read_text().count("\n| ") == 4 * 4
+    assert len(summaries) == 4 * 5
+    assert (output / "summary.md").read_text().count("\n| ") == 4 * 5
     assert "numbers:\n    - 1\n    - 2\n" in (output / "config.yaml").read_text()
     for name in ("dice_by_clicks", "best", "median", "worst"):
         assert (output / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")

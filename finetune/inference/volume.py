@@ -1,0 +1,84 @@
+"""A volume as slices that are encoded when they are needed, and a mask carried through it."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from finetune.inference.prompted import PromptedImage
+from finetune.model.segmenter import Segmenter
+from finetune.prompts.boxes import box_of
+
+KEEP_BYTES = 2**30
+"""Embeddings of slices kept in memory; one takes 0.2 MB at 224 pixels and 4 MB at 1024."""
+
+
+class PromptedVolume:
+    """The slices of a volume, each encoded when it is first asked for.
+
+    Args:
+        segmenter: The model, in evaluation mode.
+        depth: Number of slices.
+        read: Gives the pixels of a slice, as `PromptedImage` takes them.
+        keep_bytes: Limit of the embeddings kept; those not used for longest are dropped.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        depth: int,
+        read: Callable[[int], NDArray[Any]],
+        keep_bytes: int = KEEP_BYTES,
+    ) -> None:
+        self._segmenter, self._depth, self._read = segmenter, depth, read
+        self._limit = keep_bytes
+        self._kept: OrderedDict[int, PromptedImage] = OrderedDict()
+
+    def __len__(self) -> int:
+        return self._depth
+
+    def __getitem__(self, depth: int) -> PromptedImage:
+        if not 0 <= depth < self._depth:
+            raise IndexError(f"slice {depth} of {self._depth}")
+        if depth not in self._kept:
+            self._kept[depth] = PromptedImage(self._segmenter, self._read(depth))
+            size = self._kept[depth].embedding.nbytes
+            while len(self._kept) > 1 and len(self._kept) * size > self._limit:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(depth)
+        return self._kept[depth]
+
+
+def propagate(
+    volume: PromptedVolume, start: int, mask: NDArray[np.bool_], logits: Tensor
+) -> NDArray[np.bool_]:
+    """Carry the mask of one slice to both ends of a volume, until nothing is left of it.
+
+    Each next slice is prompted with the box of the last slice's mask and, where the model was
+    trained so, with its logits. What no longer overlaps the slice before counts as nothing left.
+
+    Args:
+        start: The slice in which `mask` (H, W) was predicted.
+        logits: (1, 1, S / 4, S / 4), of that prediction.
+
+    Returns:
+        (D, H, W).
+    """
+    found = np.zeros((len(volume), *mask.shape), dtype=bool)
+    found[start] = mask
+    for slices in (range(start + 1, len(volume)), range(start - 1, -1, -1)):
+        last, previous = mask, logits
+        for depth in slices:
+            box = box_of(last)
+            if box is None:
+                break
+            prompted = volume[depth]
+            known = previous if prompted.segmenter.previous_mask else None
+            masks, previous = prompted.predict(boxes=box[None], previous=known)
+            if not (masks[0] & last).any():
+                break
+            found[depth] = last = masks[0]
+    return found
