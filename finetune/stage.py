@@ -1,6 +1,7 @@
 """Stage two as the engine trains it: labelled images, the segmenter and its prompts."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -76,8 +77,10 @@ class SegmentationStage(Stage):
         self.model = PromptedLoss(self.segmenter, self.prompting, loss)
 
     def collate(self, samples: list[SegmentationSample]) -> SegmentationBatch:
-        """Samples of one size to a batch."""
-        return collate(samples)
+        """Samples of one size to a batch, with what its first prompts need."""
+        batch = collate(samples)
+        rng = np.random.default_rng([self.dataset.seed, samples[0].draw, 1])
+        return replace(batch, first=self.prompting.prepare(batch, rng))
 
     def losses(
         self, model: nn.Module, batch: SegmentationBatch, seed: int

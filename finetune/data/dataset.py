@@ -31,6 +31,8 @@ class SegmentationSample:
     """(M, S, S) bool, none of them empty; M >= 1."""
     targets: Tensor
     """(M,) int64 positions in `SegmentationDataset.targets`."""
+    draw: int = 0
+    """Position in the stream of samples."""
 
 
 @dataclass
@@ -49,6 +51,8 @@ class SegmentationBatch:
     """(sum of M,) int64: the image in the batch that each mask belongs to."""
     targets: Tensor
     """(sum of M,) int64: the target of each mask."""
+    first: Any = None
+    """What the loader has prepared for the first prompts, see `Prompting.prepare`."""
 
     def to(self, device: torch.device | str) -> "SegmentationBatch":
         """The same batch on another device."""
@@ -59,8 +63,8 @@ class SegmentationBatch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, function: Any) -> "SegmentationBatch":
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        del tensors["keys"]
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **{name: function(tensor) for name, tensor in tensors.items()})
 
 
@@ -122,7 +126,7 @@ class SegmentationDataset(Dataset):
         index, draw = item if isinstance(item, tuple) else (item, item)
         generator = np.random.default_rng([self.seed, draw])
         image = self._some_targets(self.cases.images[index], generator)
-        return self._augmented(image, generator)
+        return replace(self._augmented(image, generator), draw=draw)
 
     def _some_targets(self, image: LabelledImage, generator: np.random.Generator) -> LabelledImage:
         """The image with at most `masks_per_image` of its targets, rare ones preferred."""

@@ -5,10 +5,11 @@ object and 0 on the background. Distances run between pixel centres, in pixels.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from data_prep.common.errors import UserError
 
@@ -17,7 +18,7 @@ Labels = NDArray[np.int64]
 Click = tuple[Points, int]
 Crop = tuple[slice, slice]
 
-EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
+cv2.setNumThreads(1)  # a loader's worker would wait for threads that no fork carries over
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def random_clicks(
         allowed = depth > _relaxed(positive_margin, depth.max())
         positive = _spread(allowed, positive_number, positive_step, rng) + _corner(crop)
         ring = _grow(crop, int(np.ceil(outer)), mask.shape)
-        distance = ndimage.distance_transform_edt(~mask[ring])
+        distance = _distance(~mask[ring])
         distance[(distance > outer) | ~valid[ring]] = 0
         allowed = distance > _relaxed(negative_margin, distance.max())
         negative = _spread(allowed, negative_number, negative_step, rng) + _corner(ring)
@@ -143,20 +144,23 @@ def next_click(
     if area is None:
         return None
     truth, guess, free = target[area], prediction[area], ~clicked_mask[area]
-    components, missed = ndimage.label(truth & ~guess, EIGHT_NEIGHBOURS)
-    excess, _ = ndimage.label(guess & ~truth, EIGHT_NEIGHBOURS)
-    components[excess > 0] = excess[excess > 0] + missed  # 1..missed, then the false positives
-    crops = ndimage.find_objects(components)
-    largest_first = np.argsort(-np.bincount(components.ravel())[1:], kind="stable")
-    for index in largest_first:
-        crop = crops[index]
-        component = components[crop] == index + 1
+    kinds = [_components(truth & ~guess), _components(guess & ~truth)]
+    missed = len(kinds[0].sizes)
+    sizes = np.concatenate([kind.sizes for kind in kinds])
+    while (largest := sizes.max(initial=0)) > 0:
+        equal = np.flatnonzero(sizes == largest).tolist()
+        label = int(equal[0] < missed)  # among equals one that was missed
+        kind, before = (kinds[0], 0) if label else (kinds[1], missed)
+        places = [n - before for n in equal if (n < missed) == bool(label)]
+        place = min(places, key=kind.first) if len(places) > 1 else places[0]
+        crop, component = kind.component(place)
+        sizes[place + before] = 0
         if not (component & free[crop]).any():
             continue
         depth = _depth(component) * free[crop]
         deepest = _points(depth == depth.max()) + _corner(crop) + _corner(area)
         choice = 0 if rng is None else int(rng.integers(len(deepest)))
-        return deepest[choice], int(index < missed)
+        return deepest[choice], label
     return None
 
 
@@ -213,13 +217,50 @@ def _relaxed(margin: float, largest: float) -> float:
     return margin
 
 
-def _depth(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _depth(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Distance (H, W) of each pixel in the mask to the nearest outside it; 0 outside.
 
     What lies beyond the array is outside, so a crop to the mask's bounding box gives the same
     depths as the whole image.
     """
-    return ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    return _distance(np.pad(mask, 1))[1:-1, 1:-1]
+
+
+def _distance(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Exact distance (H, W) of each pixel in the mask to the nearest outside it, if there is one.
+
+    Rounded to float32, in which different distances stay different and equal ones equal, in images
+    of up to some thousand pixels a side.
+    """
+    found = cv2.distanceTransform(mask.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return np.asarray(found, dtype=np.float32)
+
+
+class _Components(NamedTuple):
+    """The 8-connected components of a mask."""
+
+    labels: NDArray[np.int32]
+    boxes: NDArray[np.int32]
+    """(n, 4) left, top, width, height."""
+    sizes: NDArray[np.int32]
+    """(n,) pixels."""
+
+    def component(self, index: int) -> tuple[Crop, NDArray[np.bool_]]:
+        """The bounding box of one, and its pixels in it."""
+        left, top, width, height = self.boxes[index].tolist()
+        crop = (slice(top, top + height), slice(left, left + width))
+        return crop, self.labels[crop] == index + 1
+
+    def first(self, index: int) -> tuple[int, int]:
+        """(row, column) of the first pixel of one in row-major order."""
+        (rows, columns), component = self.component(index)
+        return rows.start, columns.start + int(component[0].argmax())
+
+
+def _components(mask: NDArray[np.bool_]) -> _Components:
+    found = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
+    labels, stats = (np.asarray(each, dtype=np.int32) for each in found[1:3])
+    return _Components(labels, stats[1:, : cv2.CC_STAT_AREA], stats[1:, cv2.CC_STAT_AREA])
 
 
 def _bounding_box(mask: NDArray[np.bool_]) -> Crop | None:

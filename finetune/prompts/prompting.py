@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -36,6 +36,13 @@ class Prompting(ABC):
     multimask: bool = False
     gives_prompts: ClassVar[bool] = True
     """Whether it gives clicks, boxes and the like: False for decoders that take none."""
+
+    def prepare(self, batch: SegmentationBatch, rng: np.random.Generator) -> Any:
+        """What `predictions` wants of a batch before any prediction: `batch.first`.
+
+        It runs in the loader's workers, while the device computes.
+        """
+        return None
 
     @abstractmethod
     def predictions(

@@ -2,22 +2,20 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from data_prep.common.errors import UserError
 from finetune.data.dataset import SegmentationBatch
-from finetune.model.prompt_encoder import Prompts
+from finetune.model.prompt_encoder import MASK_STRIDE, Prompts
 from finetune.model.segmenter import Segmenter
 from finetune.prompts.boxes import boxes_of, jitter_box
-from finetune.prompts.clicks import ClickSampling, next_click, random_clicks
+from finetune.prompts.clicks import ClickSampling, random_clicks
+from finetune.prompts.corrections import Clicks, Corrections
 from finetune.prompts.prompting import Prompting, Round
-
-Clicks = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""(n, 2) points (x, y) and (n,) labels of one mask."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +23,10 @@ class ClicksAndBoxes(Prompting):
     """Predictions after the first prompts and after each round of correcting clicks.
 
     The image is encoded once; only the decoder runs again. Clicks are placed on the prediction of
-    the round before, in the model's frame (Mahadevan et al. 2018). After first clicks, a number
-    of first rounds, uniform in 0..skipped_rounds, has no gradient (Sofiiuk et al. 2021, arXiv
-    2102.06583).
+    the round before (Mahadevan et al. 2018), at the decoder's own resolution of a quarter of the
+    model's frame: errors are a sixteenth of the pixels, and the prediction need not be enlarged.
+    After first clicks, a number of first rounds, uniform in 0..skipped_rounds, has no gradient
+    (Sofiiuk et al. 2021, arXiv 2102.06583).
     """
 
     box_share: float = 0.5
@@ -59,19 +58,12 @@ class ClicksAndBoxes(Prompting):
                 "prompts.box_jitter, prompts.rounds and prompts.skipped_rounds must not be negative"
             )
 
-    def predictions(
-        self,
-        segmenter: Segmenter,
-        embeddings: Tensor,
-        batch: SegmentationBatch,
-        rng: np.random.Generator,
-    ) -> Iterator[Round]:
-        """The skipped rounds, then `rounds + 1` trained ones."""
+    def prepare(self, batch: SegmentationBatch, rng: np.random.Generator) -> "First":
+        """First prompts, and the truth at the decoder's resolution."""
         truths = batch.masks.cpu().numpy()
         # What is predicted on padding has no loss and draws no click.
         image_area = batch.valid[batch.image].cpu().numpy()
         boxes: Tensor | None = None
-        clicks: list[Clicks]
         single = False
         if rng.random() < self.box_share:
             size = truths.shape[1:]
@@ -85,9 +77,21 @@ class ClicksAndBoxes(Prompting):
                 random_clicks(truth, rng, few, area)
                 for truth, area in zip(truths, image_area, strict=True)
             ]
+        corrections = Corrections(truths, image_area, truths.shape[-1] // MASK_STRIDE)
+        return First(clicks, boxes, single, corrections)
 
+    def predictions(
+        self,
+        segmenter: Segmenter,
+        embeddings: Tensor,
+        batch: SegmentationBatch,
+        rng: np.random.Generator,
+    ) -> Iterator[Round]:
+        """The skipped rounds, then `rounds + 1` trained ones."""
+        first = batch.first or self.prepare(batch, rng)
+        clicks, boxes = first.clicks, first.boxes
         skipped = int(rng.integers(self.skipped_rounds + 1)) if boxes is None else 0
-        ambiguous = self.multimask and (single or boxes is not None)
+        ambiguous = self.multimask and (first.single or boxes is not None)
         previous: Tensor | None = None
         for index in range(skipped + self.rounds + 1):
             prompts = Prompts(batch.image.cpu(), *padded(clicks), boxes=boxes, masks=previous)
@@ -100,26 +104,20 @@ class ClicksAndBoxes(Prompting):
             low_res = decoded.picked().low_res.detach()
             if self.previous_mask:
                 previous = low_res
-            logits = segmenter.upsample(low_res)[:, 0]  # (M, S, S)
-            predictions = (logits > 0).cpu().numpy() & image_area
-            clicks = [
-                corrected(prediction, truth, placed, rng)
-                for prediction, truth, placed in zip(predictions, truths, clicks, strict=True)
-            ]
+            predictions = (low_res[:, 0] > 0).cpu().numpy()
+            clicks = first.corrections.add(predictions, clicks, rng)
 
 
-def corrected(
-    prediction: NDArray[np.bool_],
-    truth: NDArray[np.bool_],
-    clicks: Clicks,
-    rng: np.random.Generator,
-) -> Clicks:
-    """The clicks with one more on the largest error; unchanged where nothing is wrong."""
-    points, labels = clicks
-    click = next_click(prediction, truth, points, rng)
-    if click is None:
-        return clicks
-    return np.concatenate([points, click[0][None]]), np.append(labels, click[1])
+class First(NamedTuple):
+    """What a batch's prompts start from; arrays, which a loader's worker hands over."""
+
+    clicks: list[Clicks]
+    boxes: Tensor | None
+    """(M, 4), or None where the step starts from clicks."""
+    single: bool
+    """Whether each mask has one click on the object."""
+    corrections: Corrections
+    """Clicks that follow."""
 
 
 def padded(clicks: list[Clicks]) -> tuple[Tensor | None, Tensor | None]:

@@ -1,18 +1,21 @@
 """Prompts of a training step stay on the image: padding has no loss, so no click helps there."""
 
+import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from finetune.data.dataset import SegmentationBatch
+from finetune.data.dataset import SegmentationBatch, SegmentationSample
 from finetune.model.decoder import Decoded
 from finetune.model.prompt_encoder import Prompts
 from finetune.prompts.clicks import random_clicks
 from finetune.prompts.prompting import Round
 from finetune.prompts.simulate import ClicksAndBoxes
+from finetune.stage import SegmentationStage
 
 SIZE = 64
 
@@ -30,7 +33,7 @@ class Everything(nn.Module):
         self.asked.append(prompts)
         self.multimask.append(multimask)
         count = len(prompts)
-        everywhere = torch.ones(count, 1, SIZE, SIZE) + 0 * embeddings.sum()
+        everywhere = torch.ones(count, 1, SIZE // 4, SIZE // 4) + 0 * embeddings.sum()
         if not multimask:
             return Decoded(everywhere, torch.zeros(count, 1))
         low_res = torch.cat([-everywhere, everywhere, -2 * everywhere], 1)
@@ -129,7 +132,7 @@ def test_an_ambiguous_first_prompt_has_three_masks_and_the_expected_one_goes_on(
             assert torch.equal(first.labels, torch.ones(2, 1))
             x, y = first.points[:, 0].long().T
             assert masks[[0, 1], y, x].all()
-        assert torch.equal(second.masks, torch.ones(2, 1, SIZE, SIZE))
+        assert torch.equal(second.masks, torch.ones(2, 1, SIZE // 4, SIZE // 4))
         assert second.labels[:, -1].eq(0).all()  # everywhere is too much
     segmenter, _ = rounds_of_a_step(replace(single, multimask=False), 0)
     assert segmenter.multimask == [False] * 3
@@ -164,3 +167,29 @@ def test_negative_clicks_are_drawn_from_the_valid_pixels_only() -> None:
 def _drawn(target, seed, area):
     points, labels = random_clicks(target, np.random.default_rng(seed), valid=area)
     return points.T, labels
+
+
+def test_the_loader_prepares_first_prompts_that_depend_on_the_draw_alone() -> None:
+    masks, valid = padded_discs()
+    image, targets = (
+        torch.zeros(1, SIZE, SIZE, dtype=torch.uint8),
+        torch.zeros(1, dtype=torch.int64),
+    )
+    stage = SimpleNamespace(dataset=SimpleNamespace(seed=3), prompting=ClicksAndBoxes())
+
+    def prepared(draw: int) -> tuple:
+        samples = [
+            SegmentationSample(f"{n}", image, valid[n], masks[n][None], targets, draw + n)
+            for n in range(2)
+        ]
+        first = SegmentationStage.collate(stage, samples).first
+        again = pickle.loads(pickle.dumps(first))  # noqa: S301, as a worker hands it over
+        places = [[points.tolist(), labels.tolist()] for points, labels in again.clicks]
+        return places, None if again.boxes is None else again.boxes.tolist(), again.single
+
+    found = {draw: prepared(draw) for draw in range(0, 40, 2)}
+    assert all(prepared(draw) == first for draw, first in found.items())
+    kinds = [
+        ("box" if boxes else "one click" if one else "clicks") for _, boxes, one in found.values()
+    ]
+    assert {kinds.count(kind) > 2 for kind in ("box", "one click", "clicks")} == {True}
