@@ -71,3 +71,44 @@ train() { # run-folder next-task-goes-on script options...
   fi
   exit "$status"
 }
+
+# Train what an array's task is to: each recipe with each number of cases, if such are given, and each
+# seed has a run folder of its own in OUTPUT.
+grid() { # batch-script train-script cases(1,5,all or "") seeds recipes... options...
+  local script=$1 train_script=$2 cases=$3 seeds=${4-}
+  shift 3
+  [[ $seeds =~ ^[1-9][0-9]*$ ]] || fail "$script takes a number of seeds, then recipes"
+  shift
+  local recipes=() names=() counts=() own=(config seed resume) recipe name count
+  while (($#)) && [[ $1 != --* ]]; do
+    recipes+=("$1")
+    shift
+  done
+  ((${#recipes[@]})) || fail "no recipe is named; they come after the number of seeds"
+  [[ -z $cases ]] || own+=(data.cases)
+  for name in "${own[@]}"; do
+    [[ -z $(value_of "--$name" "$@") ]] || fail "--$name is given to each run of a sweep by itself"
+  done
+  local output
+  output=$(value_of --output "$@")
+  [[ -n $output ]] || fail "$script needs --output, the folder of the runs' folders"
+  for recipe in "${recipes[@]}"; do names+=("$(basename "$recipe" .yaml)"); done
+  local twice
+  twice=$(printf '%s\n' "${names[@]}" | sort | uniq -d | head -n 1)
+  [[ -z $twice ]] || fail "two recipes are called $twice, so their runs would have one folder"
+  IFS=, read -ra counts <<<"${cases:-all}"
+
+  local total=$((seeds * ${#recipes[@]} * ${#counts[@]})) shape="${#recipes[@]} recipes with"
+  [[ -z $cases ]] || shape+=" ${#counts[@]} numbers of cases and"
+  [[ -n ${SLURM_ARRAY_TASK_ID-} ]] || fail "$script needs --array=0-$((total - 1))"
+  ((SLURM_ARRAY_TASK_MAX < total)) || fail "$shape $seeds seeds are --array=0-$((total - 1))"
+
+  local seed=$((SLURM_ARRAY_TASK_ID % seeds)) rest=$((SLURM_ARRAY_TASK_ID / seeds))
+  count=${counts[rest % ${#counts[@]}]} recipe=$((rest / ${#counts[@]}))
+  local run=$output/${names[recipe]}
+  [[ -z $cases ]] || run+=-cases$count
+  run+=-seed$seed
+  [[ $count == all ]] || set -- "$@" --data.cases "$count"
+  echo "run $((SLURM_ARRAY_TASK_ID + 1)) of $total: $run"
+  train "$run" 0 "$train_script" --config "${recipes[recipe]}" "$@" --seed "$seed" --output "$run"
+}

@@ -51,6 +51,7 @@ ADDED = {
     " pretrain/train.py ": STEPS,
     " slurm/pretrain.sbatch ": f"{STEPS} --encoder_size vit_t",
     " slurm/sweep.sbatch ": f"{STEPS} --encoder_size vit_t",
+    " slurm/finetune.sbatch ": f"{STEPS} --model.image_size 64",
     " finetune/train.py ": f"{STEPS} --model.image_size 64",
     " finetune evaluate ": "--data.cases 1",
     " data_prep benchmark": "--images 6 --photographs 2 --workers 1 --repeats 1",
@@ -61,16 +62,17 @@ ADDED = {
 SBATCH = """#!/usr/bin/env bash
 # Stands in for sbatch: runs the tasks of an array one after the other, of a training array two.
 set -euo pipefail
-export SLURM_JOB_ID=7 SLURM_JOB_NUM_NODES=1 SLURM_CPUS_ON_NODE=8 SLURM_ARRAY_JOB_ID=7
-first=0 last=0
+export SLURM_JOB_ID=7 SLURM_JOB_NUM_NODES=1 SLURM_CPUS_ON_NODE=8
+first="" last=0
 while [[ $1 == --* ]]; do
   [[ $1 =~ ^--array=([0-9]+)-([0-9]+) ]] && first=${BASH_REMATCH[1]} last=${BASH_REMATCH[2]}
   [[ $1 == --nodes=* ]] && SLURM_JOB_NUM_NODES=${1#*=}
   [[ $1 == --gpus-per-node=* ]] && export SLURM_GPUS_ON_NODE=${1#*=}
   shift
 done
+[[ -n $first ]] || exec bash "$@"
 export SLURM_ARRAY_TASK_MIN=$first SLURM_ARRAY_TASK_MAX=$last
-export SLURM_ARRAY_TASK_COUNT=$((last - first + 1))
+export SLURM_ARRAY_TASK_COUNT=$((last - first + 1)) SLURM_ARRAY_JOB_ID=7
 [[ $1 == slurm/shard.sbatch || $last -le $first ]] || last=$((first + 1))
 for task in $(seq "$first" "$last"); do SLURM_ARRAY_TASK_ID=$task bash "$@"; done
 """
@@ -293,14 +295,14 @@ def test_the_shard_script_starts_as_its_header_says(workspace, run):
         assert "records" in run(command)
 
 
-@pytest.mark.parametrize("script", ["slurm/pretrain.sbatch", "slurm/sweep.sbatch"])
+@pytest.mark.parametrize("script", ["pretrain.sbatch", "sweep.sbatch", "finetune.sbatch"])
 def test_a_training_script_starts_as_its_header_says(script, after_readme, run):
-    for command in commands_of(ROOT / script):
+    for command in commands_of(ROOT / "slurm" / script):
         output = after_readme / command.rpartition("--output ")[2]
         shutil.rmtree(output, ignore_errors=True)
         printed = run(command)
         done = list(output.rglob("DONE"))
-        assert len(done) == (2 if "sweep" in script else 1)
+        assert len(done) == (2 if "--array=0" in command else 1)
         assert ("is done already" in printed) == ("%1" in command)  # the second task of a chain
 
 

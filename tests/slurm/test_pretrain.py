@@ -237,6 +237,15 @@ def test_a_chain_on_two_nodes_survives_all_that_befalls_it(
             "two recipes are called",
         ),
         ("sweep.sbatch", "0", ("2", "a.yaml", "--seed=3"), "--seed is given to each run"),
+        ("finetune.sbatch", "0", ("--output", "x"), "one run is no array"),
+        ("finetune.sbatch", "0-4", ("1,all", "2", "a.yaml", "--output", "x"), "are --array=0-3"),
+        ("finetune.sbatch", "0", ("few", "2", "a.yaml"), "few is no list of numbers of cases"),
+        (
+            "finetune.sbatch",
+            "0",
+            ("1", "2", "a.yaml", "--data.cases=3", "--output", "x"),
+            "--data.cases is given to each run",
+        ),
     ],
 )
 def test_what_is_refused_fails_once_and_is_not_requeued(script, array, arguments, message, cluster):

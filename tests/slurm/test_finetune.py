@@ -1,0 +1,26 @@
+"""Stage two on SLURM: one run, or an array over recipes, numbers of cases and seeds."""
+
+import os
+
+import yaml
+
+OPTIONS = (
+    *("--optim.steps=2", "--optim.batch_size=2", "--optim.warmup_steps=0", "--data.workers=0"),
+    *("--model.image_size=64", "--save_every=1"),
+)
+
+
+def test_an_array_trains_each_number_of_cases(slurm, labelled_shards, tmp_path):
+    here = ("--partition=gpus", "--gpus-per-node=1", "--cpus-per-gpu=1")
+    options = (f"--export=ALL,PYTHONPATH={os.environ.get('PYTHONPATH', '')}", *here)
+    given = ("--data.shards", labelled_shards, "--output", tmp_path / "runs", *OPTIONS)
+    words = ("1,all", 1, "configs/finetune/quickstart.yaml", *given)
+    job = slurm.submit("finetune.sbatch", tmp_path, "0-1", *words, options=options)
+    states = {task["JobState"] for task in slurm.wait(job).values()}
+    logs = "\n".join(path.read_text() for path in sorted(tmp_path.glob("*.log")))
+    assert states == {"COMPLETED"}, logs
+    for cases in (1, None):
+        run = tmp_path / "runs" / f"quickstart-cases{cases or 'all'}-seed0"
+        assert (run / "DONE").exists(), logs
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        assert (config["data"]["cases"], config["seed"]) == (cases, 0)
