@@ -1,6 +1,7 @@
 """Training of a stage: set up, step, check, log, judge, save, and stop when asked to."""
 
 from collections.abc import Iterable
+from textwrap import wrap
 from typing import Any
 
 import torch
@@ -35,6 +36,9 @@ from pretrain.engine.shared import check_shared
 from pretrain.engine.stage import Stage
 from pretrain.engine.stop import DONE_FILE, INTERRUPTED, INTERRUPTED_FILE, StopRequest
 from pretrain.engine.watch import Watch
+
+LINE = 120
+"""Longest line of an evaluator's numbers."""
 
 
 def train(stage_class: type[Stage], options: RunOptions, resolved: str) -> None:
@@ -274,8 +278,10 @@ def _judge(
     numbers = {f"{name}/{key}": value for key, value in judgement.numbers.items()}
     if numbers:
         metrics.log(step, numbers)
-        found = "  ".join(f"{key} {value:.4f}" for key, value in numbers.items())
-        print(f"step {step:>6}/{schedule.steps}  {found}", flush=True)
+        # probes of many sets have many numbers; no line breaks between a name and its number
+        found = "  ".join(f"{key}\0{value:.4f}" for key, value in numbers.items())
+        text = "\n    ".join(wrap(found, LINE, break_on_hyphens=False)).replace("\0", " ")
+        print(f"step {step:>6}/{schedule.steps}  {text}", flush=True)
     for key, figure in judgement.pictures.items():
         file = f"{name}_{key}.png" if evaluator.names_pictures else f"{key}.png"
         with tolerated("a picture"):
