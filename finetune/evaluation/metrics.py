@@ -1,23 +1,20 @@
 """How well a mask agrees with the truth: overlap, and distance between surfaces in millimetres.
 
 Masks are boolean arrays (H, W) or (D, H, W) of equal shape; `spacing` gives the millimetres from
-one pixel to the next along each array axis, in the order of the axes.
-
-Surfaces follow Nikolov et al. 2021 (arXiv 1809.04430, DeepMind's surface-distance): a surface
-element sits at each pixel corner whose 2^n surrounding pixels are not all alike, and counts by its
-size. The size here is the length of the mask's gradient at that corner times the volume of a pixel
-(coarea formula) in place of their table of marching-cubes patches; in 2D the two agree except where
-pixels meet only diagonally, which count nothing here. Beyond the array is background.
+one pixel to the next along each array axis, in the order of the axes. Beyond the array is
+background. `docs/metrics.md` compares the definitions of the HD95.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import binary_erosion, distance_transform_edt
+
+from finetune.evaluation.surface import surface_elements
 
 Mask = NDArray[np.bool_]
-Weighted = tuple[NDArray[np.float64], NDArray[np.float64]]
+Floats = NDArray[np.float64]
 
 
 def dice(prediction: Mask, target: Mask) -> float:
@@ -35,23 +32,34 @@ def iou(prediction: Mask, target: Mask) -> float:
 
 
 def hd95(
-    prediction: Mask, target: Mask, spacing: Sequence[float], percentile: float = 95.0
+    prediction: Mask,
+    target: Mask,
+    spacing: Sequence[float],
+    percentile: float = 95.0,
+    definition: str = "surface",
 ) -> float:
     """Robust Hausdorff distance in mm: the larger of the two directed percentiles.
 
-    Each directed distance is the smallest one within which `percentile` per cent of one surface, by
-    size, lies from the other. Both masks empty: 0.0. One empty: infinity, as in surface-distance,
-    so that a missed object cannot vanish from a mean as a NaN would.
+    Both masks empty: 0.0. One empty: infinity, as in surface-distance, so that a missed object
+    cannot vanish from a mean as a NaN would.
+
+    Args:
+        percentile: In (0, 100].
+        definition: One of `HD95_DEFINITIONS`. `surface`: a directed distance is the smallest one
+            within which `percentile` per cent of one surface, by size, lies from the other
+            (DeepMind's surface-distance). `monai`: it is that percentile of the distances from the
+            object's edge pixels to the other object's, each pixel counting the same (MONAI's
+            `compute_hausdorff_distance`).
     """
     _check(prediction, target, spacing)
     if not 0 < percentile <= 100:
         raise ValueError(f"percentile is {percentile}; expected above 0 and at most 100")
+    if definition not in HD95_DEFINITIONS:
+        names = ", ".join(HD95_DEFINITIONS)
+        raise ValueError(f"definition is {definition!r}; expected one of {names}")
     if not prediction.any() or not target.any():
         return 0.0 if prediction.any() == target.any() else float("inf")
-    return max(
-        _weighted_percentile(distances, weights, percentile)
-        for distances, weights in _surface_distances(prediction, target, spacing)
-    )
+    return HD95_DEFINITIONS[definition](prediction, target, spacing, percentile)
 
 
 def nsd(prediction: Mask, target: Mask, spacing: Sequence[float], tolerance: float = 1.0) -> float:
@@ -72,54 +80,64 @@ def nsd(prediction: Mask, target: Mask, spacing: Sequence[float], tolerance: flo
     return float(within / total)
 
 
+def edge_distances(
+    prediction: Mask, target: Mask, spacing: Sequence[float]
+) -> tuple[Floats, Floats]:
+    """Distances in mm of the prediction's edge pixels to the target's, and back; none empty.
+
+    Edge pixels are those of the object that have a neighbour along an axis outside it.
+    """
+    crop = _bounding_box(prediction | target)
+    one, other = (mask[crop] & ~binary_erosion(mask[crop]) for mask in (prediction, target))
+    return _distances(one, other, spacing), _distances(other, one, spacing)
+
+
+def _surface_hd95(
+    prediction: Mask, target: Mask, spacing: Sequence[float], percentile: float
+) -> float:
+    return max(
+        _weighted_percentile(distances, weights, percentile)
+        for distances, weights in _surface_distances(prediction, target, spacing)
+    )
+
+
+def _monai_hd95(
+    prediction: Mask, target: Mask, spacing: Sequence[float], percentile: float
+) -> float:
+    directed = edge_distances(prediction, target, spacing)
+    return max(float(np.percentile(distances, percentile)) for distances in directed)
+
+
+HD95_DEFINITIONS: dict[str, Callable[[Mask, Mask, Sequence[float], float], float]] = {
+    "surface": _surface_hd95,
+    "monai": _monai_hd95,
+}
+
+
 def _surface_distances(
     prediction: Mask, target: Mask, spacing: Sequence[float]
-) -> tuple[Weighted, Weighted]:
+) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
     """(distances in mm, sizes) of the prediction's surface elements to the target's, and back."""
     crop = _bounding_box(prediction | target)  # nothing outside it can be surface
-    sizes = [_surface_elements(mask[crop], spacing) for mask in (prediction, target)]
-    directed = []
-    for near, far in (sizes, sizes[::-1]):
-        on_surface = ~np.isnan(near)
-        distance = distance_transform_edt(np.isnan(far), sampling=spacing)
-        directed.append((distance[on_surface], near[on_surface]))
-    return directed[0], directed[1]
+    one, other = (surface_elements(mask[crop], spacing) for mask in (prediction, target))
+    on_one, on_other = ~np.isnan(one), ~np.isnan(other)
+    return (
+        (_distances(on_one, on_other, spacing), one[on_one]),
+        (_distances(on_other, on_one, spacing), other[on_other]),
+    )
 
 
-def _surface_elements(mask: Mask, spacing: Sequence[float]) -> NDArray[np.float64]:
-    """Size (mm in 2D, mm^2 in 3D) of the surface at each pixel corner; NaN where there is none.
-
-    An array of n pixels along an axis has n + 1 corners along it. Means and differences are over
-    the 2^n pixels around a corner.
-    """
-    values = np.pad(mask, 1).astype(np.float64)
-    fill = values
-    for axis in range(mask.ndim):
-        fill = _pair_mean(fill, axis)
-    squared = np.zeros_like(fill)
-    for axis, step in enumerate(spacing):
-        slope = np.diff(values, axis=axis) / step
-        for other in range(mask.ndim):
-            if other != axis:
-                slope = _pair_mean(slope, other)
-        squared += slope**2
-    sizes = np.sqrt(squared) * np.prod(spacing)
-    return np.where((fill > 0) & (fill < 1), sizes, np.nan)
+def _distances(near: Mask, far: Mask, spacing: Sequence[float]) -> Floats:
+    """Distance in mm from each element of `near` to the closest one of `far`."""
+    distances: Floats = distance_transform_edt(~far, sampling=spacing)[near]
+    return distances
 
 
-def _pair_mean(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    """Means of neighbours along an axis; one fewer than before."""
-    length = values.shape[axis]
-    return (values.take(range(length - 1), axis) + values.take(range(1, length), axis)) / 2
-
-
-def _weighted_percentile(
-    values: NDArray[np.float64], weights: NDArray[np.float64], percentile: float
-) -> float:
+def _weighted_percentile(values: Floats, weights: Floats, percentile: float) -> float:
     """The smallest value at or below which `percentile` per cent of the weight lies."""
-    order = np.argsort(values)
-    share = np.cumsum(weights[order])
-    index = np.searchsorted(share, share[-1] * percentile / 100)
+    order = np.lexsort((weights, values))
+    share = np.cumsum(weights[order]) / weights[order].sum()
+    index = min(int(np.searchsorted(share, percentile / 100)), len(order) - 1)
     return float(values[order[index]])
 
 
