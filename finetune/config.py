@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from data_prep.common.components import Component, component, components
 from data_prep.common.errors import UserError
@@ -161,8 +161,11 @@ class EvaluateConfig:
     """Simulated users: each prompts for every object in its own way."""
     tolerance: float = 1.0
     """Distance within which surfaces agree for the NSD: mm, or pixels where spacing is unknown."""
+    hd95: Literal["surface", "monai"] = "surface"
+    """Definition of the HD95: `surface` as DeepMind's surface-distance, `monai` for comparison with
+    papers that used MONAI. docs/metrics.md says how they differ."""
     seed: int = 0
-    """Seed of the protocols' randomness, the bootstrap and the choice of few cases."""
+    """Seed of the protocols' randomness and of the choice of few cases."""
     device: str = "auto"
     """`cpu`, `cuda`, `mps`, or `auto`: a GPU if there is one."""
     threads: int | None = None

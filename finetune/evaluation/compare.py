@@ -1,6 +1,7 @@
 """Runs evaluated on the same cases: which is ahead, case by case."""
 
 import csv
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +12,10 @@ from data_prep.common.errors import UserError
 from data_prep.common.files import write_text
 from data_prep.common.results import markdown_table
 from finetune.config import CompareConfig
-from finetune.evaluation.statistics import bootstrap_interval
-from finetune.evaluation.tables import Row
+from finetune.evaluation.statistics import Mean, mean_interval, notes_on_groups
+from finetune.evaluation.tables import Row, case_groups, case_means
 
-TEXTS = ("case", "target", "protocol", "unit")
+TEXTS = ("case", "target", "protocol", "unit", "group", "hd95_definition")
 """Columns of results.csv that are not numbers."""
 
 
@@ -25,17 +26,23 @@ class Difference(NamedTuple):
     run: str
     dice: float
     """Mean Dice of the run."""
-    mean: float
+    difference: Mean
     """Mean difference of Dice to the baseline."""
-    low: float
-    high: float
 
     @property
     def verdict(self) -> str:
         """Whether the run is ahead, if the interval of the difference leaves out 0."""
-        if self.low > 0:
+        if math.isnan(self.difference.low):
+            return "no interval"
+        if self.difference.low > 0:
             return "ahead"
-        return "behind" if self.high < 0 else "no clear difference"
+        return "behind" if self.difference.high < 0 else "no clear difference"
+
+    @property
+    def signed(self) -> str:
+        """The difference with its interval, as `+0.012 (-0.003 to +0.027)`."""
+        mean, low, high = self.difference.mean, self.difference.low, self.difference.high
+        return f"{mean:+.3f}" + ("" if math.isnan(low) else f" ({low:+.3f} to {high:+.3f})")
 
 
 class Comparison(NamedTuple):
@@ -50,6 +57,8 @@ class Comparison(NamedTuple):
 
 def read_results(path: Path) -> list[Row]:
     """The rows of a `results.csv`, as `evaluate` wrote them.
+
+    In a file of an earlier version, which has no column `group`, each case is its own group.
 
     Raises:
         UserError: The file is not there, is not a results.csv, or has no rows.
@@ -76,14 +85,21 @@ def _value(name: str, text: str) -> Any:
 def compare(runs: Mapping[str, Sequence[Row]]) -> Comparison:
     """Dice of several runs over the same cases; the first one is the baseline.
 
-    A case counts by the mean over its targets; the interval (95 %, bootstrap) is that of the mean
-    difference of a case.
+    A case counts by the mean over its targets; the interval (95 %, see `mean_interval`) is that of
+    the mean difference of a case, where cases of one group do not count as independent.
 
     Raises:
-        UserError: Runs were evaluated on different cases, targets or protocols.
+        UserError: Runs were evaluated on different cases, targets or protocols, or by different
+            definitions of the HD95.
     """
     baseline, *others = runs
     for run in others:
+        names = [_definitions(runs[name]) for name in (baseline, run)]
+        if names[0] != names[1]:
+            raise UserError(
+                f"the HD95 of {baseline} is by {names[0]!r} and that of {run} by {names[1]!r};"
+                " evaluate both with the same --hd95"
+            )
         for what in ("protocol", "target", "case"):
             first, second = ({getattr(row, what) for row in runs[name]} for name in (baseline, run))
             if first != second:
@@ -93,18 +109,19 @@ def compare(runs: Mapping[str, Sequence[Row]]) -> Comparison:
                     f"{here} was evaluated on {what} {missing!r}, and {there} was not; compare runs"
                     " evaluated with the same options"
                 )
+    groups = case_groups(row for rows in runs.values() for row in rows)
     dice: dict[str, float] = {}
     differences = []
     for protocol in dict.fromkeys(row.protocol for row in runs[baseline]):
         reference = _dice_by_case(runs[baseline], protocol)
         dice[protocol] = float(np.mean(list(reference.values())))
+        members = [groups[case] for case in reference]
         for run in others:
             found = _dice_by_case(runs[run], protocol)
-            values = np.array([found[case] for case in reference])
-            paired = values - np.array(list(reference.values()))
-            interval = bootstrap_interval(paired, np.random.default_rng(0))
-            means = float(values.mean()), float(paired.mean())
-            differences.append(Difference(protocol, run, *means, *interval))
+            paired = [found[case] - value for case, value in reference.items()]
+            difference = mean_interval(paired, members, (-1, 1))
+            mean = float(np.mean(list(found.values())))
+            differences.append(Difference(protocol, run, mean, difference))
     return Comparison(baseline, dice, differences)
 
 
@@ -117,16 +134,16 @@ def comparison_markdown(comparison: Comparison) -> str:
         cells = [protocol, f"{dice:.3f}"]
         for run in runs:
             row = differences[protocol, run]
-            interval = f"{row.mean:+.3f}, {row.low:+.3f} to {row.high:+.3f}"
-            cells.append(f"{row.dice:.3f} ({interval}: {row.verdict})")
+            cells.append(f"{row.dice:.3f}, {row.signed}: {row.verdict}")
         rows.append(cells)
-    lines = [
-        *markdown_table(["prompt", comparison.baseline, *runs], rows),
-        "",
-        f"Mean Dice over cases; in brackets the difference to {comparison.baseline} case by case,"
-        " with its 95 % bootstrap interval.",
+    notes = [
+        f"Mean Dice over cases, then the difference to {comparison.baseline} case by case with its"
+        " 95 % interval (Student's t; cases of one group, such as a patient, do not count as"
+        " independent).",
+        *notes_on_groups(row.difference for row in comparison.differences),
     ]
-    return "\n".join(lines) + "\n"
+    table = markdown_table(["prompt", comparison.baseline, *runs], rows)
+    return "\n".join([*table, "", " ".join(notes)]) + "\n"
 
 
 def compare_runs(config: CompareConfig, resolved: str) -> None:
@@ -145,8 +162,8 @@ def compare_runs(config: CompareConfig, resolved: str) -> None:
 
 
 def _dice_by_case(rows: Iterable[Row], protocol: str) -> dict[str, float]:
-    values: dict[str, list[float]] = {}
-    for row in rows:
-        if row.protocol == protocol:
-            values.setdefault(row.case, []).append(row.dice)
-    return {case: float(np.mean(dices)) for case, dices in values.items()}
+    return case_means((row for row in rows if row.protocol == protocol), "dice")
+
+
+def _definitions(rows: Iterable[Row]) -> str:
+    return ", ".join(sorted({row.hd95_definition for row in rows}))

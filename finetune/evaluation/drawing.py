@@ -32,12 +32,12 @@ def draw_results(
 
     Args:
         rows: All rows that `evaluate` gave for these cases.
-        seed: Seed of the intervals and of the protocols' randomness.
+        seed: Seed of the protocols' randomness.
     """
     given = {row.protocol for row in rows}
     clicks = {name: number for name, number in clicks_of(protocols).items() if name in given}
     if clicks:
-        draw_dice_by_clicks({"": summarise(rows, seed)}, clicks, folder / "dice_by_clicks.png")
+        draw_dice_by_clicks({"": summarise(rows)}, clicks, folder / "dice_by_clicks.png")
     keys = dict.fromkeys(row.case for row in rows)
     records = dict.fromkeys(image.record for image in cases.images)
     record_of = dict(zip(keys, records, strict=True))  # both in stored order

@@ -35,6 +35,7 @@ def evaluate(
     protocols: Sequence[Protocol],
     tolerance: float = 1.0,
     seed: int = 0,
+    hd95: str = "surface",
 ) -> list[Row]:
     """Score every case, target and protocol; shows progress with the time left.
 
@@ -42,6 +43,7 @@ def evaluate(
         segmenter: The model, in evaluation mode.
         tolerance: Distance for the NSD, see `EvaluateConfig`.
         seed: Decides, with the key of an image, all randomness in the prompts for it.
+        hd95: Definition of the HD95, see `EvaluateConfig`.
     """
     rows = []
     work = len(cases.images) * len(protocols)
@@ -51,7 +53,7 @@ def evaluate(
             for protocol in protocols:
                 case.prompt(protocol, seed)
                 progress.update(len(case.images))
-            rows += case.score(tolerance)
+            rows += case.score(tolerance, hd95)
     return rows
 
 
@@ -65,6 +67,7 @@ class _Case:
         stored = cases.shards.record(images[0].record)
         assert stored.mask is not None
         self.key, self.spacing, self.labels = stored.key, stored.meta["spacing"], stored.mask
+        self.group = stored.meta["group"]
         self.is_volume = images[0].depth is not None
         pixels = stored.image if self.is_volume else stored.image[None]
         self.slices = PromptedVolume(segmenter, len(pixels), pixels.__getitem__)
@@ -109,7 +112,7 @@ class _Case:
             raise UserError(f"protocols: two of them give the row {min(twice)[1]!r}")
         self.answered |= found
 
-    def score(self, tolerance: float) -> list[Row]:
+    def score(self, tolerance: float, hd95: str) -> list[Row]:
         """One row for each target and protocol."""
         unit = "px" if self.spacing is None else "mm"
         spacing = self.spacing or [1.0] * self.labels.ndim
@@ -128,10 +131,12 @@ class _Case:
                         protocol=protocol,
                         dice=metrics.dice(prediction, truth),
                         iou=metrics.iou(prediction, truth),
-                        hd95=metrics.hd95(prediction, truth, spacing),
+                        hd95=metrics.hd95(prediction, truth, spacing, definition=hd95),
                         nsd=metrics.nsd(prediction, truth, spacing, tolerance),
                         unit=unit,
                         prompts=answer.prompts,
+                        group=self.group,
+                        hd95_definition=hd95,
                     )
                 )
         return rows
@@ -185,13 +190,13 @@ def evaluate_run(config: EvaluateConfig, resolved: str) -> None:
         require_prompts(segmenter.decoder, "protocols", protocol)
     cases = LabelledCases(config.data, config.seed)
     (output / "figures").mkdir(parents=True, exist_ok=True)
-    rows = evaluate(segmenter, cases, protocols, config.tolerance, config.seed)
-    summaries = summarise(rows, config.seed)
+    rows = evaluate(segmenter, cases, protocols, config.tolerance, config.seed, config.hd95)
+    summaries = summarise(rows, list(cases.targets))
 
     write_resolved_config(output, resolved)
     write_text(output / "results.csv", results_csv(rows))
     write_text(output / "summary.csv", summary_csv(summaries))
-    table = summary_markdown(summaries, config.tolerance)
+    table = summary_markdown(summaries, config.tolerance, config.hd95)
     write_text(output / "summary.md", table)
     draw_results(segmenter, cases, rows, protocols, config.seed, output / "figures")
     print(table, end="")

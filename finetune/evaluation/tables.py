@@ -5,15 +5,23 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
-from itertools import groupby
 
 import numpy as np
 
 from data_prep.common.results import markdown_table
-from finetune.evaluation.statistics import bootstrap_interval
+from finetune.evaluation.statistics import Mean, mean_interval, notes_on_groups
 
 ALL_TARGETS = "all targets"
 """Target name of the summary over all targets."""
+
+BOUNDS = {"dice": (0.0, 1.0), "iou": (0.0, 1.0), "hd95": (0.0, math.inf), "nsd": (0.0, 1.0)}
+"""Smallest and largest value of each metric."""
+
+HD95_NOTES = {
+    "surface": "HD95 by size of surface, as DeepMind's surface-distance.",
+    "monai": "HD95 by edge pixels, as MONAI.",
+}
+"""What a table says about its definition of the HD95."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +42,10 @@ class Row:
     """mm, or px where the shard set knows no spacing."""
     prompts: float = math.nan
     """Clicks and boxes given for the case; not told by earlier versions."""
-
-
-@dataclass(frozen=True)
-class Mean:
-    """Mean over cases with its 95 % bootstrap interval; NaN if there is no case to average."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        if math.isnan(self.mean):
-            return "-"
-        digits = 3 if self.high <= 1 else 2
-        return f"{self.mean:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+    group: str = ""
+    """Group (patient) of the record, hashed as in the shard set; empty: the case is its own."""
+    hd95_definition: str = "surface"
+    """As `EvaluateConfig.hd95`."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +55,7 @@ class Summary:
     target: str
     protocol: str
     cases: int
+    groups: int
     dice: Mean
     iou: Mean
     hd95: Mean
@@ -68,24 +66,24 @@ class Summary:
     unit: str
 
 
-def summarise(rows: Sequence[Row], seed: int = 0) -> list[Summary]:
+def summarise(rows: Sequence[Row], targets: Sequence[str] = ()) -> list[Summary]:
     """Means over cases, for each target and then for all targets together.
 
-    For all targets, a case counts once, by the mean over its targets. The intervals resample cases;
-    where several cases are of one patient, they are narrower than they should be.
+    For all targets, a case counts once, by the mean over its targets.
 
     Args:
-        seed: Seed of the resampling.
+        targets: Targets in their order; one without any case gets summaries of 0 cases. Others that
+            occur in `rows` follow.
     """
-    targets = list(dict.fromkeys(row.target for row in rows))
-    named = [(target, [row for row in rows if row.target == target]) for target in targets]
-    if len(targets) > 1:
-        named.append((ALL_TARGETS, list(rows)))
+    names = list(dict.fromkeys([*targets, *(row.target for row in rows)]))
+    kinds = list(dict.fromkeys((row.protocol, row.unit) for row in rows))
     summaries = []
-    for target, members in named:
-        for protocol, unit in dict.fromkeys((row.protocol, row.unit) for row in members):
-            group = [row for row in members if (row.protocol, row.unit) == (protocol, unit)]
-            summaries.append(_summary(target, protocol, unit, group, seed))
+    for target in names if len(names) < 2 else [*names, ALL_TARGETS]:
+        members = [row for row in rows if target in (row.target, ALL_TARGETS)]
+        held = {(row.protocol, row.unit) for row in members}
+        for protocol, unit in [kind for kind in kinds if kind in held] or kinds:
+            same = [row for row in members if (row.protocol, row.unit) == (protocol, unit)]
+            summaries.append(_summary(target, protocol, unit, same))
     return summaries
 
 
@@ -95,70 +93,79 @@ def results_csv(rows: Iterable[Row]) -> str:
 
 
 def summary_csv(summaries: Iterable[Summary]) -> str:
-    """All summaries as CSV; a mean takes three columns, as dice, dice_low and dice_high."""
+    """All summaries as CSV; a mean takes three columns, as dice, dice_low and dice_high.
+
+    A cell is empty where there is nothing to average, or no interval.
+    """
     lines = []
     for summary in summaries:
         line: dict[str, object] = {}
         for name, value in asdict(summary).items():
             if isinstance(value, dict):
-                line |= {name: value["mean"], f"{name}_low": value["low"]}
-                line |= {f"{name}_high": value["high"]}
+                columns = {name: "mean", f"{name}_low": "low", f"{name}_high": "high"}
+                line |= {k: "" if math.isnan(value[v]) else value[v] for k, v in columns.items()}
             else:
                 line[name] = value
         lines.append(line)
     return _csv(list(lines[0]), (line.values() for line in lines))
 
 
-def summary_markdown(summaries: Sequence[Summary], tolerance: float) -> str:
-    """The summaries as a Markdown table with a note on how to read it.
+def summary_markdown(
+    summaries: Sequence[Summary], tolerance: float, hd95_definition: str = "surface"
+) -> str:
+    """The summaries as a Markdown table with notes on how to read it.
 
     Args:
         tolerance: Tolerance of the NSD, in the summaries' unit.
+        hd95_definition: As `EvaluateConfig.hd95`.
     """
     units = sorted({summary.unit for summary in summaries})
     unit = units[0] if len(units) == 1 else ""
-    header = ["target", "prompt", "cases", "Dice", "IoU"]
+    header = ["target", "prompt", "cases", "groups", "Dice", "IoU"]
     header += [f"HD95 {unit}", f"NSD at {tolerance:g} {unit}", "missed"]
     rows: list[list[object]] = []
     for row in summaries:
-        hd95 = f"{row.hd95}" if unit else f"{row.hd95} {row.unit}"
-        cells = [row.target, row.protocol, row.cases, row.dice, row.iou, hd95, row.nsd, row.missed]
-        rows.append(cells)
-    lines = [
-        *markdown_table(header, rows),
-        "",
-        "Mean over cases, with 95 % bootstrap interval. HD95 leaves out targets of which nothing"
-        " was predicted; `missed` counts them.",
+        hd95 = f"{row.hd95}" if unit or not row.cases else f"{row.hd95} {row.unit}"
+        cells = [row.target, row.protocol, row.cases, row.groups, row.dice, row.iou, hd95, row.nsd]
+        rows.append([*cells, row.missed if row.cases else "-"])
+    notes = [
+        "Mean over cases, with its 95 % interval (Student's t; cases of one group, such as a"
+        " patient, do not count as independent).",
+        *notes_on_groups(getattr(row, metric) for row in summaries for metric in BOUNDS),
+        HD95_NOTES[hd95_definition],
+        "It leaves out targets of which nothing was predicted; `missed` counts them.",
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*markdown_table(header, rows), "", " ".join(notes)]) + "\n"
 
 
-def _summary(target: str, protocol: str, unit: str, rows: list[Row], seed: int) -> Summary:
+def case_groups(rows: Iterable[Row]) -> dict[str, str]:
+    """The group of each case: the case itself where none is known."""
+    groups: dict[str, str] = {}
+    for row in rows:
+        if row.group or row.case not in groups:
+            groups[row.case] = row.group or row.case
+    return groups
+
+
+def case_means(rows: Iterable[Row], metric: str) -> dict[str, float]:
+    """Mean over targets of each case, of its finite values; cases without any are left out."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        if math.isfinite(value := getattr(row, metric)):
+            values.setdefault(row.case, []).append(value)
+    return {case: float(np.mean(found)) for case, found in values.items()}
+
+
+def _summary(target: str, protocol: str, unit: str, rows: list[Row]) -> Summary:
+    groups = case_groups(rows)
     means = {}
-    for metric in ("dice", "iou", "hd95", "nsd"):
-        values = _case_means(rows, metric)
-        if values:
-            interval = bootstrap_interval(values, np.random.default_rng(seed))
-            means[metric] = Mean(float(np.mean(values)), *interval)
-        else:
-            means[metric] = Mean(math.nan, math.nan, math.nan)
-    cases = len({row.case for row in rows})
+    for metric, bounds in BOUNDS.items():
+        values = case_means(rows, metric)
+        members = [groups[case] for case in values]
+        means[metric] = mean_interval(list(values.values()), members, bounds)
+    cases, numbers = len(groups), len(set(groups.values()))
     missed = sum(math.isinf(row.hd95) for row in rows)
-    return Summary(target, protocol, cases, **means, missed=missed, unit=unit)
-
-
-def _case_means(rows: list[Row], metric: str) -> list[float]:
-    """Mean of the finite values of each case that has any."""
-    result = []
-    for _, members in groupby(sorted(rows, key=_case), key=_case):
-        finite = [value for row in members if math.isfinite(value := getattr(row, metric))]
-        if finite:
-            result.append(float(np.mean(finite)))
-    return result
-
-
-def _case(row: Row) -> str:
-    return row.case
+    return Summary(target, protocol, cases, numbers, **means, missed=missed, unit=unit)
 
 
 def _csv(header: list[str], rows: Iterable[Iterable[object]]) -> str:

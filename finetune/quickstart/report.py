@@ -4,6 +4,7 @@ Every sentence about a result is computed from the run's files, whichever side w
 """
 
 import json
+from collections import Counter
 from html import escape
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from data_prep.readers.images import read_image
 from finetune.evaluation.compare import Comparison, compare, read_results
 from finetune.evaluation.drawing import draw_dice_by_clicks
 from finetune.evaluation.metrics import dice
+from finetune.evaluation.statistics import notes_on_groups
 from finetune.evaluation.tables import ALL_TARGETS, Summary, summarise
 from finetune.inference.loading import load_segmenter
 from finetune.quickstart import page
@@ -35,8 +37,8 @@ TEMPLATE_LIMITS = (
     "All labelled images, and most of those for pretraining, are slices of one averaged template"
     " brain, or views of them. The held-out ones are from a slab of that same brain, so they are"
     " easier than a new patient, and they say nothing about another scanner, organ or disease.",
-    "Neighbouring slices look alike, and views of a slice overlap. The intervals treat them as"
-    " independent cases and are therefore too narrow.",
+    "Neighbouring slices look alike, and views of a slice overlap. As all are of one brain, there"
+    " are no intervals: nothing shows how much brains differ.",
 )
 FOLDER_LIMITS = (
     "The volumes are split by case, so no held-out patient was seen in pretraining or adaptation;"
@@ -110,17 +112,21 @@ def _overview(folder: Path, template: bool) -> str:
 
 def _result_in_words(comparison: Comparison) -> str:
     rows = comparison.differences
-    counts = {"ahead": 0, "behind": 0, "no clear difference": 0}
-    for row in rows:
-        counts[row.verdict] += 1
+    counts = Counter(row.verdict for row in rows)
     spread = ", ".join(
         f"{row.protocol} {row.dice:.3f} against {comparison.dice[row.protocol]:.3f}" for row in rows
     )
+    means = f"Mean Dice on the held-out cases, pretrained against untrained: {spread}."
+    if counts["no interval"]:
+        return (
+            f"{means} All held-out cases are of one group, a patient or a template, so there is no"
+            " interval of the difference and none can be called clear."
+        )
     return (
-        f"Mean Dice on the held-out cases, pretrained against untrained: {spread}. Of"
-        f" {len(rows)} ways to prompt, the pretrained encoder is ahead in {counts['ahead']} and"
-        f" behind in {counts['behind']}; in {counts['no clear difference']} there is no clear"
-        " difference (ahead or behind: the 95 % interval of the mean difference leaves out 0)."
+        f"{means} Of {len(rows)} ways to prompt, the pretrained encoder is ahead in"
+        f" {counts['ahead']} and behind in {counts['behind']};"
+        f" in {counts['no clear difference']} there is no clear difference (ahead or behind:"
+        " the 95 % interval of the mean difference leaves out 0)."
     )
 
 
@@ -213,7 +219,7 @@ def _evaluation(
             row.protocol,
             f"{row.dice:.3f}",
             f"{comparison.dice[row.protocol]:.3f}",
-            f"{row.mean:+.3f} ({row.low:+.3f} to {row.high:+.3f})",
+            row.signed,
             row.verdict,
         ]
         for row in comparison.differences
@@ -231,9 +237,13 @@ def _evaluation(
             " is where the object is deepest, each further one where an error is; or the prompt is"
             " the exact box of the object."
         ),
-        page.figure(figures / "dice_by_clicks.png", "Mean Dice by clicks, with 95 % interval."),
+        page.figure(
+            figures / "dice_by_clicks.png",
+            "Mean Dice by clicks, with 95 % interval if there is one.",
+        ),
         page.table(["prompt", *RUNS, "difference of Dice", ""], differences),
-        page.paragraph("The same by target, mean with 95 % bootstrap interval over cases:"),
+        *map(page.paragraph, notes_on_groups(row.difference for row in comparison.differences)),
+        page.paragraph("The same by target, mean with 95 % interval over groups:"),
         page.table(
             ["target", "prompt", *(f"{m}, {run}" for m in ("Dice", "IoU") for run in RUNS)], table
         ),

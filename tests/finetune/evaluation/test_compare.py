@@ -1,13 +1,16 @@
 """Comparison of runs: differences case by case, any number of runs, and the command."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_prep.common.cli import run_program
 from data_prep.common.errors import UserError
 from finetune.__main__ import COMMANDS
-from finetune.evaluation.compare import compare, read_results
+from finetune.evaluation.compare import Difference, compare, comparison_markdown, read_results
+from finetune.evaluation.statistics import mean_interval
 from finetune.evaluation.tables import Row, results_csv
 
 CASES = [f"case{index}" for index in range(8)]
@@ -29,7 +32,8 @@ def test_differences_are_taken_case_by_case() -> None:
     assert comparison.dice == {"box": pytest.approx(0.35)}
     ahead, same, behind = comparison.differences
     assert [row.run for row in comparison.differences] == ["ahead", "same", "behind"]
-    assert (ahead.mean, ahead.low, ahead.high) == pytest.approx((0.02, 0.02, 0.02))
+    found = ahead.difference
+    assert (found.mean, found.low, found.high) == pytest.approx((0.02, 0.02, 0.02))
     assert ahead.dice == pytest.approx(0.37)
     verdicts = [row.verdict for row in (ahead, same, behind)]
     assert verdicts == ["ahead", "no clear difference", "behind"]
@@ -45,6 +49,67 @@ def test_runs_on_other_cases_targets_or_protocols_are_refused() -> None:
     ):
         with pytest.raises(UserError, match=named):
             compare({"a": rows(0), "b": other})
+
+
+def grouped(shifts: dict[str, float], groups: dict[str, str]) -> list[Row]:
+    return [
+        Row(case, "a", "box", 0.5 + shift, 0, 0, 0, "px", group=groups.get(case, ""))
+        for case, shift in shifts.items()
+    ]
+
+
+def test_cases_of_one_patient_do_not_count_as_independent() -> None:
+    shifts = {f"case{n}": 0.02 + 0.03 * (n // 4) + 0.001 * n for n in range(8)}
+    patients = {case: f"p{int(case[4:]) // 4}" for case in shifts}
+    zeros = dict.fromkeys(shifts, 0.0)
+
+    def difference(*known: dict[str, str]) -> Difference:
+        base, run = grouped(zeros, known[0]), grouped(shifts, known[1])
+        (found,) = compare({"base": base, "run": run}).differences
+        return found
+
+    apart, alike = difference({}, {}), difference(patients, patients)
+    assert (apart.verdict, apart.difference.groups) == ("ahead", 8)
+    assert (alike.verdict, alike.difference.groups) == ("no clear difference", 2)
+    means = [np.mean([shifts[c] for c in shifts if patients[c] == p]) for p in ("p0", "p1")]
+    expected = mean_interval(means, ["p0", "p1"], (-1, 1))
+    assert (alike.difference.low, alike.difference.high) == pytest.approx(
+        (expected.low, expected.high)
+    )
+    # Results of an earlier version know no groups; those of the other run do.
+    assert difference({}, patients) == difference(patients, {}) == alike
+
+
+def test_one_patient_has_no_interval() -> None:
+    shifts = dict.fromkeys(CASES, 0.1)
+    runs = {
+        "base": grouped(dict.fromkeys(CASES, 0.0), dict.fromkeys(CASES, "p")),
+        "run": grouped(shifts, dict.fromkeys(CASES, "p")),
+    }
+    comparison = compare(runs)
+    assert comparison.differences[0].verdict == "no interval"
+    text = comparison_markdown(comparison)
+    assert "| box | 0.500 | 0.600, +0.100: no interval |" in text
+    assert "No interval: all cases of that mean are of one group" in text
+
+
+def test_results_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    """They have no number of prompts, group and definition of the HD95."""
+    path = tmp_path / "results.csv"
+    lines = [line.split(",") for line in results_csv(rows(0)).splitlines()]
+    assert lines[0][-3:] == ["prompts", "group", "hd95_definition"]
+    path.write_text("".join(",".join(line[:-3]) + "\n" for line in lines))
+    assert read_results(path) == rows(0)
+    path.write_text(results_csv(grouped({"c": 0.1}, {"c": "p"})))
+    assert read_results(path)[0].group == "p"
+
+
+def test_runs_scored_by_other_definitions_are_refused() -> None:
+    monai = [replace(row, hd95_definition="monai") for row in rows(0)]
+    message = "HD95 of a is by 'surface' and that of b by 'monai'; .* same --hd95"
+    with pytest.raises(UserError, match=message):
+        compare({"a": rows(0), "b": monai})
+    assert compare({"a": monai, "b": monai}).differences
 
 
 def test_a_file_without_results_is_refused(tmp_path: Path) -> None:
@@ -69,8 +134,8 @@ def test_the_command_writes_one_table(tmp_path: Path, capsys) -> None:
     run_program("finetune", COMMANDS, ["compare", results, f"--output={output}"])
     lines = output.read_text().splitlines()
     assert lines[0] == "| prompt | u | v | w |"
-    assert lines[2].startswith("| box | 0.350 | 0.450 (+0.100, +0.100 to +0.100: ahead) | 0.250 (-")
-    assert lines[3].startswith("| 1 click | 0.350 | 0.400 (+0.050")
+    assert lines[2].startswith("| box | 0.350 | 0.450, +0.100 (+0.100 to +0.100): ahead | 0.250, -")
+    assert lines[3].startswith("| 1 click | 0.350 | 0.400, +0.050 (")
     assert capsys.readouterr().out == output.read_text()
 
 

@@ -1,7 +1,6 @@
 """Evaluation: protocols against literal loops over single objects, tables, and the command."""
 
 import csv
-import math
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ from finetune.data.cases import LabelledCases
 from finetune.evaluation import metrics
 from finetune.evaluation.evaluate import evaluate
 from finetune.evaluation.protocols import Box, Clicks, JitteredBox
-from finetune.evaluation.tables import Row, results_csv, summarise, summary_csv, summary_markdown
 from finetune.inference.loading import find_device, load_segmenter
 from finetune.inference.prompted import PromptedImage
 from finetune.model.prompt_encoder import Prompts
@@ -216,43 +214,6 @@ def test_jittered_boxes_depend_on_the_seed_alone(make_shards, organs, discs):
     assert boxes_alone != [row.iou for row in rows.values()]
 
 
-def row(case: str, target: str, dice: float, hd95: float, protocol: str = "box") -> Row:
-    return Row(case, target, protocol, dice, dice / 2, hd95, dice / 4, "mm")
-
-
-def test_summary_averages_cases_and_counts_what_was_missed():
-    rows = [
-        row("p", "liver", 0.5, 2.0),
-        row("q", "liver", 0.7, math.inf),
-        row("p", "tumour", 0.1, math.inf),
-        row("p", "liver", 0.9, 1.0, "1 click"),
-    ]
-    liver, click, tumour, everything, _ = summarise(rows)
-    assert (liver.target, liver.protocol, liver.cases, liver.missed) == ("liver", "box", 2, 1)
-    assert liver.dice.mean == pytest.approx(0.6)
-    assert (liver.dice.low, liver.dice.high) == (0.5, 0.7)
-    assert (liver.hd95.mean, liver.hd95.low, liver.hd95.high) == (2.0, 2.0, 2.0)
-    assert (click.protocol, click.cases, click.hd95.mean) == ("1 click", 1, 1.0)
-    assert tumour.missed == 1 and math.isnan(tumour.hd95.mean) and str(tumour.hd95) == "-"
-    assert (everything.target, everything.protocol) == ("all targets", "box")
-    # Case p counts once, by the mean of its two targets.
-    assert everything.dice.mean == pytest.approx((0.3 + 0.7) / 2)
-    assert (everything.cases, everything.missed) == (2, 2)
-    assert everything.hd95.mean == 2.0
-
-
-def test_tables_hold_the_figures():
-    rows = [row("p", "liver", 0.5, 2.0), row("q", "liver", 0.7, math.inf)]
-    (line, _) = list(csv.DictReader(results_csv(rows).splitlines()))
-    assert line["case"] == "p" and float(line["iou"]) == 0.25 and line["unit"] == "mm"
-    (summary,) = list(csv.DictReader(summary_csv(summarise(rows)).splitlines()))
-    assert float(summary["dice"]) == pytest.approx(0.6)
-    assert (float(summary["dice_low"]), float(summary["dice_high"])) == (0.5, 0.7)
-    table = summary_markdown(summarise(rows), 1.0)
-    assert "| liver | box | 2 | 0.600 (0.500 to 0.700) |" in table
-    assert "HD95 mm" in table and "2.00 (2.00 to 2.00)" in table
-
-
 def test_the_command_writes_tables_and_figures(make_shards, organs, run_folder, tmp_path):
     shards = make_shards([organs(0), organs(1), organs(2)], LABELS)
     output = tmp_path / "evaluation"
@@ -264,6 +225,7 @@ def test_the_command_writes_tables_and_figures(make_shards, organs, run_folder, 
     assert len(rows) == 3 * 3 * 5
     keys = {ShardDataset(shards).record(index).key for index in range(3)}
     assert {line["case"] for line in rows} == keys
+    assert len({line["group"] for line in rows}) == 3
     summaries = list(csv.DictReader((output / "summary.csv").read_text().splitlines()))
     assert len(summaries) == 4 * 5
     assert (output / "summary.md").read_text().count("\n| ") == 4 * 5
@@ -273,6 +235,36 @@ def test_the_command_writes_tables_and_figures(make_shards, organs, run_folder, 
     with pytest.raises(SystemExit) as stop:
         run_program("finetune", COMMANDS, ["evaluate", *arguments])
     assert stop.value.code == 2
+
+
+def test_the_command_scores_by_monai_and_lists_targets_without_a_case(
+    make_shards, organs, run_folder, tmp_path, capsys
+):
+    sample = organs(0)
+    sample.mask[sample.mask == 2] = 0
+    shards = make_shards([sample], LABELS)
+    arguments = [f"--run={run_folder}", f"--data.shards={shards}", "--data.split=train"]
+    arguments += ["--protocols=[Box]", "--device=cpu"]
+    found = {}
+    for name in ("surface", "monai"):
+        output = tmp_path / name
+        options = [*arguments, f"--output={output}", f"--hd95={name}"]
+        run_program("finetune", COMMANDS, ["evaluate", *options])
+        found[name] = list(csv.DictReader((output / "results.csv").read_text().splitlines()))
+        assert {row["hd95_definition"] for row in found[name]} == {name}
+        table = (output / "summary.md").read_text()
+        assert table in capsys.readouterr().out
+        assert ("as MONAI" in table) == (name == "monai")
+        assert "| tumour | box | 0 | 0 | - | - | - | - | - |" in table
+        lines = list(csv.DictReader((output / "summary.csv").read_text().splitlines()))
+        assert {line["target"]: line["cases"] for line in lines}["tumour"] == "0"
+    for column in ("dice", "nsd"):
+        assert found["surface"][0][column] == found["monai"][0][column]
+    assert found["surface"][0]["hd95"] != found["monai"][0]["hd95"]
+    results = f"--results=[{tmp_path / 'surface'}, {tmp_path / 'monai'}]"
+    with pytest.raises(SystemExit):
+        run_program("finetune", COMMANDS, ["compare", results])
+    assert "evaluate both with the same --hd95" in capsys.readouterr().err
 
 
 def test_a_run_comes_back_from_its_newest_checkpoint(run_folder):
