@@ -119,7 +119,7 @@ def _result_in_words(comparison: Comparison) -> str:
     means = f"Mean Dice on the held-out cases, pretrained against untrained: {spread}."
     if counts["no interval"]:
         return (
-            f"{means} All held-out cases are of one group, a patient or a template, so there is no"
+            f"{means} All held-out cases are of one group, such as a patient, so there is no"
             " interval of the difference and none can be called clear."
         )
     return (

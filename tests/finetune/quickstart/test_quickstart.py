@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -16,6 +17,8 @@ import yaml
 
 from data_prep.common.cli import run_program
 from finetune.__main__ import COMMANDS
+from finetune.evaluation.compare import read_results
+from finetune.evaluation.tables import results_csv
 from finetune.quickstart.report import write_report
 
 ROOT = Path(__file__).parents[3]
@@ -132,12 +135,19 @@ def test_the_report_follows_the_results_whoever_wins(finished, tmp_path) -> None
     shutil.copytree(finished[0], out)
 
     def scored(run: str, better: float) -> None:
+        """Three patients of one score, in place of the only held-out one."""
         path = out / "evaluate" / run / "results.csv"
-        header, *lines = path.read_text().splitlines()
-        place = header.split(",").index("dice")
-        cells = [line.split(",") for line in lines]
-        changed = [[*row[:place], str(better), *row[place + 1 :]] for row in cells]
-        path.write_text("\n".join([header, *(",".join(row) for row in changed)]) + "\n")
+        rows = [row for row in read_results(path) if row.case in (first, "x")]
+        path.write_text(
+            results_csv(
+                replace(row, case=patient, group=patient, dice=better)
+                for patient in "xyz"
+                for row in rows
+            )
+        )
+
+    first = read_results(out / "evaluate" / "pretrained" / "results.csv")[0].case
+    assert "All held-out cases are of one group" in write_report(out).read_text()
 
     for pretrained, untrained, ahead, behind in ((0.8, 0.6, 5, 0), (0.3, 0.7, 0, 5)):
         scored("pretrained", pretrained)
