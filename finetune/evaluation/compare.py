@@ -53,6 +53,8 @@ class Comparison(NamedTuple):
     """Mean Dice of the baseline by protocol."""
     differences: list[Difference]
     """Of every other run, by protocol."""
+    groups_known: bool = True
+    """False if some case counts as its own group because no run's results name its group."""
 
 
 def read_results(path: Path) -> list[Row]:
@@ -109,7 +111,9 @@ def compare(runs: Mapping[str, Sequence[Row]]) -> Comparison:
                     f"{here} was evaluated on {what} {missing!r}, and {there} was not; compare runs"
                     " evaluated with the same options"
                 )
-    groups = case_groups(row for rows in runs.values() for row in rows)
+    everything = [row for rows in runs.values() for row in rows]
+    groups = case_groups(everything)
+    known = groups.keys() == {row.case for row in everything if row.group}
     dice: dict[str, float] = {}
     differences = []
     for protocol in dict.fromkeys(row.protocol for row in runs[baseline]):
@@ -122,7 +126,7 @@ def compare(runs: Mapping[str, Sequence[Row]]) -> Comparison:
             difference = mean_interval(paired, members, (-1, 1))
             mean = float(np.mean(list(found.values())))
             differences.append(Difference(protocol, run, mean, difference))
-    return Comparison(baseline, dice, differences)
+    return Comparison(baseline, dice, differences, known)
 
 
 def comparison_markdown(comparison: Comparison) -> str:
@@ -142,6 +146,11 @@ def comparison_markdown(comparison: Comparison) -> str:
         " independent).",
         *notes_on_groups(row.difference for row in comparison.differences),
     ]
+    if not comparison.groups_known:
+        notes.append(
+            "These results name no groups, as those of earlier versions: each case counts as its"
+            " own. Evaluate again if a patient has several."
+        )
     table = markdown_table(["prompt", comparison.baseline, *runs], rows)
     return "\n".join([*table, "", " ".join(notes)]) + "\n"
 

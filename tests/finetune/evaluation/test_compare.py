@@ -89,6 +89,7 @@ def test_one_patient_has_no_interval() -> None:
     comparison = compare(runs)
     assert comparison.differences[0].verdict == "no interval"
     text = comparison_markdown(comparison)
+    assert "each case counts as its own" not in text
     assert "| box | 0.500 | 0.600, +0.100: no interval |" in text
     assert "No interval: all cases of that mean are of one group" in text
 
@@ -100,6 +101,9 @@ def test_results_of_an_earlier_version_are_read(tmp_path: Path) -> None:
     assert lines[0][-3:] == ["prompts", "group", "hd95_definition"]
     path.write_text("".join(",".join(line[:-3]) + "\n" for line in lines))
     assert read_results(path) == rows(0)
+    assert "each case counts as its own" in comparison_markdown(
+        compare({"a": rows(0), "b": rows(0)})
+    )
     path.write_text(results_csv(grouped({"c": 0.1}, {"c": "p"})))
     assert read_results(path)[0].group == "p"
 
