@@ -193,7 +193,8 @@ class PredictConfig:
     clicks: str = ""
     """Clicks as "x,y,label x,y,label": label 1 on the object, 0 on the background."""
     box: str = ""
-    """Box around the object as "x0,y0,x1,y1": its first and last column and row."""
+    """Box around the object as "x0,y0,x1,y1": its left, upper, right and lower edge. The pixel in
+    column x covers x to x + 1, so x1 and y1 are one more than the object's last column and row."""
     target: str | None = None
     """Target to segment, for a model whose decoder takes no prompts."""
     slice: int | None = None

@@ -46,7 +46,7 @@ def show(
     Args:
         points: (n, 2) pixels (x, y).
         labels: (n,) 1 for green, 0 for red.
-        box: X0, y0, x1, y1 in pixels, both ends inside.
+        box: X0, y0, x1, y1, see `finetune.prompts.boxes`.
     """
     axes.imshow(image, cmap="gray", vmin=0, vmax=np.iinfo(image.dtype).max)
     if mask is not None:
@@ -55,7 +55,7 @@ def show(
     colours = [POSITIVE_COLOUR if label else NEGATIVE_COLOUR for label in np.asarray(labels)]
     axes.scatter(dots[:, 0], dots[:, 1], c=colours, s=22, edgecolors="black", linewidths=0.6)
     if box is not None:
-        x0, y0, x1, y1 = np.asarray(box, dtype=float) + np.array([-0.5, -0.5, 0.5, 0.5])
+        x0, y0, x1, y1 = np.asarray(box, dtype=float) - 0.5  # here pixel centres are whole
         axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=POSITIVE_COLOUR, linewidth=1)
     axes.set_xlim(-0.5, image.shape[1] - 0.5)
     axes.set_ylim(image.shape[0] - 0.5, -0.5)

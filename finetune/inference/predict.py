@@ -36,7 +36,7 @@ class Prompt:
     labels: NDArray[np.int64]
     """(n,) 1 or 0."""
     box: NDArray[np.float64] | None
-    """(4,) x0, y0, x1, y1."""
+    """(4,) x0, y0, x1, y1, see `finetune.prompts.boxes`."""
     target: str | None = None
     """For a decoder that takes no prompts."""
 
@@ -122,8 +122,8 @@ def parse_prompt(clicks: str, box: str, target: str | None = None) -> Prompt:
         points.append((x, y))
         labels.append(int(label))
     corners = np.array(_numbers(box.strip(), 4, "box", "x0,y0,x1,y1")) if box.strip() else None
-    if corners is not None and (corners[:2] > corners[2:]).any():
-        raise UserError(f"box: {box!r} must have x0 <= x1 and y0 <= y1")
+    if corners is not None and (corners[:2] >= corners[2:]).any():
+        raise UserError(f"box: {box!r} must have x0 < x1 and y0 < y1")
     coordinates = np.array(points, float).reshape(-1, 2)
     return Prompt(coordinates, np.array(labels, np.int64), corners, target)
 
@@ -135,11 +135,11 @@ def check_inside(prompt: Prompt, size: tuple[int, int]) -> None:
         UserError: Names the point.
     """
     height, width = size
-    named = [("clicks", point) for point in prompt.points]
-    if prompt.box is not None:
-        named += [("box", corner) for corner in prompt.box.reshape(2, 2)]
-    for name, (x, y) in named:
-        if not (0 <= x <= width - 1 and 0 <= y <= height - 1):
+    named = [("clicks", point, 1) for point in prompt.points]  # a click is on a pixel
+    if prompt.box is not None:  # and a corner may lie on the far edge of the last one
+        named += [("box", corner, 0) for corner in prompt.box.reshape(2, 2)]
+    for name, (x, y), end in named:
+        if not (0 <= x <= width - end and 0 <= y <= height - end):
             raise UserError(
                 f"{name}: ({x:g}, {y:g}) lies outside the image, which is {width} pixels wide and"
                 f" {height} high"

@@ -29,7 +29,7 @@ class Answer:
     labels: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     """(n,) 1 on the object, 0 on the background."""
     box: NDArray[np.float64] | None = None
-    """(4,) x0, y0, x1, y1 in pixels of the image."""
+    """(4,) x0, y0, x1, y1 in the image, see `finetune.prompts.boxes`."""
     logits: Tensor | None = None
     """(1, 1, S / 4, S / 4) of the prediction, to be given as `previous`."""
 
@@ -74,7 +74,7 @@ class PromptedImage:
         Args:
             points: (M, n, 2) clicks (x, y) in pixels of the image.
             labels: (M, n) 1 or 0, for the points.
-            boxes: (M, 4) x0, y0, x1, y1 in pixels of the image.
+            boxes: (M, 4) x0, y0, x1, y1 in the image, corners as in `finetune.prompts.boxes`.
             previous: (M, 1, S / 4, S / 4) logits returned by an earlier call.
             targets: Names of M targets, for a decoder that takes no prompts.
 

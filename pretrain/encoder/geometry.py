@@ -3,7 +3,8 @@
 Coordinates follow SAM's prompt encoder, which adds one half to what it is given: an integer (x, y)
 is the centre of a pixel. Resizing keeps pixel edges, not pixel centres, in proportion, so a point
 moves as x' = (x + 0.5) * scale - 0.5 and stays on the same spot of the picture. (SAM's own
-`ResizeLongestSide.apply_coords` leaves the half out, and is off by up to half a pixel.)
+`ResizeLongestSide.apply_coords` leaves the half out, and is off by up to half a pixel.) The corners
+of a box are edges, not pixels: they lie between pixels, and move as x' = x * scale, as in SAM.
 """
 
 from dataclasses import dataclass
@@ -73,15 +74,16 @@ class Resize:
 
     def points(self, points: ArrayLike) -> NDArray[np.float32]:
         """Map (..., 2) points (x, y) of the image to points of the square, as float32."""
-        height, width = self.resized
-        scale = np.array([width / self.original[1], height / self.original[0]])
-        moved = (np.asarray(points, dtype=np.float64) + 0.5) * scale - 0.5
+        moved = (np.asarray(points, dtype=np.float64) + 0.5) * self._scale() - 0.5
         return moved.astype(np.float32)
 
     def boxes(self, boxes: ArrayLike) -> NDArray[np.float32]:
-        """Map (..., 4) boxes (x0, y0, x1, y1), corners as `points`, to the square, as float32."""
-        corners = np.asarray(boxes, dtype=np.float64)
-        return self.points(corners.reshape(*corners.shape[:-1], 2, 2)).reshape(corners.shape)
+        """Map (..., 4) boxes (x0, y0, x1, y1) to the square, as float32.
+
+        Corners are continuous: the pixel in column x covers x to x + 1.
+        """
+        moved = np.asarray(boxes, dtype=np.float64) * np.tile(self._scale(), 2)
+        return moved.astype(np.float32)
 
     def valid(self) -> Tensor:
         """(size, size) bool: where the square shows the image and not padding."""
@@ -106,6 +108,11 @@ class Resize:
             square = _bilinear(square, (self.size, self.size))
         restored = _bilinear(square[..., :height, :width], self.original)
         return restored.reshape(*logits.shape[:-2], *self.original)
+
+    def _scale(self) -> NDArray[np.float64]:
+        """Pixels of the square per pixel of the image, along x and along y."""
+        height, width = self.resized
+        return np.array([width / self.original[1], height / self.original[0]])
 
     def _check(self, shape: tuple[int, ...]) -> None:
         if tuple(shape[-2:]) != self.original:

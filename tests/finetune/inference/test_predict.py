@@ -178,7 +178,7 @@ def test_the_real_model_answers(run_folder, tmp_path):
         (["--clicks=5,5,2"], "clicks: '5,5,2' has the label 2"),
         (["--clicks=5,nan,1"], "is not of the form"),
         (["--box=1,2,3"], "box: '1,2,3' is not of the form x0,y0,x1,y1"),
-        (["--box=9,2,3,4"], "must have x0 <= x1"),
+        (["--box=9,2,3,4"], "must have x0 < x1"),
         (["--box=1,2,3,200"], "box: (3, 200) lies outside"),
         (["--clicks=5,5,1", "--slice=2"], "is a single picture"),
         (["--clicks=5,5,1", "--output=mask.nii.gz"], "must end in .png"),
@@ -220,6 +220,8 @@ def test_nothing_is_overwritten(with_discs, capsys, tmp_path):
 
 
 def test_the_edge_of_the_image_is_inside_it():
-    check_inside(parse_prompt("0,0,1 89,119,0", "0,0,89,119"), (120, 90))
+    check_inside(parse_prompt("0,0,1 89,119,0", "0,0,90,120"), (120, 90))
+    with pytest.raises(UserError, match=r"box: \(91, 120\)"):
+        check_inside(parse_prompt("", "0,0,91,120"), (120, 90))
     with pytest.raises(UserError, match=r"\(89\.5, 119\)"):
         check_inside(parse_prompt("89.5,119,1", ""), (120, 90))
