@@ -19,7 +19,7 @@ from data_prep.readers.intensity import intensity_limits, to_integers
 from data_prep.readers.nifti import mask_to_nifti, volume_from_nifti
 from data_prep.records import NotAnImage, Unreadable
 from finetune.config import PredictConfig
-from finetune.inference.loading import find_device, load_segmenter, trained_window
+from finetune.inference.loading import find_device, load_model, trained_window
 from finetune.inference.pictures import draw_prediction
 from finetune.inference.prompted import PromptedImage
 from pretrain.engine.cpu import use_cores
@@ -52,13 +52,13 @@ def predict(config: PredictConfig, resolved: str) -> None:
     device = find_device(config.device)
     if device.type == "cpu":
         use_cores(1, config.threads)
-    window = config.window or trained_window(config.run)
+    window = config.window or _default_window(config, kind)
     try:
         image, shape = _READERS[kind](config, window)
     except (Unreadable, NotAnImage) as error:
         raise UserError(f"input: {config.input}: {error}") from None
     check_inside(prompt, (image.shape[0], image.shape[1]))
-    segmenter = load_segmenter(config.run, device)
+    segmenter = load_model(config, device)
     mask = segment(PromptedImage(segmenter, image), prompt)
     config.output.parent.mkdir(parents=True, exist_ok=True)
     if kind == "nifti":
@@ -144,6 +144,15 @@ def check_inside(prompt: Prompt, size: tuple[int, int]) -> None:
                 f"{name}: ({x:g}, {y:g}) lies outside the image, which is {width} pixels wide and"
                 f" {height} high"
             )
+
+
+def _default_window(config: PredictConfig, kind: str) -> Window:
+    """As in the data that the model was trained on; for plain SAM, as `shard` does by default."""
+    if config.run is not None:
+        return trained_window(config.run)
+    if kind != "picture":
+        print("window: auto, the file's own or else percentiles; --window gives another")
+    return "auto"
 
 
 def _stem(name: str) -> str:

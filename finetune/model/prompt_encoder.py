@@ -22,8 +22,8 @@ class Prompts:
     as to its own "not a point" token, so filling up changes the output, as it does in SAM; group
     prompts by their number of points where that matters.
 
-    Coordinates are (x, y) of the S x S model input. For points, pixel centres are whole numbers; the
-    corners of boxes are continuous: the pixel in column x covers x to x + 1.
+    Coordinates are (x, y) of the S x S model input. For points, pixel centres are whole numbers;
+    the corners of boxes are continuous: the pixel in column x covers x to x + 1.
     """
 
     image: Tensor

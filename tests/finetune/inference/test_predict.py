@@ -25,7 +25,7 @@ from finetune.inference.prompted import PromptedImage
 def with_discs(discs, monkeypatch):
     """Predict with the stand-in segmenter, whatever run is named."""
     module = "finetune.inference.predict"
-    monkeypatch.setattr(f"{module}.load_segmenter", lambda run, device: discs)
+    monkeypatch.setattr(f"{module}.load_model", lambda source, device: discs)
     monkeypatch.setattr(f"{module}.trained_window", lambda run: "auto")
 
 
