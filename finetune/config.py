@@ -213,7 +213,8 @@ class PredictConfig(ModelSource):
     """Segment an object of one image: PNG, JPEG and the like, DICOM, or one slice of NIfTI.
 
     Coordinates are pixels (x, y) of the image shown upright, from 0 at the top left. Writes the
-    mask, and beside it a picture of the mask over the image, OUTPUT with `_overlay.png`.
+    mask, and beside it a picture of the mask over the image, at most 1600 pixels wide and high:
+    OUTPUT with `_overlay.png`.
     """
 
     input: Path
@@ -238,6 +239,8 @@ class PredictConfig(ModelSource):
     """Intensities shown as black and white: `auto` (the file's own window, else percentiles),
     `percentile` (0.5 to 99.5), `full` or two numbers such as [-160, 240]. null: as in the data that
     the run was trained on, and `auto` without a run."""
+    overlay: bool = True
+    """Write the picture of the mask over the image; --no-overlay leaves it out."""
     device: str = "auto"
     """`cpu`, `cuda`, `mps`, or `auto`: a GPU if there is one."""
     threads: int | None = None

@@ -1,36 +1,20 @@
-"""Pictures of a segmented image: mask, clicks and box over it."""
+"""Panels of a figure: an image with mask, clicks and box over it."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from pretrain.engine.figures import save_figure
+from finetune.inference.overlay import (
+    MASK_COLOUR,
+    MASK_OPACITY,
+    NEGATIVE_COLOUR,
+    POSITIVE_COLOUR,
+)
 
-PREDICTION_COLOUR = (0.1, 0.5, 1.0, 0.45)
+PREDICTION_COLOUR = (*(channel / 255 for channel in MASK_COLOUR), MASK_OPACITY)
 TRUTH_COLOUR = "gold"
-POSITIVE_COLOUR = "lime"
-NEGATIVE_COLOUR = "red"
-
-
-def draw_prediction(
-    image: NDArray[Any],
-    mask: NDArray[np.bool_],
-    path: Path,
-    points: ArrayLike = (),
-    labels: ArrayLike = (),
-    box: ArrayLike | None = None,
-) -> None:
-    """An image with a predicted mask and the prompts it was made from."""
-    height, width = mask.shape
-    figure = Figure(figsize=(6, max(1.0, 6 * height / width)), layout="constrained")
-    axes = figure.subplots()
-    show(axes, image, mask, points, labels, box)
-    outline(axes, mask, PREDICTION_COLOUR[:3])
-    save_figure(figure, path)
 
 
 def show(

@@ -20,7 +20,7 @@ from data_prep.readers.nifti import mask_to_nifti, volume_from_nifti
 from data_prep.records import NotAnImage, Unreadable
 from finetune.config import PredictConfig
 from finetune.inference.loading import find_device, load_model, trained_window
-from finetune.inference.pictures import draw_prediction
+from finetune.inference.overlay import draw_overlay
 from finetune.inference.prompted import PromptedImage
 from pretrain.engine.cpu import use_cores
 
@@ -46,7 +46,7 @@ def predict(config: PredictConfig, resolved: str) -> None:
     prompt = parse_prompt(config.clicks, config.box, config.target)
     kind = _kind(config)
     overlay = config.output.with_name(_stem(config.output.name) + "_overlay.png")
-    for path in (config.output, overlay):
+    for path in (config.output, overlay) if config.overlay else (config.output,):
         if path.exists():
             raise UserError(f"output: {path} is there already; give another name")
     device = find_device(config.device)
@@ -71,8 +71,10 @@ def predict(config: PredictConfig, resolved: str) -> None:
         data = encode_png(mask.astype(np.uint8) * 255)
     with atomic_path(config.output) as temporary:
         temporary.write_bytes(data)
-    draw_prediction(image, mask, overlay, prompt.points, prompt.labels, prompt.box)
-    print(f"{config.output}: {int(mask.sum())} of {mask.size} pixels; see {overlay}")
+    if config.overlay:
+        draw_overlay(image, mask, overlay, prompt.points, prompt.labels, prompt.box)
+    found = f"{config.output}: {int(mask.sum())} of {mask.size} pixels"
+    print(f"{found}; see {overlay}" if config.overlay else found)
 
 
 def segment(prompted: PromptedImage, prompt: Prompt) -> NDArray[np.bool_]:

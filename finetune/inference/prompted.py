@@ -103,7 +103,9 @@ class PromptedImage:
         multimask = first and self.segmenter.multimask
         decoded = self.segmenter.decode(self.embedding, prompts.to(self.device), multimask)
         low_res = decoded.picked().low_res
-        return (self.resize.restore(low_res[:, 0]) > 0).cpu().numpy(), low_res
+        # one after the other: at the size of a large image each takes 4 bytes per pixel
+        masks = [(self.resize.restore(each) > 0).cpu().numpy() for each in low_res[:, 0]]
+        return np.stack(masks), low_res
 
     def _indices(self, targets: Sequence[str]) -> Tensor:
         known = list(self.segmenter.targets)

@@ -219,6 +219,25 @@ def test_nothing_is_overwritten(with_discs, capsys, tmp_path):
     assert (tmp_path / "mask.png").read_text() == "mine"
 
 
+def test_the_picture_can_be_left_out(with_discs, capsys, tmp_path):
+    source, output = photograph(tmp_path / "photo.png"), tmp_path / "mask.png"
+    (tmp_path / "mask_overlay.png").write_text("mine")
+    given = (f"--input={source}", f"--output={output}", "--clicks=5,5,1")
+    assert "mask_overlay.png is there already" in error_of(capsys, *given)
+    command(*given, "--no-overlay")
+    assert output.is_file() and (tmp_path / "mask_overlay.png").read_text() == "mine"
+    assert "overlay" not in capsys.readouterr().out
+
+
+def test_several_objects_are_those_of_a_call_each(discs):
+    prompted = PromptedImage(discs, np.zeros((90, 120), np.uint8))
+    boxes = np.array([[10, 10, 50, 50], [60, 30, 110, 80]])
+    together, low_res = prompted.predict(boxes=boxes)
+    assert together.shape == (2, 90, 120) and low_res.shape == (2, 1, 16, 16)
+    for box, mask in zip(boxes, together, strict=True):
+        assert np.array_equal(prompted.predict(boxes=box[None])[0][0], mask)
+
+
 def test_the_edge_of_the_image_is_inside_it():
     check_inside(parse_prompt("0,0,1 89,119,0", "0,0,90,120"), (120, 90))
     with pytest.raises(UserError, match=r"box: \(91, 120\)"):
