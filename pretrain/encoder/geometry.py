@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from data_prep.readers.shrink import nearest_pixels
+
 ArrayOrTensor = TypeVar("ArrayOrTensor", NDArray[np.generic], Tensor)
 
 
@@ -58,13 +60,13 @@ class Resize:
     def mask(self, mask: ArrayOrTensor) -> ArrayOrTensor:
         """Resize and pad a mask or label map, nearest neighbour: (..., h, w) -> (..., size, size).
 
-        Each output pixel takes the input pixel under its centre, found in whole numbers so that
-        rounding cannot move it. Padding is 0 (background). Type and device are kept.
+        Each output pixel takes the input pixel under its centre. Padding is 0 (background). Type
+        and device are kept.
         """
         self._check(mask.shape)
         height, width = self.resized
-        rows = _nearest(self.original[0], height)
-        columns = _nearest(self.original[1], width)
+        rows = nearest_pixels(self.original[0], height)
+        columns = nearest_pixels(self.original[1], width)
         if isinstance(mask, Tensor):
             picked = mask[..., torch.from_numpy(rows)[:, None], torch.from_numpy(columns)]
             return pad(picked, (0, self.size - width, 0, self.size - height))
@@ -121,8 +123,3 @@ class Resize:
 
 def _bilinear(images: Tensor, size: tuple[int, int]) -> Tensor:
     return interpolate(images, size, mode="bilinear", align_corners=False)
-
-
-def _nearest(old: int, new: int) -> NDArray[np.int64]:
-    """For each of `new` pixels, which of `old` pixels lies under its centre."""
-    return (2 * np.arange(new) + 1) * old // (2 * new)
