@@ -26,6 +26,16 @@ def check_window(window: Window | None) -> None:
         raise UserError(f"window: {list(window)} is not a rising pair of numbers")
 
 
+def check_max_size(max_size: int | None) -> None:
+    """Refuse a longest side of no pixel.
+
+    Raises:
+        UserError: Names it.
+    """
+    if max_size is not None and max_size < 1:
+        raise UserError(f"max_size: {max_size} is not at least 1, or null")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
     """How files become pixels."""
@@ -71,8 +81,7 @@ class PhotographOptions(PictureOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_size is not None and self.max_size < 1:
-            raise UserError(f"max_size: {self.max_size} is not at least 1, or null")
+        check_max_size(self.max_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +191,13 @@ class ShardSegOptions(WriteOptions):
     split: dict[str, float] | None = None
     """Fractions of the groups (patients, cases), e.g. {train: 0.8, test: 0.2}, which is the
     default for a layout without a split of its own."""
+    max_size: int | None = None
+    """Images of a longer side, and slices of volumes, are scaled down to this one, once (pixels);
+    labels with them, by nearest neighbour. The spacing is that of the new pixels."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_max_size(self.max_size)
 
 
 @dataclass(frozen=True, kw_only=True)

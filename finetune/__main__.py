@@ -5,7 +5,7 @@ from finetune.config import CompareConfig, EvaluateConfig, PredictConfig, Quicks
 
 COMMANDS = {
     "evaluate": Command(
-        "Measure an adapted model on held-out cases: tables and pictures.",
+        "Measure an adapted model, or plain SAM, on held-out cases: tables and pictures.",
         "finetune.evaluation.evaluate:evaluate_run",
         (EvaluateConfig,),
     ),

@@ -11,6 +11,16 @@ from pretrain.engine.run_options import RunOptions
 from pretrain.sizes import PATCH, check_size
 
 
+def check_image_size(pixels: int, option: str) -> None:
+    """Refuse a side of the square input that does not divide into patches.
+
+    Raises:
+        UserError: Names the option.
+    """
+    if pixels <= 0 or pixels % PATCH:
+        raise UserError(f"{option} is {pixels}; it must be a multiple of {PATCH}")
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """How strongly training images are changed; 0 leaves a property as it is."""
@@ -101,10 +111,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_size(self.encoder_size, "model.encoder_size")
-        if self.image_size <= 0 or self.image_size % PATCH:
-            raise UserError(
-                f"model.image_size is {self.image_size}; it must be a multiple of {PATCH}"
-            )
+        check_image_size(self.image_size, "model.image_size")
 
 
 @dataclass(kw_only=True)
@@ -121,7 +128,8 @@ class TrainConfig(RunOptions):
     """Weights of the image encoder: a stage-one run, an encoder file, a SAM checkpoint, or
     hf:org/name on the Hub. null: those of `sam`, or new ones, which are then trained."""
     sam: str | None = None
-    """SAM checkpoint for prompt encoder and mask decoder. null: new ones, which are trained."""
+    """SAM checkpoint for prompt encoder and mask decoder. null: those of `encoder` if that is a
+    whole SAM checkpoint, otherwise new ones, which are trained."""
     prompts: Component = component(
         "finetune.prompts.prompting.Prompting", "finetune.prompts.simulate.ClicksAndBoxes"
     )
@@ -141,11 +149,35 @@ class HeldOut(CaseSelection):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Measure an adapted model on held-out cases: tables and pictures."""
+class ModelSource:
+    """Which model a command uses: that of a run, or SAM as it is."""
 
-    run: Path
-    """Run folder of finetune/train.py."""
+    run: Path | None = None
+    """Run folder of finetune/train.py. null: the model is that of `sam`, as it is."""
+    sam: str | None = None
+    """SAM checkpoint. Without `run` it is the model, with no adapters. With it, where the one that
+    the run was trained on lies now, for a run that does not keep it."""
+    encoder: str | None = None
+    """Image encoder to use instead of that of `sam`: a stage-one run, an encoder file, or
+    hf:org/name on the Hub. With `run`, where the one that it was trained on lies now."""
+    image_size: int | None = None
+    """Without `run`: side of the square input in pixels, a multiple of 16. null: that of the
+    encoder's training, 1024 for SAM's own."""
+
+    def __post_init__(self) -> None:
+        if self.run is None and self.sam is None:
+            raise UserError("run: give --run FOLDER for an adapted model, or --sam FILE for SAM")
+        if self.image_size is None:
+            return
+        if self.run is not None:
+            raise UserError("image_size: a run has its own; leave it out, or leave out --run")
+        check_image_size(self.image_size, "image_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(ModelSource):
+    """Measure an adapted model, or plain SAM, on held-out cases: tables and pictures."""
+
     data: HeldOut
     """The cases."""
     output: Path
@@ -172,6 +204,7 @@ class EvaluateConfig:
     """CPU threads; null: all cores."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.protocols:
             raise UserError("protocols: the list is empty; give at least one, such as [Clicks]")
         if self.tolerance < 0:
@@ -179,15 +212,14 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig:
+class PredictConfig(ModelSource):
     """Segment an object of one image: PNG, JPEG and the like, DICOM, or one slice of NIfTI.
 
     Coordinates are pixels (x, y) of the image shown upright, from 0 at the top left. Writes the
-    mask, and beside it a picture of the mask over the image, OUTPUT with `_overlay.png`.
+    mask, and beside it a picture of the mask over the image, at most 1600 pixels wide and high:
+    OUTPUT with `_overlay.png`.
     """
 
-    run: Path
-    """Run folder of finetune/train.py."""
     input: Path
     """Image file."""
     output: Path
@@ -196,7 +228,8 @@ class PredictConfig:
     clicks: str = ""
     """Clicks as "x,y,label x,y,label": label 1 on the object, 0 on the background."""
     box: str = ""
-    """Box around the object as "x0,y0,x1,y1": its first and last column and row."""
+    """Box around the object as "x0,y0,x1,y1": its left, upper, right and lower edge. The pixel in
+    column x covers x to x + 1, so x1 and y1 are one more than the object's last column and row."""
     target: str | None = None
     """Target to segment, for a model whose decoder takes no prompts."""
     slice: int | None = None
@@ -206,14 +239,18 @@ class PredictConfig:
     channel: int = 0
     """Which volume of a 4D NIfTI image."""
     window: Window | None = None
-    """Intensities shown as black and white: `auto`, `percentile`, `full` or two numbers. null: as
-    in the data that the model was trained on."""
+    """Intensities shown as black and white: `auto` (the file's own window, else percentiles),
+    `percentile` (0.5 to 99.5), `full` or two numbers such as [-160, 240]. null: as in the data that
+    the run was trained on, and `auto` without a run."""
+    overlay: bool = True
+    """Write the picture of the mask over the image; --no-overlay leaves it out."""
     device: str = "auto"
     """`cpu`, `cuda`, `mps`, or `auto`: a GPU if there is one."""
     threads: int | None = None
     """CPU threads; null: all cores."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_window(self.window)
 
 

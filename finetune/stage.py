@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,14 @@ from finetune.data.dataset import (
     SegmentationSample,
     collate,
 )
-from finetune.inference.loading import DATA, SEGMENTER, SOURCES, restore
+from finetune.inference.loading import DATA, SEGMENTER, SOURCES, rebuild, restore
 from finetune.model.decoder import require_prompts
+from finetune.model.kept import keep_weights
 from finetune.model.losses import MaskLoss, mask_dice
 from finetune.model.segmenter import Segmenter, build_model
 from finetune.prompts.prompting import Prompting
 from pretrain.encoder.pixels import normalise_pixels
-from pretrain.engine.checkpoint import Checkpoint
+from pretrain.engine.checkpoint import Checkpoint, checkpoints_of
 from pretrain.engine.loop import train as train_stage
 from pretrain.engine.stage import Stage
 
@@ -69,9 +71,13 @@ class SegmentationStage(Stage):
         self.device, self.workers = device, options.data.workers
         self.model_config = options.model
         self.dataset = SegmentationDataset(options.data, options.model.image_size, options.seed)
-        self.segmenter = build_model(
-            options.model, self.dataset.targets, options.encoder, options.sam
-        )
+        self.decoder_of_encoder = options.encoder is not None and options.sam is None
+        if options.resume == "auto" and checkpoints_of(options.output):
+            self.segmenter = rebuild(options, self.dataset.targets, options.output)
+        else:
+            self.segmenter = build_model(
+                options.model, self.dataset.targets, options.encoder, options.sam
+            )
         self.prompting, loss = options.prompts.build(Prompting), options.loss.build(MaskLoss)
         require_prompts(self.segmenter.decoder, "prompts", self.prompting)
         self.model = PromptedLoss(self.segmenter, self.prompting, loss)
@@ -108,6 +114,10 @@ class SegmentationStage(Stage):
         data = {"targets": cases.targets, "window": cases.window, "multimask": multimask}
         return {SOURCES: self.segmenter.frozen_sources(), DATA: data}
 
+    def keep(self, run: Path) -> None:
+        """The files that weights were loaded from."""
+        keep_weights(run, self.segmenter)
+
     def load(self, checkpoint: Checkpoint) -> None:
         """What was trained."""
         restore(self.segmenter, checkpoint)
@@ -117,6 +127,8 @@ class SegmentationStage(Stage):
         for part in self.segmenter.describe():
             size = f"{part.parameters / 1e6:8.2f} M"
             yield f"{part.name:<40} {size}  {part.state:<8} {part.source}"
+        if self.decoder_of_encoder and "sam" in self.segmenter.files:
+            yield "--encoder is a whole SAM checkpoint: prompt encoder and decoder are from it, too"
         yield f"targets {', '.join(self.dataset.targets)}"
 
 

@@ -2,8 +2,9 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from data_prep.common.given import Configs, pairs
 from data_prep.common.yaml_text import read_yaml
 from data_prep.format.index import index_path, read_json
 from data_prep.layouts import FolderLayout, Layout, Stage, find_layout, list_layouts
+from data_prep.layouts.base import MaskedImages
 from data_prep.options import ShardOptions, ShardSegOptions, WriteOptions
+from data_prep.readers.shrink import Shrunk
 from data_prep.records import Reference, Source, group_hash, keyed_hash
 from data_prep.shards import write_shards
 from data_prep.shards.groups import (
@@ -89,8 +92,24 @@ def shard_seg(options: ShardSegOptions, layout: Layout, resolved: str) -> None:
     """Images and masks to shards for stage two."""
     references = regroup(layout.references(), options.group)
     source = _with_split(layout, options, references, options.split or DEFAULT_SPLIT)
-    split = {"split": source.options.get("split")}  # earlier versions did not keep it
-    _write(replace(source, defaults=source.defaults | split), options, resolved)
+    # earlier versions did not keep the split, and had no max_size
+    defaults = source.defaults | {"split": source.options.get("split"), "max_size": None}
+    if options.max_size is not None:
+        source = _shrunk(source, layout, options.max_size)
+    _write(replace(source, defaults=defaults), options, resolved)
+
+
+def _shrunk(source: Source, layout: Layout, max_size: int) -> Source:
+    stored_bytes = source.stored_bytes
+    if isinstance(layout, MaskedImages):  # of a volume nobody knows yet how wide it is
+        stored_bytes = partial(_at_most, source.stored_bytes, max_size**2)
+    named = source.options | {"max_size": max_size}
+    read = Shrunk(source.read, max_size)
+    return replace(source, read=read, options=named, stored_bytes=stored_bytes)
+
+
+def _at_most(stored_bytes: Callable[[Reference], int], most: int, reference: Reference) -> int:
+    return min(stored_bytes(reference), most)
 
 
 def _labelled(layout: Layout, options: ShardOptions) -> list[Reference]:

@@ -113,9 +113,13 @@ class Given:
         appended, name = name.endswith("+"), name.rstrip("+")
         name = self.renamed.get(name, name)
         is_group = any(other.startswith(f"{name}.") for other in self.options)
+        if text is None:  # what is true or false needs no value
+            for prefix, meant in (("", "true"), ("no_", "false")):
+                option = self.options.get(name.removeprefix(prefix))
+                if name.startswith(prefix) and option is not None and option.kind is bool:
+                    name, text = name.removeprefix(prefix), meant
+                    break
         holder = self._holder(name)
-        if holder is not None and text is None and self.options[holder].kind is bool:
-            text = "true"
         if text is None and (holder is not None or is_group or name == "config"):
             raise UserError(f"{place}: a value is missing")
         if is_group:

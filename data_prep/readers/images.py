@@ -93,7 +93,7 @@ def read_image(
     if crop_border:
         image = _without_border(image)
     if max_size is not None and max(image.size) > max_size:
-        image = _shrink(image, max_size)
+        image = shrink(image, max_size)
     array = _plain_pixels(image, options)
     if is_jpeg:
         encoded = encode_jpeg(array)
@@ -189,7 +189,12 @@ def _without_border(image: Image.Image) -> Image.Image:
     return image.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
 
 
-def _shrink(image: Image.Image, max_size: int) -> Image.Image:
+def shrink(image: Image.Image, max_size: int) -> Image.Image:
+    """An image whose longest side is `max_size` pixels; more than 8 bits become floats.
+
+    Raises:
+        Unreadable: Its pixels are damaged.
+    """
     scale = max_size / max(image.size)
     size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
     if image.mode in ("1", "P", "PA") or "transparency" in image.info:  # not to be averaged

@@ -22,7 +22,7 @@ from finetune.evaluation import metrics
 from finetune.evaluation.drawing import draw_results
 from finetune.evaluation.protocols import PER_SLICE, Protocol
 from finetune.evaluation.tables import Row, results_csv, summarise, summary_csv, summary_markdown
-from finetune.inference.loading import find_device, load_segmenter
+from finetune.inference.loading import find_device, load_model
 from finetune.inference.volume import PromptedVolume
 from finetune.model.decoder import require_prompts
 from finetune.model.segmenter import Segmenter
@@ -177,14 +177,14 @@ def _unpack(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.boo
 
 
 def evaluate_run(config: EvaluateConfig, resolved: str) -> None:
-    """Measure an adapted model on held-out cases: tables and pictures."""
+    """Measure an adapted model, or plain SAM, on held-out cases: tables and pictures."""
     output = config.output
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"output: {output} is there already; give a new or empty folder")
     device = find_device(config.device)
     if device.type == "cpu":
         use_cores(1, config.threads)
-    segmenter = load_segmenter(config.run, device)
+    segmenter = load_model(config, device)
     protocols = [chosen.build(Protocol) for chosen in config.protocols]
     for protocol in protocols:
         require_prompts(segmenter.decoder, "protocols", protocol)

@@ -243,7 +243,7 @@ def _from_boxes(prompted: PromptedImage, boxes: NDArray[np.float64]) -> list[Ans
 
 def _filled(box: NDArray[np.float64], size: tuple[int, ...]) -> NDArray[np.bool_]:
     """A mask of the pixels whose centres lie in a box."""
-    rows, columns = np.ogrid[: size[0], : size[1]]
+    y, x = (axis + 0.5 for axis in np.ogrid[: size[0], : size[1]])
     x0, y0, x1, y1 = box
-    inside: NDArray[np.bool_] = (columns >= x0) & (columns <= x1) & (rows >= y0) & (rows <= y1)
+    inside: NDArray[np.bool_] = (x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)
     return inside

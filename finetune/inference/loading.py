@@ -1,5 +1,6 @@
-"""An adapted model back from its run folder."""
+"""A model ready for use: an adapted one, back from its run folder, or SAM as it is."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -7,10 +8,12 @@ import torch
 from data_prep.common.errors import UserError
 from data_prep.common.parsing import parse_file
 from data_prep.options import Window
-from finetune.config import TrainConfig
+from finetune.config import ModelConfig, ModelSource, TrainConfig
+from finetune.model.kept import kept_weights
 from finetune.model.segmenter import Segmenter, build_model
 from finetune.prompts.prompting import Prompting
-from pretrain.engine.checkpoint import Checkpoint, latest_checkpoint
+from pretrain.encoder.weights import find_weights, image_size_of
+from pretrain.engine.checkpoint import Checkpoint, checkpoints_of, latest_checkpoint
 
 SEGMENTER = "segmenter"
 """Name of the trained weights in a checkpoint (`Segmenter.trained_state_dict`)."""
@@ -20,10 +23,28 @@ DATA = "data"
 """Name of the document on how the model was trained: `targets`, `window` and `multimask`."""
 
 
-def load_segmenter(run: Path, device: torch.device) -> Segmenter:
+def load_model(source: ModelSource, device: torch.device) -> Segmenter:
+    """The model that a command's options name, in evaluation mode.
+
+    Raises:
+        UserError: See `load_segmenter` and `load_sam`.
+    """
+    if source.run is not None:
+        return load_segmenter(source.run, device, source.encoder, source.sam)
+    assert source.sam is not None
+    return load_sam(source.sam, device, source.encoder, source.image_size)
+
+
+def load_segmenter(
+    run: Path, device: torch.device, encoder: str | None = None, sam: str | None = None
+) -> Segmenter:
     """The model of a run folder with its newest checkpoint, in evaluation mode.
 
-    A checkpoint holds what was trained; what was frozen is read again from where it came from.
+    A checkpoint holds what was trained; what was frozen is read from the files that the run keeps.
+
+    Args:
+        encoder: Where the encoder that it was trained on lies now, if not in the run folder.
+        sam: The same of the SAM checkpoint.
 
     Raises:
         UserError: Not a run, no checkpoint, or the encoder or SAM weights it was trained on are
@@ -34,13 +55,76 @@ def load_segmenter(run: Path, device: torch.device) -> Segmenter:
     trained = checkpoint.document(DATA) or {}
     targets = list(trained.get("targets", {}))
     try:
-        segmenter = build_model(config.model, targets, config.encoder, config.sam)
+        segmenter = rebuild(config, targets, run, encoder, sam)
     except UserError as error:
-        raise UserError(f"run: the weights that {run} was trained on: {error}") from None
+        raise UserError(
+            f"run: the weights that {run} was trained on: {error}; say where they are with"
+            " --encoder and --sam"
+        ) from None
     restore(segmenter, checkpoint)
     segmenter.previous_mask = config.prompts.build(Prompting).previous_mask
     segmenter.multimask = trained.get("multimask", False)  # earlier versions trained one mask
     return segmenter.to(device).eval()
+
+
+def load_sam(
+    sam: str, device: torch.device, encoder: str | None = None, image_size: int | None = None
+) -> Segmenter:
+    """SAM as it is, without adapters, in evaluation mode.
+
+    Args:
+        sam: SAM checkpoint.
+        encoder: Image encoder to put in the place of its own: a run of stage one, a file, or
+            `hf:org/name`. Its neck is taken as it is, though stage one does not train it.
+        image_size: Side of the square input in pixels. None: the one that the encoder was trained
+            on, which is 1024 for SAM's.
+
+    Raises:
+        UserError: A file that is not there, or that does not fit.
+    """
+    pixels = image_size or image_size_of(find_weights(encoder or sam))
+    config = ModelConfig(image_size=pixels, encoder_adapter=None, decoder_adapter=None)
+    segmenter = build_model(config, (), encoder, sam)
+    segmenter.multimask = True  # as it was trained
+    return segmenter.to(device).eval()
+
+
+def rebuild(
+    config: TrainConfig,
+    targets: Sequence[str],
+    run: Path,
+    encoder: str | None = None,
+    sam: str | None = None,
+) -> Segmenter:
+    """The model of a run as it was when training started, with the files that the run keeps.
+
+    Args:
+        encoder: Where to read the encoder instead.
+        sam: Where to read SAM's prompt encoder and decoder instead.
+
+    Raises:
+        UserError: See `build_model`.
+    """
+    named: dict[str, Path | str | None] = {"encoder": config.encoder, "sam": config.sam}
+    named = dict(kept_weights(run)) or named
+    decoder_was_loaded = "prompt_encoder" in _recorded_parts(run)
+    return build_model(
+        config.model,
+        targets,
+        encoder or named.get("encoder"),
+        sam or named.get("sam"),
+        whole=decoder_was_loaded,  # an earlier version did not take it from the encoder's file
+    )
+
+
+def _recorded_parts(run: Path) -> set[str]:
+    """Parts of a run's model that hold weights that were loaded and frozen."""
+    for checkpoint in reversed(checkpoints_of(run)):
+        try:
+            return {source["part"] for source in checkpoint.document(SOURCES) or ()}
+        except UserError:  # damaged: the one before says the same
+            continue
+    return set()
 
 
 def trained_window(run: Path) -> Window:
@@ -79,9 +163,9 @@ def restore(segmenter: Segmenter, checkpoint: Checkpoint) -> None:
             if part in recorded and (part, digest) not in expected:
                 file = next(path for path, sha in segmenter.digests.items() if sha == digest)
                 raise UserError(
-                    f"{checkpoint.folder} was trained on other {part} weights than {file} holds "
-                    "now; name the very file that it was trained on, not a run folder that has "
-                    "moved on"
+                    f"{checkpoint.folder} was trained on other {part} weights than {file} holds; "
+                    "name the very file that it was trained on, not a run folder that has trained "
+                    "on since"
                 )
     segmenter.load_trained(checkpoint.weights(SEGMENTER), checkpoint.weights_file(SEGMENTER))
 

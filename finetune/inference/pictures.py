@@ -1,36 +1,20 @@
-"""Pictures of a segmented image: mask, clicks and box over it."""
+"""Panels of a figure: an image with mask, clicks and box over it."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from pretrain.engine.figures import save_figure
+from finetune.inference.overlay import (
+    MASK_COLOUR,
+    MASK_OPACITY,
+    NEGATIVE_COLOUR,
+    POSITIVE_COLOUR,
+)
 
-PREDICTION_COLOUR = (0.1, 0.5, 1.0, 0.45)
+PREDICTION_COLOUR = (*(channel / 255 for channel in MASK_COLOUR), MASK_OPACITY)
 TRUTH_COLOUR = "gold"
-POSITIVE_COLOUR = "lime"
-NEGATIVE_COLOUR = "red"
-
-
-def draw_prediction(
-    image: NDArray[Any],
-    mask: NDArray[np.bool_],
-    path: Path,
-    points: ArrayLike = (),
-    labels: ArrayLike = (),
-    box: ArrayLike | None = None,
-) -> None:
-    """An image with a predicted mask and the prompts it was made from."""
-    height, width = mask.shape
-    figure = Figure(figsize=(6, max(1.0, 6 * height / width)), layout="constrained")
-    axes = figure.subplots()
-    show(axes, image, mask, points, labels, box)
-    outline(axes, mask, PREDICTION_COLOUR[:3])
-    save_figure(figure, path)
 
 
 def show(
@@ -46,7 +30,7 @@ def show(
     Args:
         points: (n, 2) pixels (x, y).
         labels: (n,) 1 for green, 0 for red.
-        box: X0, y0, x1, y1 in pixels, both ends inside.
+        box: X0, y0, x1, y1, see `finetune.prompts.boxes`.
     """
     axes.imshow(image, cmap="gray", vmin=0, vmax=np.iinfo(image.dtype).max)
     if mask is not None:
@@ -55,7 +39,7 @@ def show(
     colours = [POSITIVE_COLOUR if label else NEGATIVE_COLOUR for label in np.asarray(labels)]
     axes.scatter(dots[:, 0], dots[:, 1], c=colours, s=22, edgecolors="black", linewidths=0.6)
     if box is not None:
-        x0, y0, x1, y1 = np.asarray(box, dtype=float) + np.array([-0.5, -0.5, 0.5, 0.5])
+        x0, y0, x1, y1 = np.asarray(box, dtype=float) - 0.5  # here pixel centres are whole
         axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=POSITIVE_COLOUR, linewidth=1)
     axes.set_xlim(-0.5, image.shape[1] - 0.5)
     axes.set_ylim(image.shape[0] - 0.5, -0.5)

@@ -19,8 +19,8 @@ from data_prep.readers.intensity import intensity_limits, to_integers
 from data_prep.readers.nifti import mask_to_nifti, volume_from_nifti
 from data_prep.records import NotAnImage, Unreadable
 from finetune.config import PredictConfig
-from finetune.inference.loading import find_device, load_segmenter, trained_window
-from finetune.inference.pictures import draw_prediction
+from finetune.inference.loading import find_device, load_model, trained_window
+from finetune.inference.overlay import draw_overlay
 from finetune.inference.prompted import PromptedImage
 from pretrain.engine.cpu import use_cores
 
@@ -36,7 +36,7 @@ class Prompt:
     labels: NDArray[np.int64]
     """(n,) 1 or 0."""
     box: NDArray[np.float64] | None
-    """(4,) x0, y0, x1, y1."""
+    """(4,) x0, y0, x1, y1, see `finetune.prompts.boxes`."""
     target: str | None = None
     """For a decoder that takes no prompts."""
 
@@ -46,19 +46,19 @@ def predict(config: PredictConfig, resolved: str) -> None:
     prompt = parse_prompt(config.clicks, config.box, config.target)
     kind = _kind(config)
     overlay = config.output.with_name(_stem(config.output.name) + "_overlay.png")
-    for path in (config.output, overlay):
+    for path in (config.output, overlay) if config.overlay else (config.output,):
         if path.exists():
             raise UserError(f"output: {path} is there already; give another name")
     device = find_device(config.device)
     if device.type == "cpu":
         use_cores(1, config.threads)
-    window = config.window or trained_window(config.run)
+    window = config.window or _default_window(config, kind)
     try:
         image, shape = _READERS[kind](config, window)
     except (Unreadable, NotAnImage) as error:
         raise UserError(f"input: {config.input}: {error}") from None
     check_inside(prompt, (image.shape[0], image.shape[1]))
-    segmenter = load_segmenter(config.run, device)
+    segmenter = load_model(config, device)
     mask = segment(PromptedImage(segmenter, image), prompt)
     config.output.parent.mkdir(parents=True, exist_ok=True)
     if kind == "nifti":
@@ -71,8 +71,10 @@ def predict(config: PredictConfig, resolved: str) -> None:
         data = encode_png(mask.astype(np.uint8) * 255)
     with atomic_path(config.output) as temporary:
         temporary.write_bytes(data)
-    draw_prediction(image, mask, overlay, prompt.points, prompt.labels, prompt.box)
-    print(f"{config.output}: {int(mask.sum())} of {mask.size} pixels; see {overlay}")
+    if config.overlay:
+        draw_overlay(image, mask, overlay, prompt.points, prompt.labels, prompt.box)
+    found = f"{config.output}: {int(mask.sum())} of {mask.size} pixels"
+    print(f"{found}; see {overlay}" if config.overlay else found)
 
 
 def segment(prompted: PromptedImage, prompt: Prompt) -> NDArray[np.bool_]:
@@ -122,8 +124,8 @@ def parse_prompt(clicks: str, box: str, target: str | None = None) -> Prompt:
         points.append((x, y))
         labels.append(int(label))
     corners = np.array(_numbers(box.strip(), 4, "box", "x0,y0,x1,y1")) if box.strip() else None
-    if corners is not None and (corners[:2] > corners[2:]).any():
-        raise UserError(f"box: {box!r} must have x0 <= x1 and y0 <= y1")
+    if corners is not None and (corners[:2] >= corners[2:]).any():
+        raise UserError(f"box: {box!r} must have x0 < x1 and y0 < y1")
     coordinates = np.array(points, float).reshape(-1, 2)
     return Prompt(coordinates, np.array(labels, np.int64), corners, target)
 
@@ -135,15 +137,24 @@ def check_inside(prompt: Prompt, size: tuple[int, int]) -> None:
         UserError: Names the point.
     """
     height, width = size
-    named = [("clicks", point) for point in prompt.points]
-    if prompt.box is not None:
-        named += [("box", corner) for corner in prompt.box.reshape(2, 2)]
-    for name, (x, y) in named:
-        if not (0 <= x <= width - 1 and 0 <= y <= height - 1):
+    named = [("clicks", point, 1) for point in prompt.points]  # a click is on a pixel
+    if prompt.box is not None:  # and a corner may lie on the far edge of the last one
+        named += [("box", corner, 0) for corner in prompt.box.reshape(2, 2)]
+    for name, (x, y), end in named:
+        if not (0 <= x <= width - end and 0 <= y <= height - end):
             raise UserError(
                 f"{name}: ({x:g}, {y:g}) lies outside the image, which is {width} pixels wide and"
                 f" {height} high"
             )
+
+
+def _default_window(config: PredictConfig, kind: str) -> Window:
+    """As in the data that the model was trained on; for plain SAM, as `shard` does by default."""
+    if config.run is not None:
+        return trained_window(config.run)
+    if kind != "picture":
+        print("window: auto, the file's own or else percentiles; --window gives another")
+    return "auto"
 
 
 def _stem(name: str) -> str:

@@ -29,7 +29,7 @@ class Answer:
     labels: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     """(n,) 1 on the object, 0 on the background."""
     box: NDArray[np.float64] | None = None
-    """(4,) x0, y0, x1, y1 in pixels of the image."""
+    """(4,) x0, y0, x1, y1 in the image, see `finetune.prompts.boxes`."""
     logits: Tensor | None = None
     """(1, 1, S / 4, S / 4) of the prediction, to be given as `previous`."""
 
@@ -74,7 +74,7 @@ class PromptedImage:
         Args:
             points: (M, n, 2) clicks (x, y) in pixels of the image.
             labels: (M, n) 1 or 0, for the points.
-            boxes: (M, 4) x0, y0, x1, y1 in pixels of the image.
+            boxes: (M, 4) x0, y0, x1, y1 in the image, corners as in `finetune.prompts.boxes`.
             previous: (M, 1, S / 4, S / 4) logits returned by an earlier call.
             targets: Names of M targets, for a decoder that takes no prompts.
 
@@ -103,7 +103,9 @@ class PromptedImage:
         multimask = first and self.segmenter.multimask
         decoded = self.segmenter.decode(self.embedding, prompts.to(self.device), multimask)
         low_res = decoded.picked().low_res
-        return (self.resize.restore(low_res[:, 0]) > 0).cpu().numpy(), low_res
+        # one after the other: at the size of a large image each takes 4 bytes per pixel
+        masks = [(self.resize.restore(each) > 0).cpu().numpy() for each in low_res[:, 0]]
+        return np.stack(masks), low_res
 
     def _indices(self, targets: Sequence[str]) -> Tensor:
         known = list(self.segmenter.targets)

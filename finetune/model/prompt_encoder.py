@@ -22,7 +22,8 @@ class Prompts:
     as to its own "not a point" token, so filling up changes the output, as it does in SAM; group
     prompts by their number of points where that matters.
 
-    Coordinates are (x, y) pixels of the S x S model input. Pixel centres are whole numbers.
+    Coordinates are (x, y) of the S x S model input. For points, pixel centres are whole numbers;
+    the corners of boxes are continuous: the pixel in column x covers x to x + 1.
     """
 
     image: Tensor
@@ -32,7 +33,7 @@ class Prompts:
     labels: Tensor | None = None
     """(M, n) 1 on the object, 0 on the background, -1 for no point."""
     boxes: Tensor | None = None
-    """(M, 4) x0, y0, x1, y1."""
+    """(M, 4) x0, y0, x1, y1, see `finetune.prompts.boxes`."""
     masks: Tensor | None = None
     """(M, 1, S / 4, S / 4) low-resolution logits of an earlier prediction."""
     target: Tensor | None = None

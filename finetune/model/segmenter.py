@@ -66,6 +66,7 @@ class Segmenter(nn.Module):
         frozen: Keys of the state dict that training leaves as they were loaded.
         sources: Where the weights of each loaded key came from.
         digests: SHA-256 of each of these files, when it was loaded.
+        files: The file of the weights that were given as `encoder`, and as `sam`.
         previous_mask: Whether each prompt after the first includes the logits of the last
             prediction, as it did in training.
         multimask: Whether an ambiguous first prompt is answered by the best of several masks, as
@@ -88,6 +89,7 @@ class Segmenter(nn.Module):
         self.frozen: frozenset[str] = frozenset()
         self.sources: dict[str, str] = {}
         self.digests: dict[str, str] = {}
+        self.files: dict[str, Path] = {}
         self.previous_mask = True
         self.multimask = False
 
@@ -199,6 +201,7 @@ def build_model(
     targets: Sequence[str] = (),
     encoder_weights: str | Path | None = None,
     sam_checkpoint: str | Path | None = None,
+    whole: bool = True,
 ) -> Segmenter:
     """Build a segmenter, load what there is, set the adapters and freeze what was loaded.
 
@@ -211,8 +214,11 @@ def build_model(
         encoder_weights: Image encoder: a run folder of stage one, an encoder file,
             `hf:org/name` on the Hub, or a SAM checkpoint. None: that of `sam_checkpoint`, or a new
             one.
-        sam_checkpoint: A SAM checkpoint with prompt encoder and mask decoder. None: new ones, drawn
-            from the global torch random state.
+        sam_checkpoint: A SAM checkpoint with prompt encoder and mask decoder. None: those of
+            `encoder_weights` if that is one, otherwise new ones, drawn from the global torch random
+            state.
+        whole: Without `sam_checkpoint`, take the prompt encoder and the decoder of
+            `encoder_weights`, too. False: new ones.
 
     Raises:
         UserError: An unknown size, a pattern that matches nothing, or a file of another size or
@@ -223,12 +229,16 @@ def build_model(
     size = _choose_size(config.encoder_size, encoder_file or sam_file)
     encoder = SamEncoder(SIZES[size])
     decoder = config.decoder.build(Decoder, config.image_size, tuple(targets))
+    if sam_file is None and encoder_file is not None and whole and _is_sams(decoder):
+        sam_file = encoder_file if _holds_decoder(encoder_file) else None
     segmenter = Segmenter(encoder, decoder, config.image_size, targets)
     loaded: set[str] = set()
     if encoder_file is not None:
         loaded |= _load_encoder(segmenter, encoder_file)
     if sam_file is not None:
         loaded |= _load_sam(segmenter, sam_file, with_encoder=encoder_file is None)
+    named = {"encoder": encoder_file, "sam": sam_file}
+    segmenter.files = {role: file.path for role, file in named.items() if file is not None}
 
     encoder.recompute_blocks = config.recompute_blocks
     if config.encoder_adapter is not None:
@@ -255,6 +265,15 @@ def _read(source: str | Path | None) -> _File | None:
     return _File(path, weights.read_weights(path))
 
 
+def _holds_decoder(file: _File) -> bool:
+    """Whether it is a whole SAM checkpoint, and not an encoder alone."""
+    return any(key.startswith(SAM_DECODER_PREFIXES) for key in file.tensors)
+
+
+def _is_sams(decoder: Decoder) -> bool:
+    return {f"{name}." for name in decoder.parts}.issuperset(SAM_DECODER_PREFIXES)
+
+
 def _choose_size(name: str | None, file: _File | None) -> str:
     if file is None:
         return name or DEFAULT_SIZE
@@ -267,7 +286,7 @@ def _load_encoder(segmenter: Segmenter, file: _File) -> set[str]:
     weights.load_strictly(segmenter.image_encoder, tensors, file.path)
     keys = {key for key in segmenter.state_dict() if key.startswith(SAM_ENCODER_PREFIX)}
     _remember(segmenter, keys, file.path)
-    if any(key.startswith(SAM_DECODER_PREFIXES) for key in file.tensors):
+    if _holds_decoder(file):
         return keys
     return {key for key in keys if not key.startswith(NECK_PREFIX)}
 

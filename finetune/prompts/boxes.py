@@ -1,8 +1,8 @@
 """Box prompts: the box of a mask, and boxes drawn less exactly than that.
 
-A box is (x0, y0, x1, y1) in pixel indices, as SAM takes it: x0 and x1 are the first and the last
-column the object covers, y0 and y1 the first and the last row. One pixel at (x, y) has the box
-(x, y, x, y).
+A box is (x0, y0, x1, y1), its corners in continuous coordinates, as SAM scales and takes it: the
+pixel in column x and row y covers x to x + 1 and y to y + 1, so that it has the box
+(x, y, x + 1, y + 1), and a box that is scaled with its image still encloses the same object.
 """
 
 import numpy as np
@@ -18,7 +18,8 @@ def box_of(mask: NDArray[np.bool_]) -> NDArray[np.float64] | None:
     rows = np.flatnonzero(mask.any(axis=1))
     if columns.size == 0:
         return None
-    return np.array([columns[0], rows[0], columns[-1], rows[-1]], dtype=np.float64)
+    corners = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    return np.array(corners, dtype=np.float64)
 
 
 def boxes_of(masks: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -47,7 +48,7 @@ def jitter_box(
         rng: Source of the noise.
         size: (height, width) of the image.
         ratio: Standard deviation of the noise as a share of the box's width (for x0, x1) or
-            height (for y0, y1), counted in pixels covered.
+            height (for y0, y1).
         max_pixels: Bound on the noise in an image whose longest side is `REFERENCE_SIDE`; scaled
             in proportion in others.
 
@@ -57,8 +58,8 @@ def jitter_box(
     x0, y0, x1, y1 = np.asarray(box, dtype=np.float64)
     height, width = size
     bound = max_pixels * max(size) / REFERENCE_SIDE
-    deviation = ratio * np.array([x1 - x0 + 1, y1 - y0 + 1] * 2)
+    deviation = ratio * np.array([x1 - x0, y1 - y0] * 2)
     noise = (rng.standard_normal(4) * deviation).clip(-bound, bound)
     corners = (np.array([x0, y0, x1, y1]) + noise).reshape(2, 2)  # rows: corners; columns: x, y
     corners = np.sort(corners, axis=0)  # noise may carry one side of a thin box past the other
-    return corners.clip(0.0, [width - 1, height - 1]).reshape(4)
+    return corners.clip(0.0, [width, height]).reshape(4)

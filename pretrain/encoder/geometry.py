@@ -3,7 +3,8 @@
 Coordinates follow SAM's prompt encoder, which adds one half to what it is given: an integer (x, y)
 is the centre of a pixel. Resizing keeps pixel edges, not pixel centres, in proportion, so a point
 moves as x' = (x + 0.5) * scale - 0.5 and stays on the same spot of the picture. (SAM's own
-`ResizeLongestSide.apply_coords` leaves the half out, and is off by up to half a pixel.)
+`ResizeLongestSide.apply_coords` leaves the half out, and is off by up to half a pixel.) The corners
+of a box are edges, not pixels: they lie between pixels, and move as x' = x * scale, as in SAM.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
+
+from data_prep.readers.shrink import nearest_pixels
 
 ArrayOrTensor = TypeVar("ArrayOrTensor", NDArray[np.generic], Tensor)
 
@@ -57,13 +60,13 @@ class Resize:
     def mask(self, mask: ArrayOrTensor) -> ArrayOrTensor:
         """Resize and pad a mask or label map, nearest neighbour: (..., h, w) -> (..., size, size).
 
-        Each output pixel takes the input pixel under its centre, found in whole numbers so that
-        rounding cannot move it. Padding is 0 (background). Type and device are kept.
+        Each output pixel takes the input pixel under its centre. Padding is 0 (background). Type
+        and device are kept.
         """
         self._check(mask.shape)
         height, width = self.resized
-        rows = _nearest(self.original[0], height)
-        columns = _nearest(self.original[1], width)
+        rows = nearest_pixels(self.original[0], height)
+        columns = nearest_pixels(self.original[1], width)
         if isinstance(mask, Tensor):
             picked = mask[..., torch.from_numpy(rows)[:, None], torch.from_numpy(columns)]
             return pad(picked, (0, self.size - width, 0, self.size - height))
@@ -73,15 +76,16 @@ class Resize:
 
     def points(self, points: ArrayLike) -> NDArray[np.float32]:
         """Map (..., 2) points (x, y) of the image to points of the square, as float32."""
-        height, width = self.resized
-        scale = np.array([width / self.original[1], height / self.original[0]])
-        moved = (np.asarray(points, dtype=np.float64) + 0.5) * scale - 0.5
+        moved = (np.asarray(points, dtype=np.float64) + 0.5) * self._scale() - 0.5
         return moved.astype(np.float32)
 
     def boxes(self, boxes: ArrayLike) -> NDArray[np.float32]:
-        """Map (..., 4) boxes (x0, y0, x1, y1), corners as `points`, to the square, as float32."""
-        corners = np.asarray(boxes, dtype=np.float64)
-        return self.points(corners.reshape(*corners.shape[:-1], 2, 2)).reshape(corners.shape)
+        """Map (..., 4) boxes (x0, y0, x1, y1) to the square, as float32.
+
+        Corners are continuous: the pixel in column x covers x to x + 1.
+        """
+        moved = np.asarray(boxes, dtype=np.float64) * np.tile(self._scale(), 2)
+        return moved.astype(np.float32)
 
     def valid(self) -> Tensor:
         """(size, size) bool: where the square shows the image and not padding."""
@@ -107,6 +111,11 @@ class Resize:
         restored = _bilinear(square[..., :height, :width], self.original)
         return restored.reshape(*logits.shape[:-2], *self.original)
 
+    def _scale(self) -> NDArray[np.float64]:
+        """Pixels of the square per pixel of the image, along x and along y."""
+        height, width = self.resized
+        return np.array([width / self.original[1], height / self.original[0]])
+
     def _check(self, shape: tuple[int, ...]) -> None:
         if tuple(shape[-2:]) != self.original:
             raise ValueError(f"shape {tuple(shape)} does not end in {self.original}")
@@ -114,8 +123,3 @@ class Resize:
 
 def _bilinear(images: Tensor, size: tuple[int, int]) -> Tensor:
     return interpolate(images, size, mode="bilinear", align_corners=False)
-
-
-def _nearest(old: int, new: int) -> NDArray[np.int64]:
-    """For each of `new` pixels, which of `old` pixels lies under its centre."""
-    return (2 * np.arange(new) + 1) * old // (2 * new)

@@ -85,6 +85,7 @@ def train(stage_class: type[Stage], options: RunOptions, resolved: str) -> None:
     if checkpoint is not None:
         stage.load(checkpoint)
     on_rank_0(accelerator, lambda: prepare_folder(options, resolved, checkpoint, changes))
+    on_rank_0(accelerator, lambda: stage.keep(options.output))
     if checkpoint is not None:
         accelerator.print(f"resuming after step {state.step} of {schedule.steps}")
     state.bound, state.passes, state.machine = bound, passes, machine_of(accelerator)

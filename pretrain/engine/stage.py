@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -99,6 +100,17 @@ class Stage(ABC):
     def documents(self) -> dict[str, Any]:
         """What else a checkpoint keeps, as JSON by name."""
         return {}
+
+    def keep(self, run: Path) -> None:
+        """Keep what the run needs later and no checkpoint holds. Called in the main process only.
+
+        Args:
+            run: The run folder, which is there.
+
+        Raises:
+            UserError, OSError: It cannot be kept.
+        """
+        return
 
     def describe(self) -> Iterable[str]:
         """Lines printed before training starts."""

@@ -143,5 +143,8 @@ def test_threads_give_way_to_other_programs():
 def test_what_is_true_or_false_needs_no_value(words):
     options = ["--layout=x", "--output=y", *words]
     assert parse(ShardSegOptions, "shard-seg", options)[0].extend is True
-    options += ["--extend", "false"]
-    assert parse(ShardSegOptions, "shard-seg", options)[0].extend is False
+    for negative in (["--extend", "false"], ["--no-extend"], ["--no_extend", "--workers=2"]):
+        assert parse(ShardSegOptions, "shard-seg", [*options, *negative])[0].extend is False
+    for wrong in (["--no-workers"], ["--no-extend=true"], ["--no-extnd"]):
+        with pytest.raises(UserError, match="there is no such option"):
+            parse(ShardSegOptions, "shard-seg", [*options, *wrong])

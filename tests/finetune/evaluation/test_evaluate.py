@@ -163,7 +163,7 @@ def test_rows_are_those_of_a_literal_loop(make_shards, organs, discs, depth):
     def by_filling(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
         x0, y0, x1, y1 = box_of(truth).astype(int)
         filled = np.zeros_like(truth)
-        filled[y0 : y1 + 1, x0 : x1 + 1] = True
+        filled[y0:y1, x0:x1] = True
         return filled
 
     predictors = {"1 click": by_clicks(1), "4 clicks": by_clicks(4), "box": by_box}

@@ -25,7 +25,7 @@ from finetune.inference.prompted import PromptedImage
 def with_discs(discs, monkeypatch):
     """Predict with the stand-in segmenter, whatever run is named."""
     module = "finetune.inference.predict"
-    monkeypatch.setattr(f"{module}.load_segmenter", lambda run, device: discs)
+    monkeypatch.setattr(f"{module}.load_model", lambda source, device: discs)
     monkeypatch.setattr(f"{module}.trained_window", lambda run: "auto")
 
 
@@ -178,7 +178,7 @@ def test_the_real_model_answers(run_folder, tmp_path):
         (["--clicks=5,5,2"], "clicks: '5,5,2' has the label 2"),
         (["--clicks=5,nan,1"], "is not of the form"),
         (["--box=1,2,3"], "box: '1,2,3' is not of the form x0,y0,x1,y1"),
-        (["--box=9,2,3,4"], "must have x0 <= x1"),
+        (["--box=9,2,3,4"], "must have x0 < x1"),
         (["--box=1,2,3,200"], "box: (3, 200) lies outside"),
         (["--clicks=5,5,1", "--slice=2"], "is a single picture"),
         (["--clicks=5,5,1", "--output=mask.nii.gz"], "must end in .png"),
@@ -219,7 +219,28 @@ def test_nothing_is_overwritten(with_discs, capsys, tmp_path):
     assert (tmp_path / "mask.png").read_text() == "mine"
 
 
+def test_the_picture_can_be_left_out(with_discs, capsys, tmp_path):
+    source, output = photograph(tmp_path / "photo.png"), tmp_path / "mask.png"
+    (tmp_path / "mask_overlay.png").write_text("mine")
+    given = (f"--input={source}", f"--output={output}", "--clicks=5,5,1")
+    assert "mask_overlay.png is there already" in error_of(capsys, *given)
+    command(*given, "--no-overlay")
+    assert output.is_file() and (tmp_path / "mask_overlay.png").read_text() == "mine"
+    assert "overlay" not in capsys.readouterr().out
+
+
+def test_several_objects_are_those_of_a_call_each(discs):
+    prompted = PromptedImage(discs, np.zeros((90, 120), np.uint8))
+    boxes = np.array([[10, 10, 50, 50], [60, 30, 110, 80]])
+    together, low_res = prompted.predict(boxes=boxes)
+    assert together.shape == (2, 90, 120) and low_res.shape == (2, 1, 16, 16)
+    for box, mask in zip(boxes, together, strict=True):
+        assert np.array_equal(prompted.predict(boxes=box[None])[0][0], mask)
+
+
 def test_the_edge_of_the_image_is_inside_it():
-    check_inside(parse_prompt("0,0,1 89,119,0", "0,0,89,119"), (120, 90))
+    check_inside(parse_prompt("0,0,1 89,119,0", "0,0,90,120"), (120, 90))
+    with pytest.raises(UserError, match=r"box: \(91, 120\)"):
+        check_inside(parse_prompt("", "0,0,91,120"), (120, 90))
     with pytest.raises(UserError, match=r"\(89\.5, 119\)"):
         check_inside(parse_prompt("89.5,119,1", ""), (120, 90))

@@ -77,7 +77,8 @@ def test_only_loaded_weights_are_frozen(tmp_path: Path) -> None:
     assert states(build_model(config, sam_checkpoint=sam)) == decoder | frozen_encoder
     assert states(build_model(config, (), stage_one, sam)) == decoder | untrained_neck
     assert states(build_model(config, (), stage_one)) == new | untrained_neck
-    assert states(build_model(config, (), sam)) == new | frozen_encoder
+    assert states(build_model(config, (), sam)) == decoder | frozen_encoder  # it has a decoder
+    assert states(build_model(config, (), sam, whole=False)) == new | frozen_encoder
     assert set(states(build_model(config)).values()) == {"trained"}
     config.trained = ["mask_decoder.iou_*"]
     assert states(build_model(config, sam_checkpoint=sam))["mask_decoder"] == "mixed"

@@ -6,7 +6,7 @@ import pytest
 from finetune.prompts.boxes import box_of, boxes_of, jitter_box
 
 
-def test_box_is_first_and_last_pixel():
+def test_a_box_encloses_its_pixels_whole():
     rng = np.random.default_rng(0)
     for _ in range(50):
         mask = rng.random(rng.integers(1, 30, 2)) < 0.05
@@ -15,18 +15,18 @@ def test_box_is_first_and_last_pixel():
             assert box_of(mask) is None
             continue
         xs, ys = zip(*points, strict=True)
-        assert box_of(mask).tolist() == [min(xs), min(ys), max(xs), max(ys)]
+        assert box_of(mask).tolist() == [min(xs), min(ys), max(xs) + 1, max(ys) + 1]
     assert box_of(np.zeros((3, 4), bool)) is None
     single = np.zeros((5, 8), bool)
     single[2, 6] = True
-    assert box_of(single).tolist() == [6, 2, 6, 2]
-    assert boxes_of(np.stack([single, single])).tolist() == [[6, 2, 6, 2]] * 2
+    assert box_of(single).tolist() == [6, 2, 7, 3]
+    assert boxes_of(np.stack([single, single])).tolist() == [[6, 2, 7, 3]] * 2
     with pytest.raises(ValueError, match="1 of 2 masks are empty"):
         boxes_of(np.stack([single, np.zeros_like(single)]))
 
 
 def test_noise_is_a_share_of_each_side():
-    box = np.array([300.0, 400.0, 399.0, 439.0])  # 100 x 40 pixels
+    box = np.array([300.0, 400.0, 400.0, 440.0])  # 100 x 40 pixels
     rng = np.random.default_rng(1)
     noise = np.stack([jitter_box(box, rng, (1024, 1024)) for _ in range(4000)]) - box
     assert abs(noise.mean(axis=0)).max() < 0.6
@@ -36,7 +36,7 @@ def test_noise_is_a_share_of_each_side():
 
 
 def test_bound_scales_with_the_image():
-    box = np.array([20.0, 20.0, 239.0, 219.0])
+    box = np.array([20.0, 20.0, 240.0, 220.0])
     rng = np.random.default_rng(2)
     noise = np.stack([jitter_box(box, rng, (240, 256)) for _ in range(500)]) - box
     assert abs(noise).max() == pytest.approx(5.0)
@@ -51,7 +51,7 @@ def test_box_stays_in_the_image_and_upright(size):
         ys = np.sort(rng.integers(0, size[0], 2))
         box = [xs[0], ys[0], xs[1], ys[1]]
         x0, y0, x1, y1 = jitter_box(box, rng, size, ratio=2.0, max_pixels=1000)
-        assert 0 <= x0 <= x1 <= size[1] - 1 and 0 <= y0 <= y1 <= size[0] - 1
+        assert 0 <= x0 <= x1 <= size[1] and 0 <= y0 <= y1 <= size[0]
 
 
 def test_same_seed_same_box():

@@ -138,14 +138,20 @@ def test_padding_is_right_and_below(shape):
     assert np.array_equal(resize.mask(np.ones(shape, bool)), valid.numpy())
 
 
-def test_boxes_move_as_their_corners():
-    resize = Resize((37, 53), 64)
+@pytest.mark.parametrize("size", [64, 1024])
+def test_boxes_move_as_in_sam(size):
+    resize = Resize((37, 53), size)
     boxes = np.array([[0.0, 0.0, 52.0, 36.0], [3.0, 5.0, 3.0, 9.0]])
-    expected = np.concatenate([resize.points(boxes[:, :2]), resize.points(boxes[:, 2:])], axis=1)
-    assert np.array_equal(resize.boxes(boxes), expected)
-    assert np.array_equal(resize.boxes(boxes[0]), expected[0])
+    expected = ResizeLongestSide(size).apply_boxes(boxes, (37, 53))
+    assert resize.boxes(boxes) == pytest.approx(expected)
+    assert np.array_equal(resize.boxes(boxes[0]), resize.boxes(boxes)[0])
+
+
+def test_the_edges_of_the_image_stay_its_edges():
+    resize = Resize((37, 53), 64)
     # Pixel edges of the whole image go to the edges of the resized image.
     height, width = resize.resized
+    assert resize.boxes([0, 0, 53, 37]) == pytest.approx([0, 0, width, height])
     assert resize.points([[-0.5, -0.5], [52.5, 36.5]]) == pytest.approx(
         np.array([[-0.5, -0.5], [width - 0.5, height - 0.5]])
     )
