@@ -20,8 +20,15 @@ from finetune.config import EvaluateConfig
 from finetune.data.cases import LabelledCases, LabelledImage
 from finetune.evaluation import metrics
 from finetune.evaluation.drawing import draw_results
-from finetune.evaluation.protocols import PER_SLICE, Protocol
-from finetune.evaluation.tables import Row, results_csv, summarise, summary_csv, summary_markdown
+from finetune.evaluation.protocols import Protocol
+from finetune.evaluation.tables import (
+    PER_SLICE,
+    Row,
+    results_csv,
+    summarise,
+    summary_csv,
+    summary_markdown,
+)
 from finetune.inference.loading import find_device, load_model
 from finetune.inference.volume import PromptedVolume
 from finetune.model.decoder import require_prompts

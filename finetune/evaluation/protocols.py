@@ -9,14 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.common.errors import UserError
+from finetune.evaluation.tables import IN_ONE_SLICE, PER_SLICE
 from finetune.inference.prompted import Answer, PromptedImage
 from finetune.inference.volume import PromptedVolume, propagate
 from finetune.prompts.boxes import boxes_of, jitter_box
-
-PER_SLICE = " per slice"
-"""Ends the names of rows for which every slice that holds the target was prompted."""
-IN_ONE_SLICE = " in one slice"
-"""Ends the names of rows for which one slice was prompted, and its mask carried on."""
 
 
 class VolumeAnswer(NamedTuple):

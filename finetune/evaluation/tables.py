@@ -14,8 +14,21 @@ from finetune.evaluation.statistics import Mean, mean_interval, notes_on_groups
 ALL_TARGETS = "all targets"
 """Target name of the summary over all targets."""
 
+PER_SLICE = " per slice"
+"""Ends the names of rows for which every slice that holds the target was prompted."""
+IN_ONE_SLICE = " in one slice"
+"""Ends the names of rows for which one slice was prompted, and its mask carried on."""
+
 BOUNDS = {"dice": (0.0, 1.0), "iou": (0.0, 1.0), "hd95": (0.0, math.inf), "nsd": (0.0, 1.0)}
 """Smallest and largest value of each metric."""
+
+WAYS = {
+    PER_SLICE: "`per slice`: each slice that holds the target is prompted, which only somebody who"
+    " knows the truth can do; `filled box` is what these boxes are worth by themselves.",
+    IN_ONE_SLICE: "`in one slice`: the slice in which the target is largest is prompted, and its"
+    " mask carried on from slice to slice.",
+}
+"""What a table says about how volumes were prompted, by the end of rows' names."""
 
 HD95_NOTES = {
     "surface": "HD95 by size of surface, as DeepMind's surface-distance.",
@@ -56,6 +69,8 @@ class Summary:
     protocol: str
     cases: int
     groups: int
+    prompts: float
+    """Mean number of clicks and boxes given for a target of a case; NaN where it is not known."""
     dice: Mean
     iou: Mean
     hd95: Mean
@@ -105,7 +120,7 @@ def summary_csv(summaries: Iterable[Summary]) -> str:
                 columns = {name: "mean", f"{name}_low": "low", f"{name}_high": "high"}
                 line |= {k: "" if math.isnan(value[v]) else value[v] for k, v in columns.items()}
             else:
-                line[name] = value
+                line[name] = "" if name == "prompts" and math.isnan(value) else value
         lines.append(line)
     return _csv(list(lines[0]), (line.values() for line in lines))
 
@@ -121,16 +136,20 @@ def summary_markdown(
     """
     units = sorted({summary.unit for summary in summaries})
     unit = units[0] if len(units) == 1 else ""
-    header = ["target", "prompt", "cases", "groups", "Dice", "IoU"]
+    header = ["target", "prompt", "prompts", "cases", "groups", "Dice", "IoU"]
     header += [f"HD95 {unit}", f"NSD at {tolerance:g} {unit}", "missed"]
     rows: list[list[object]] = []
     for row in summaries:
         hd95 = f"{row.hd95}" if unit or not row.cases else f"{row.hd95} {row.unit}"
-        cells = [row.target, row.protocol, row.cases, row.groups, row.dice, row.iou, hd95, row.nsd]
-        rows.append([*cells, row.missed if row.cases else "-"])
+        prompts = "-" if math.isnan(row.prompts) else f"{row.prompts:.3g}"
+        cells = [row.target, row.protocol, prompts, row.cases, row.groups]
+        cells += [row.dice, row.iou, hd95, row.nsd, row.missed if row.cases else "-"]
+        rows.append(cells)
     notes = [
         "Mean over cases, with its 95 % interval (Student's t; cases of one group, such as a"
         " patient, do not count as independent).",
+        "`prompts`: clicks and boxes per case.",
+        *(note for end, note in WAYS.items() if any(r.protocol.endswith(end) for r in summaries)),
         *notes_on_groups(getattr(row, metric) for row in summaries for metric in BOUNDS),
         HD95_NOTES[hd95_definition],
         "It leaves out targets of which nothing was predicted; `missed` counts them.",
@@ -165,7 +184,8 @@ def _summary(target: str, protocol: str, unit: str, rows: list[Row]) -> Summary:
         means[metric] = mean_interval(list(values.values()), members, bounds)
     cases, numbers = len(groups), len(set(groups.values()))
     missed = sum(math.isinf(row.hd95) for row in rows)
-    return Summary(target, protocol, cases, numbers, **means, missed=missed, unit=unit)
+    prompts = float(np.mean([row.prompts for row in rows])) if rows else math.nan
+    return Summary(target, protocol, cases, numbers, prompts, **means, missed=missed, unit=unit)
 
 
 def _csv(header: list[str], rows: Iterable[Iterable[object]]) -> str:

@@ -23,7 +23,7 @@ def test_its_rows_are_in_the_tables_and_pictures(contributed, make_shards, organ
         "filled box",
         "centre click",
     ]
-    assert "| liver | centre click | 2 |" in (output / "summary.md").read_text()
+    assert "| liver | centre click | 1 | 2 |" in (output / "summary.md").read_text()
     assert (output / "figures" / "best.png").read_bytes().startswith(b"\x89PNG")
     assert not (output / "figures" / "dice_by_clicks.png").exists()
 

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +13,7 @@ from finetune.evaluation.tables import Row, results_csv, summarise, summary_csv,
 def row(
     case: str, target: str, dice: float, hd95: float, protocol: str = "box", group: str = ""
 ) -> Row:
-    return Row(case, target, protocol, dice, dice / 2, hd95, dice / 4, "mm", group=group)
+    return Row(case, target, protocol, dice, dice / 2, hd95, dice / 4, "mm", 3, group)
 
 
 def test_summary_averages_cases_and_counts_what_was_missed():
@@ -58,7 +59,7 @@ def test_a_target_without_a_case_is_a_row():
         ("all targets", "box", 1),
         ("all targets", "1 click", 1),
     ]
-    assert "| spleen | box | 0 | 0 | - | - | - | - | - |" in summary_markdown(summaries, 1.0)
+    assert "| spleen | box | - | 0 | 0 | - | - | - | - | - |" in summary_markdown(summaries, 1.0)
     line = next(csv.DictReader(summary_csv(summaries).splitlines()))
     assert (line["target"], line["cases"], line["dice"], line["dice_low"]) == (
         "spleen",
@@ -78,8 +79,21 @@ def test_tables_hold_the_figures():
     assert (float(summary["dice_low"]), float(summary["dice_high"])) == (0, 1)
     assert (summary["cases"], summary["groups"], summary["hd95_low"]) == ("2", "2", "")
     table = summary_markdown(summarise(rows), 1.0)
-    assert "| liver | box | 2 | 2 | 0.600 (0.000 to 1.000) |" in table
+    assert "| liver | box | 3 | 2 | 2 | 0.600 (0.000 to 1.000) |" in table
     assert "HD95 mm" in table and "2.00 (no interval)" in table
     assert "fewer than 10 groups" in table and "No interval: all cases of that mean" in table
     assert "surface-distance" in table
     assert "as MONAI" in summary_markdown(summarise(rows), 1.0, "monai")
+
+
+def test_the_table_says_how_volumes_were_prompted_and_at_what_cost():
+    rows = [row("p", "liver", 0.5, 2.0, "box per slice"), row("q", "liver", 0.7, 1.0)]
+    table = summary_markdown(summarise(rows), 1.0)
+    assert "only somebody who knows the truth" in table and "one slice" not in table
+    rows = [replace(row("p", "liver", 0.5, 2.0, "box in one slice"), prompts=n) for n in (1, 4)]
+    (summary,) = summarise(rows)
+    assert summary.prompts == 2.5
+    assert "| liver | box in one slice | 2.5 |" in summary_markdown([summary], 1.0)
+    unknown = [replace(each, prompts=math.nan) for each in rows]  # of an earlier version
+    assert "| liver | box in one slice | - |" in summary_markdown(summarise(unknown), 1.0)
+    assert next(csv.DictReader(summary_csv(summarise(unknown)).splitlines()))["prompts"] == ""
