@@ -21,9 +21,9 @@ def boxes_seen(discs, monkeypatch):
     seen = []
     decode = discs.decode
 
-    def keep(embeddings, prompts):
+    def keep(embeddings, prompts, multimask):
         seen.append(prompts.boxes)
-        return decode(embeddings, prompts)
+        return decode(embeddings, prompts, multimask)
 
     monkeypatch.setattr(discs, "decode", keep)
     return seen
