@@ -54,6 +54,8 @@ ADDED = {
     " slurm/finetune.sbatch ": f"{STEPS} --model.image_size 64",
     " finetune/train.py ": f"{STEPS} --model.image_size 64",
     " finetune evaluate ": "--data.cases 1",
+    " finetune evaluate --sam ": "--image_size 64",
+    " finetune predict --sam ": "--image_size 64",
     " data_prep benchmark": "--images 6 --photographs 2 --workers 1 --repeats 1",
     " pretrain benchmark": "--encoder_size vit_t --sizes 224 --repeats 1 --parts encoder",
 }
