@@ -72,6 +72,9 @@ class CaseSelection:
 class SegmentationDataConfig(CaseSelection):
     """Labelled images for training, and how they are changed."""
 
+    validation: float = 0.0
+    """Share of these groups that is not trained on, but judged by `finetune.validation.Validation`
+    to find the best checkpoint."""
     masks_per_image: int = 4
     """Largest number of targets of an image trained on at once."""
     workers: int = 0
@@ -83,6 +86,8 @@ class SegmentationDataConfig(CaseSelection):
         super().__post_init__()
         if self.masks_per_image < 1 or self.workers < 0:
             raise UserError("data.masks_per_image must be at least 1, data.workers at least 0")
+        if not 0 <= self.validation < 1:
+            raise UserError(f"data.validation is {self.validation}; it must be in 0..1, below 1")
 
 
 @dataclass
@@ -160,6 +165,9 @@ class ModelSource:
     encoder: str | None = None
     """Image encoder to use instead of that of `sam`: a stage-one run, an encoder file, or
     hf:org/name on the Hub. With `run`, where the one that it was trained on lies now."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Of a run that was validated: the checkpoint that did best, or the last one. Others have the
+    last one alone."""
     image_size: int | None = None
     """Without `run`: side of the square input in pixels, a multiple of 16. null: that of the
     encoder's training, 1024 for SAM's own."""

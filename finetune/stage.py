@@ -68,7 +68,7 @@ class SegmentationStage(Stage):
     dataset: SegmentationDataset
 
     def __init__(self, options: TrainConfig, device: torch.device) -> None:
-        self.device, self.workers = device, options.data.workers
+        self.options, self.device, self.workers = options, device, options.data.workers
         self.model_config = options.model
         self.dataset = SegmentationDataset(options.data, options.model.image_size, options.seed)
         self.decoder_of_encoder = options.encoder is not None and options.sam is None

@@ -5,7 +5,7 @@ are left out; which ones hold a target is read from the records' JSON, not from 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,19 @@ class LabelledImage:
     """The targets it holds, as positions in `LabelledCases.targets`; at least one."""
 
 
+class Part(NamedTuple):
+    """A part of the groups: those kept from training, or the others."""
+
+    share: float
+    """Of the groups kept from training; their number is rounded, and may be 0."""
+    validation: bool
+
+
 class LabelledCases:
     """The records of a split that hold a wanted target, and the images in them.
+
+    Args:
+        part: Only these of the groups chosen.
 
     Attributes:
         targets: Mask values of each wanted target, by name, in the order of the shard set.
@@ -38,10 +49,10 @@ class LabelledCases:
 
     Raises:
         UserError: Not a segmentation shard set, an unknown split or target, no image with a target,
-            or fewer groups than `selection.cases`.
+            fewer groups than `selection.cases`, or none left to train on.
     """
 
-    def __init__(self, selection: CaseSelection, seed: int = 0) -> None:
+    def __init__(self, selection: CaseSelection, seed: int = 0, part: Part | None = None) -> None:
         self.shards = ShardDataset(selection.shards, selection.split, seed)
         self.targets = _wanted_targets(self.shards, selection.targets)
         self.window: Window = self.shards.info["source"].get("window", "auto")
@@ -52,14 +63,18 @@ class LabelledCases:
         if not groups:
             names = ", ".join(self.targets) or "the targets, of which data.targets names none"
             raise UserError(f"{where}: no image holds any of {names}")
-        if selection.cases is not None:
-            if selection.cases > len(groups):
-                raise UserError(
-                    f"data.cases is {selection.cases}, and {where} has {len(groups)} groups"
-                )
-            chosen = np.random.default_rng([seed]).permutation(len(groups))[: selection.cases]
-            groups = [groups[index] for index in chosen]
-        kept = set(groups)
+        if selection.cases is not None and selection.cases > len(groups):
+            raise UserError(
+                f"data.cases is {selection.cases}, and {where} has {len(groups)} groups"
+            )
+        chosen = np.random.default_rng([seed]).permutation(len(groups))[: selection.cases]
+        if part is not None:
+            held = round(part.share * len(chosen))
+            if held == len(chosen):
+                raise UserError(f"data.validation is {part.share}, which leaves no group of {held}")
+            trained, judged = np.split(chosen, [len(chosen) - held])
+            chosen = judged if part.validation else trained
+        kept = {groups[index] for index in chosen}
         self.images = [
             image
             for index, found in images.items()

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from finetune.config import SegmentationDataConfig
 from finetune.data.augment import change_intensity, random_affine, warp
-from finetune.data.cases import LabelledCases, LabelledImage
+from finetune.data.cases import LabelledCases, LabelledImage, Part
 from pretrain.encoder.geometry import Resize
 from pretrain.encoder.pixels import as_pixels, stack_pixels
 
@@ -82,7 +82,8 @@ class SegmentationDataset(Dataset):
 
     def __init__(self, config: SegmentationDataConfig, size: int, seed: int = 0) -> None:
         self.config, self.size, self.seed = config, size, seed
-        self.cases = LabelledCases(config, seed)
+        part = Part(config.validation, False) if config.validation else None
+        self.cases = LabelledCases(config, seed, part)
         self.targets = list(self.cases.targets)
         self._holding = [
             np.array([n for n, image in enumerate(self.cases.images) if target in image.targets])

@@ -14,6 +14,9 @@ from finetune.inference.prompted import Answer, PromptedImage
 from finetune.inference.volume import PromptedVolume, propagate
 from finetune.prompts.boxes import boxes_of, jitter_box
 
+FILLED_BOX = "filled box"
+"""Name of the row for what boxes are worth by themselves."""
+
 
 class VolumeAnswer(NamedTuple):
     """What the model made of a volume."""
@@ -127,7 +130,7 @@ class Box(Protocol):
         """Two rows."""
         boxes = boxes_of(truths)
         filled = [Answer(_filled(box, truths.shape[1:]), box=box) for box in boxes]
-        return {"box": _from_boxes(prompted, boxes), "filled box": filled}
+        return {"box": _from_boxes(prompted, boxes), FILLED_BOX: filled}
 
 
 @dataclass(frozen=True)

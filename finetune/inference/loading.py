@@ -13,7 +13,12 @@ from finetune.model.kept import kept_weights
 from finetune.model.segmenter import Segmenter, build_model
 from finetune.prompts.prompting import Prompting
 from pretrain.encoder.weights import find_weights, image_size_of
-from pretrain.engine.checkpoint import Checkpoint, checkpoints_of, latest_checkpoint
+from pretrain.engine.checkpoint import (
+    Checkpoint,
+    best_checkpoint,
+    checkpoints_of,
+    latest_checkpoint,
+)
 
 SEGMENTER = "segmenter"
 """Name of the trained weights in a checkpoint (`Segmenter.trained_state_dict`)."""
@@ -30,27 +35,35 @@ def load_model(source: ModelSource, device: torch.device) -> Segmenter:
         UserError: See `load_segmenter` and `load_sam`.
     """
     if source.run is not None:
-        return load_segmenter(source.run, device, source.encoder, source.sam)
+        last = source.checkpoint == "last"
+        return load_segmenter(source.run, device, source.encoder, source.sam, last)
     assert source.sam is not None
     return load_sam(source.sam, device, source.encoder, source.image_size)
 
 
 def load_segmenter(
-    run: Path, device: torch.device, encoder: str | None = None, sam: str | None = None
+    run: Path,
+    device: torch.device,
+    encoder: str | None = None,
+    sam: str | None = None,
+    last: bool = False,
 ) -> Segmenter:
-    """The model of a run folder with its newest checkpoint, in evaluation mode.
+    """The model of a run folder, in evaluation mode.
+
+    Of a run that was validated it is the best checkpoint, of others the newest.
 
     A checkpoint holds what was trained; what was frozen is read from the files that the run keeps.
 
     Args:
         encoder: Where the encoder that it was trained on lies now, if not in the run folder.
         sam: The same of the SAM checkpoint.
+        last: Take the newest checkpoint in any case.
 
     Raises:
         UserError: Not a run, no checkpoint, or the encoder or SAM weights it was trained on are
             gone or are others now.
     """
-    checkpoint = _newest(run)
+    checkpoint = _checkpoint(run, last)
     config, _ = parse_file(TrainConfig, run / "config.yaml")
     trained = checkpoint.document(DATA) or {}
     targets = list(trained.get("targets", {}))
@@ -134,14 +147,14 @@ def trained_window(run: Path) -> Window:
         UserError: Not a run, or no checkpoint.
     """
     # checkpoints of earlier versions do not say
-    window = (_newest(run).document(DATA) or {}).get("window", "auto")
+    window = (_checkpoint(run).document(DATA) or {}).get("window", "auto")
     return (window[0], window[1]) if isinstance(window, list) else window
 
 
-def _newest(run: Path) -> Checkpoint:
+def _checkpoint(run: Path, last: bool = False) -> Checkpoint:
     if not (run / "config.yaml").is_file():
         raise UserError(f"run: {run} has no config.yaml; give a run folder of finetune/train.py")
-    checkpoint = latest_checkpoint(run)
+    checkpoint = (None if last else best_checkpoint(run)) or latest_checkpoint(run)
     if checkpoint is None or not checkpoint.weights_file(SEGMENTER).is_file():
         raise UserError(f"run: {run} has no checkpoint with {SEGMENTER} weights; has it saved one?")
     return checkpoint

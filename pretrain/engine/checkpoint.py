@@ -20,6 +20,8 @@ from data_prep.common.files import sha256, sync_folder, use_umask, write_json
 from data_prep.common.messages import one_line
 
 OPTIMIZER_FILE = "optimizer.pt"
+BEST = "best"
+"""Folder in a run: the checkpoint that was judged best, without what only resuming needs."""
 FILES = "files"
 """Document of the size and SHA-256 of each other file of a checkpoint."""
 PARTIAL = ".partial"
@@ -178,29 +180,62 @@ def save_checkpoint(
         UserError: It cannot be written (a full disk, say). What was written of it is removed, which
             gives the space back; the checkpoints before it are as they were.
     """
-    checkpoints = run / "checkpoints"
-    final = checkpoints / f"step-{state.step:08d}"
-    temporary = checkpoints / f".{final.name}{PARTIAL}"
-    remove_leftovers(run)
+    documents = {**documents, "state": asdict(state)}
+    final = _save(run / "checkpoints", state.step, weights, documents, optimizer)
+    remove_old(run, keep)
+    return final
+
+
+def save_best(
+    run: Path, step: int, weights: Mapping[str, dict[str, Tensor]], documents: Mapping[str, Any]
+) -> None:
+    """Write the weights of a step as the best ones, and then remove those that were so far.
+
+    Raises:
+        UserError: They cannot be written; the best ones so far are as they were.
+    """
+    folder = run / BEST
+    folder.mkdir(exist_ok=True)
+    final = _save(folder, step, weights, documents, None)
+    for other in folder.glob("step-*"):
+        if other != final:
+            remove_checkpoint(Checkpoint(other))
+
+
+def best_checkpoint(run: Path) -> Checkpoint | None:
+    """The checkpoint of a run that was judged best, or None where none was judged."""
+    found = sorted((run / BEST).glob("step-*"))
+    return Checkpoint(found[-1]) if found else None
+
+
+def _save(
+    parent: Path,
+    step: int,
+    weights: Mapping[str, dict[str, Tensor]],
+    documents: Mapping[str, Any],
+    optimizer: torch.optim.Optimizer | None,
+) -> Path:
+    """The folder of a step, whole or not at all."""
+    final = parent / f"step-{step:08d}"
+    temporary = parent / f".{final.name}{PARTIAL}"
+    remove_leftovers(parent)
     try:
-        _write(temporary, state, weights, documents, optimizer)
+        _write(temporary, weights, documents, optimizer)
         if final.exists():  # damaged, or unseen when the run went on from the one before
             remove_checkpoint(Checkpoint(final))
         temporary.rename(final)
     except (OSError, SafetensorError, RuntimeError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(f"{final} cannot be saved: {_reason(error)}") from error
-    sync_folder(checkpoints)
-    remove_old(run, keep)
+    sync_folder(parent)
     return final
 
 
 def _write(
     folder: Path,
-    state: State,
     weights: Mapping[str, dict[str, Tensor]],
     documents: Mapping[str, Any],
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | None,
 ) -> None:
     """All files of a checkpoint, flushed to disk."""
     folder.mkdir()
@@ -208,10 +243,11 @@ def _write(
         path = folder / f"{name}.safetensors"
         save_file(tensors, path)
         use_umask(path)  # safetensors makes it readable by its owner alone
-    for name, document in {**documents, "state": asdict(state)}.items():
+    for name, document in documents.items():
         write_json(folder / f"{name}.json", document)
-    with (folder / OPTIMIZER_FILE).open("wb") as file:  # which tells a full disk, unlike a path
-        torch.save(optimizer.state_dict(), file)
+    if optimizer is not None:
+        with (folder / OPTIMIZER_FILE).open("wb") as file:  # which tells a full disk, unlike a path
+            torch.save(optimizer.state_dict(), file)
     sums = {path.name: (path.stat().st_size, sha256(path)) for path in folder.iterdir()}
     write_json(folder / f"{FILES}.json", sums)
     for path in folder.iterdir():
@@ -245,7 +281,7 @@ def remove_checkpoint(checkpoint: Checkpoint) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
 
 
-def remove_leftovers(run: Path) -> None:
-    """Remove what was left of checkpoints that were being written or removed."""
-    for leftover in (run / "checkpoints").glob(f".*{PARTIAL}"):
+def remove_leftovers(folder: Path) -> None:
+    """Remove what was left of checkpoints that were being written or removed in a folder."""
+    for leftover in folder.glob(f".*{PARTIAL}"):
         shutil.rmtree(leftover, ignore_errors=True)

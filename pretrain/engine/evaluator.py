@@ -29,7 +29,12 @@ class Evaluator(ABC):
 
     Args:
         every: Steps between judgements.
+
+    Attributes:
+        step: The step after which it is called.
     """
+
+    step = 0
 
     names_pictures: ClassVar[bool] = True
     """Whether its pictures are called after it; else by their own names alone."""

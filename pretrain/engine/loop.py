@@ -271,6 +271,7 @@ def _judge(
     The random state of training is left as it was.
     """
     stage.model.eval()
+    evaluator.step = step
     with torch.no_grad(), torch.random.fork_rng(devices_of(accelerator.device)):
         judgement = evaluator.evaluate(stage, accelerator)
     stage.model.train()

@@ -103,7 +103,7 @@ def prepare_folder(
     """
     folder = options.output
     folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
+    remove_leftovers(folder / "checkpoints")
     if checkpoint is not None:  # damaged newer ones must neither be kept nor taken for the newest
         for newer in checkpoints_of(folder):
             if newer.folder.name > checkpoint.folder.name:

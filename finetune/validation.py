@@ -1,0 +1,115 @@
+"""Judging a segmenter while it trains, on patients that are kept from it, to find the best one."""
+
+import sys
+import zlib
+from typing import cast
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from data_prep.common.errors import UserError
+from finetune.data.cases import LabelledCases, Part
+from finetune.evaluation.metrics import dice
+from finetune.evaluation.protocols import FILLED_BOX, Box, Clicks, Protocol, TargetOnly
+from finetune.inference.prompted import PromptedImage
+from finetune.stage import SegmentationStage
+from pretrain.engine.checkpoint import best_checkpoint, save_best
+from pretrain.engine.evaluator import Evaluator, Judgement
+from pretrain.engine.resume import on_rank_0
+from pretrain.engine.stage import Stage
+
+SCORE = "score"
+"""Name of the document on how the best checkpoint did, and of the number that is logged."""
+
+
+class Validation(Evaluator):
+    """Mean Dice of images of the groups that `data.validation` keeps from training.
+
+    Images are prompted as in evaluation, slice by slice: at each number of clicks and by the exact
+    box, or by the target alone where the decoder takes no prompts. The mean of these rows is the
+    score; the checkpoint with the highest is kept in the run folder as `best`.
+
+    Args:
+        every: Steps between judgements.
+        clicks: Numbers of clicks.
+        max_images: Use at most so many images, drawn at random.
+        seed: Seed of the choice of images.
+    """
+
+    def __init__(
+        self,
+        every: int = 250,
+        clicks: tuple[int, ...] = (1, 3),
+        max_images: int = 100,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(every)
+        if max_images < 1:
+            raise UserError(
+                f"evaluators: Validation.max_images is {max_images}; it must be positive"
+            )
+        self.max_images, self.seed = max_images, seed
+        self.prompting: list[Protocol] = [Clicks(clicks), Box()]
+
+    def prepare(self, stage: Stage, accelerator: Accelerator) -> None:
+        """Find the images.
+
+        Raises:
+            UserError: Nothing is kept from training.
+        """
+        if not isinstance(stage, SegmentationStage):
+            raise UserError("evaluators: Validation is for finetune/train.py")
+        config = stage.options.data
+        if not config.validation:
+            raise UserError("evaluators: Validation needs groups; set data.validation to 0.1, say")
+        self.cases = LabelledCases(config, stage.options.seed, Part(config.validation, True))
+        count = len(self.cases.images)
+        if not count:
+            share, line = config.validation, "no validation, and no best checkpoint"
+            accelerator.print(f"{line}: {share} of so few groups is none; see data.validation")
+        chosen = np.random.default_rng(self.seed).permutation(count)[: self.max_images]
+        self.images = [self.cases.images[index] for index in sorted(chosen.tolist())]
+        if not stage.segmenter.decoder.takes_prompts:
+            self.prompting = [TargetOnly()]
+
+    def evaluate(self, stage: Stage, accelerator: Accelerator) -> Judgement:
+        """Judge the segmenter as it is now, and keep it if it is the best so far."""
+        if not self.images:
+            return Judgement()
+        trained = cast(SegmentationStage, stage)
+        trained.segmenter.multimask = trained.prompting.multimask
+        trained.segmenter.previous_mask = trained.prompting.previous_mask
+        found: list[tuple[int, str, float]] = []  # place, row, mean over targets
+        for place in range(accelerator.process_index, len(self.images), accelerator.num_processes):
+            key, pixels, truths = self.cases.read(self.images[place])
+            names = self.cases.names(self.images[place])
+            with accelerator.autocast():
+                prompted = PromptedImage(trained.segmenter, pixels)
+                for protocol in self.prompting:
+                    rng = np.random.default_rng([self.seed, zlib.crc32(key.encode())])
+                    for row, answers in protocol.answers(prompted, truths, names, rng).items():
+                        pairs = zip(answers, truths, strict=True)
+                        dices = [dice(answer.mask, truth) for answer, truth in pairs]
+                        found.append((place, row, float(np.mean(dices))))
+        rows: dict[str, list[float]] = {}
+        for _, row, value in sorted(gather_object(found)):  # whatever the number of processes
+            if row != FILLED_BOX:  # which no model has made
+                rows.setdefault(row, []).append(value)
+        numbers = {row.replace(" ", "_"): float(np.mean(values)) for row, values in rows.items()}
+        score = float(np.mean(list(numbers.values())))
+        on_rank_0(accelerator, lambda: self._keep(trained, score))
+        return Judgement({**numbers, SCORE: score})
+
+    def _keep(self, stage: SegmentationStage, score: float) -> None:
+        run = stage.options.output
+        best = best_checkpoint(run)
+        if best is not None and int(best.folder.name.removeprefix("step-")) >= self.step:
+            best = None  # of steps after the checkpoint from which the run goes on
+        if best is not None and best.document(SCORE) >= score:
+            return
+        try:
+            documents = {**stage.documents(), SCORE: score}
+            save_best(run, self.step, stage.weights(), documents)
+        except UserError as error:
+            print(f"warning: {error}; the best so far is kept", file=sys.stderr, flush=True)
