@@ -255,7 +255,7 @@ def test_the_command_scores_by_monai_and_lists_targets_without_a_case(
         table = (output / "summary.md").read_text()
         assert table in capsys.readouterr().out
         assert ("as MONAI" in table) == (name == "monai")
-        assert "| tumour | box | 0 | 0 | - | - | - | - | - |" in table
+        assert "| tumour | box | - | 0 | 0 | - | - | - | - | - |" in table
         lines = list(csv.DictReader((output / "summary.csv").read_text().splitlines()))
         assert {line["target"]: line["cases"] for line in lines}["tumour"] == "0"
     for column in ("dice", "nsd"):
