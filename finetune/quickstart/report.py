@@ -21,6 +21,7 @@ from data_prep.readers.images import read_image
 from finetune.evaluation.compare import Comparison, compare, read_results
 from finetune.evaluation.drawing import draw_dice_by_clicks
 from finetune.evaluation.metrics import dice
+from finetune.evaluation.protocols import FILLED_BOX
 from finetune.evaluation.statistics import notes_on_groups
 from finetune.evaluation.tables import ALL_TARGETS, Summary, summarise
 from finetune.inference.loading import load_segmenter
@@ -111,7 +112,8 @@ def _overview(folder: Path, template: bool) -> str:
 
 
 def _result_in_words(comparison: Comparison) -> str:
-    rows = comparison.differences
+    # what filled boxes are worth is the same whichever model is compared
+    rows = [row for row in comparison.differences if not row.protocol.startswith(FILLED_BOX)]
     counts = Counter(row.verdict for row in rows)
     spread = ", ".join(
         f"{row.protocol} {row.dice:.3f} against {comparison.dice[row.protocol]:.3f}" for row in rows
@@ -235,7 +237,9 @@ def _evaluation(
         page.paragraph(
             f"{cases} of {held_out} held-out cases, prompted by a simulated user: the first click"
             " is where the object is deepest, each further one where an error is; or the prompt is"
-            " the exact box of the object."
+            " the exact box of the object. `filled box` is what that box is worth by itself. Of a"
+            " volume, each slice that holds the object is prompted (`per slice`), which only"
+            " somebody who knows the truth can do."
         ),
         page.figure(
             figures / "dice_by_clicks.png",

@@ -153,7 +153,7 @@ def test_the_report_follows_the_results_whoever_wins(finished, tmp_path) -> None
         scored("pretrained", pretrained)
         scored("untrained", untrained)
         text = write_report(out).read_text()
-        assert f"1 click {pretrained:.3f} against {untrained:.3f}" in text
+        assert f"1 click per slice {pretrained:.3f} against {untrained:.3f}" in text
         assert f"the pretrained encoder is ahead in {ahead} and behind in {behind};" in text
 
 
