@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import runpy
 import shutil
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from data_prep.__main__ import main as data_prep
+from helpers.hub_server import Hub
 from pretrain.engine.checkpoint import latest_checkpoint
 from pretrain.engine.progress import IMAGES_PER_SECOND, MFU, TFLOPS_PER_SECOND
 from pretrain.sizes import SIZES, EncoderSize
@@ -114,8 +114,8 @@ def contributed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def hub():
-    """An empty Hugging Face Hub on this machine, see `hub_server.py`."""
-    hub = runpy.run_path(str(Path(__file__).with_name("hub_server.py")))["Hub"]()
+    """An empty Hugging Face Hub on this machine, see `helpers/hub_server.py`."""
+    hub = Hub()
     yield hub
     hub.close()
 

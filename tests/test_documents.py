@@ -191,7 +191,7 @@ def write_series(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The repository's folder as a user has it: with data and a SAM checkpoint beside the code."""
     folder = tmp_path_factory.mktemp("workspace")
     linked = ("configs", "pretrain", "finetune", "slurm", "Makefile", "pyproject.toml")
@@ -209,7 +209,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, text in STAND_INS.items():
         (folder / "bin" / name).write_text(text)
         (folder / "bin" / name).chmod(0o755)
-    return folder
+    yield folder
+    shutil.rmtree(folder)  # about 2 GB
 
 
 @pytest.fixture(scope="module")

@@ -81,8 +81,9 @@ def given_options(config: Any) -> str:
     for field in fields(config):
         value, name = getattr(config, field.name), f"--{field.name}"
         if field.name != "results" and value != field.default:
-            listed = list(value) if isinstance(value, tuple) else value
-            words += [name, "null" if value is None else str(listed)]
+            if isinstance(value, list | tuple):
+                value = f"[{', '.join(map(str, value))}]"
+            words += [name, "null" if value is None else str(value)]
     return shlex.join(words)
 
 

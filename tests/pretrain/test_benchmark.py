@@ -50,7 +50,8 @@ def test_figures_of_a_tiny_run_are_kept(tmp_path, capsys, monkeypatch):
     assert kept.split("\n\n## ")[1].split("\n", 1)[1] in capsys.readouterr().out
     for pattern in (
         r"\n\n## Encoder and objectives: .+, \d+ threads, with --encoder_size .+\n",
-        r"`python -m pretrain benchmark --encoder_size vit_t --parts .* --sizes '\[224\]' .*`, .*",
+        r"`python -m pretrain benchmark --encoder_size vit_t "
+        r"--parts '\[attention, encoder, objectives\]' --sizes '\[224\]' .*`, .*",
         r"\| 25 \| 14 x 14 \| bf16 \|( \d+\.\d / \d+\.\d \|)+ \w+ \|",
         r"\| 2 x 224 x 224 \| forward \| ours \| bf16 (\| [\d.]+ ){2}\| \d+\.\d\d x \| \d+% \|",
         r"\| 2 x 224 x 224 \| forward \| stock \| bf16 \| [\d.]+ \| [\d.]+ \| 1\.00 x \| \d+% \|",

@@ -88,6 +88,7 @@ def test_a_recipe_starts_as_its_header_says(recipe, workspace, monkeypatch, caps
     AcceleratorState._reset_state(reset_partial_state=True)
     assert "1 steps of 2, 1 process on cpu" in capsys.readouterr().out
     assert (output / "DONE").is_file()
+    shutil.rmtree(output)
 
 
 @pytest.fixture(scope="module")
