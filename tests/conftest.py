@@ -42,7 +42,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give each process of `make test`, and what it starts, a core of its own."""
+    """Keep each process of `make test`, and what it starts, on one core."""
     worker = getattr(config, "workerinput", {}).get("workerid")
     if worker and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))

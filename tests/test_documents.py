@@ -49,6 +49,8 @@ STEPS = "--optim.steps 2 --optim.batch_size 2 --optim.warmup_steps 1 --data.work
 STEPS += " --optim.epochs null --optim.warmup_epochs null --optim.accumulate 1"
 ADDED = {
     " pretrain/train.py ": STEPS,
+    " configs/accelerate/gpus.yaml ": "--encoder_size vit_t",
+    " configs/accelerate/nodes.yaml ": "--encoder_size vit_t",
     " slurm/pretrain.sbatch ": f"{STEPS} --encoder_size vit_t",
     " slurm/sweep.sbatch ": f"{STEPS} --encoder_size vit_t",
     " slurm/finetune.sbatch ": f"{STEPS} --model.image_size 64",

@@ -42,8 +42,10 @@ def attention_rows(bench: Bench, backends: dict[str, Backend]) -> Iterator[list[
         batch = 25 if side <= ATTENTION_WINDOW else 1
         positions = dense_positions(side, side, device)
         for precision, dtype in PRECISIONS.items():
-            shape = (batch if device.type == "cpu" else 8 * batch, HEADS, side * side, CHANNELS)
-            q, k, v = (torch.randn(shape, device=device, dtype=dtype) for _ in "qkv")
+            shape = (batch if device.type == "cpu" else 8 * batch, side * side, 3, HEADS, CHANNELS)
+            # As parts of a joint projection, as the encoder gives them.
+            joint = torch.randn(shape, device=device, dtype=dtype)
+            q, k, v = joint.permute(2, 0, 3, 1, 4)  # (B, heads, n, d) each
             rows, columns = (torch.randn(2 * side - 1, CHANNELS).to(q) for _ in "hw")
             inputs = [q, k, v, *relative_biases(q, rows, columns, positions)]
             times = []

@@ -168,31 +168,35 @@ class _Blockwise(torch.autograd.Function):
     ) -> Tensor:
         shape = q.shape
         q, k, v, row, column = (t.flatten(0, 1) for t in (q * scale, k, v, row, column))
-        out = torch.empty_like(q)
+        # Once for all blocks: a product copies what lies otherwise in memory, such as the parts of
+        # a joint projection.
+        keys, v = k.mT.contiguous(), v.contiguous()  # (heads, d, N), (heads, N, d)
+        out = torch.empty_like(v)
         for heads, part in _blocks(q):
-            weights = _weights(q[heads, part], k[heads], row[heads, part], column[heads, part])
+            weights = _weights(q[heads, part], keys[heads], row[heads, part], column[heads, part])
             out[heads, part] = weights @ v[heads]
-        ctx.save_for_backward(q, k, v, row, column)
+        ctx.save_for_backward(q, keys, v, row, column)
         ctx.scale, ctx.shape = scale, shape
         return out.view(shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, row, column = ctx.saved_tensors
-        grad = grad.reshape(q.shape)
-        grad_q, grad_row, grad_column = (torch.empty_like(t) for t in (q, row, column))
-        grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
+        q, keys, v, row, column = ctx.saved_tensors
+        grad = grad.reshape(q.shape).contiguous()
+        grad_q, grad_row, grad_column = (torch.empty_like(t) for t in (grad, row, column))
+        k, values = keys.mT.contiguous(), v.mT.contiguous()
+        grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)  # (heads, d, N)
         for heads, part in _blocks(q):
-            weights = _weights(q[heads, part], k[heads], row[heads, part], column[heads, part])
-            grad_v[heads].baddbmm_(weights.mT, grad[heads, part])
-            grad_weights = grad[heads, part] @ v[heads].mT
+            weights = _weights(q[heads, part], keys[heads], row[heads, part], column[heads, part])
+            grad_values[heads].baddbmm_(grad[heads, part].mT.contiguous(), weights)
+            grad_weights = grad[heads, part] @ values[heads]
             grad_logits = torch._softmax_backward_data(grad_weights, weights, -1, q.dtype)
             by_grid = grad_logits.unflatten(-1, (row.shape[-1], column.shape[-1]))
             torch.sum(by_grid, -1, out=grad_row[heads, part])
             torch.sum(by_grid, -2, out=grad_column[heads, part])
             grad_q[heads, part] = grad_logits @ k[heads]
-            grad_k[heads].baddbmm_(grad_logits.mT, q[heads, part])
-        grads = (grad_q.mul_(ctx.scale), grad_k, grad_v, grad_row, grad_column)
+            grad_keys[heads].baddbmm_(q[heads, part].mT.contiguous(), grad_logits)
+        grads = (grad_q.mul_(ctx.scale), grad_keys.mT, grad_values.mT, grad_row, grad_column)
         return *(t.unflatten(0, ctx.shape[:2]) for t in grads), None
 
 
@@ -209,10 +213,14 @@ def _blocks(q: Tensor) -> Iterator[tuple[slice, slice]]:
             yield slice(first, first + heads), slice(start, start + block)
 
 
-def _weights(q: Tensor, k: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Attention weights (heads, block, N) of one block of scaled queries, in their precision."""
+def _weights(q: Tensor, keys: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Attention weights (heads, block, N) of one block of scaled queries, in their precision.
+
+    Args:
+        keys: (heads, d, N).
+    """
     logits = (row[..., :, None] + column[..., None, :]).flatten(-2)
-    return torch.softmax(logits.baddbmm_(q, k.mT), dim=-1)
+    return torch.softmax(logits.baddbmm_(q, keys), dim=-1)
 
 
 Backend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Positions, float], Tensor]
