@@ -77,6 +77,11 @@ class SegmentationDataConfig(CaseSelection):
     to find the best checkpoint."""
     masks_per_image: int = 4
     """Largest number of targets of an image trained on at once."""
+    stack: int = 1
+    """Neighbouring slices of a volume that make up a training sample, for adapters and prompts that
+    look at neighbours: the slice that is drawn and those around it, moved to lie inside the volume;
+    all slices of a thinner one. Each target that the drawn slice holds is segmented in all of them.
+    An `image` of optim.batch_size is then a stack."""
     workers: int = 0
     """Processes that load images; 0 loads them in the training process."""
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -86,6 +91,8 @@ class SegmentationDataConfig(CaseSelection):
         super().__post_init__()
         if self.masks_per_image < 1 or self.workers < 0:
             raise UserError("data.masks_per_image must be at least 1, data.workers at least 0")
+        if self.stack < 1:
+            raise UserError(f"data.stack is {self.stack}; it must be at least 1")
         if not 0 <= self.validation < 1:
             raise UserError(f"data.validation is {self.validation}; it must be in 0..1, below 1")
 

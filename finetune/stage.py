@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from data_prep.common.errors import UserError
 from finetune.config import TrainConfig
 from finetune.data.dataset import (
     SegmentationBatch,
     SegmentationDataset,
     SegmentationSample,
+    SegmentationStack,
     collate,
 )
 from finetune.inference.loading import DATA, SEGMENTER, SOURCES, rebuild, restore
@@ -21,7 +23,7 @@ from finetune.model.decoder import require_prompts
 from finetune.model.kept import keep_weights
 from finetune.model.losses import MaskLoss, mask_dice
 from finetune.model.segmenter import Segmenter, build_model
-from finetune.prompts.prompting import Prompting
+from finetune.prompts.prompting import Prompting, Truth
 from pretrain.encoder.pixels import normalise_pixels
 from pretrain.engine.checkpoint import Checkpoint, checkpoints_of
 from pretrain.engine.loop import train as train_stage
@@ -41,12 +43,15 @@ class PromptedLoss(nn.Module):
         Dice is that of the mask that would be used, not of the best of several.
         """
         images = normalise_pixels(batch.images, batch.valid)
-        embeddings = self.segmenter.encode(images)
-        masks = batch.masks[:, None]  # (M, 1, S, S)
-        valid = batch.valid[batch.image][:, None]
+        embeddings = self.segmenter.encode(images, batch.stacks)
+        given = Truth(batch.masks, batch.image)
         losses: list[Tensor] = []
         dices: list[Tensor] = []
-        for decoded, trained in self.prompting.predictions(self.segmenter, embeddings, batch, rng):
+        rounds = self.prompting.predictions(self.segmenter, embeddings, batch, rng)
+        for decoded, trained, truth in rounds:
+            asked = truth or given
+            masks = asked.masks[:, None]  # (M, 1, S, S)
+            valid = batch.valid[asked.image][:, None]
             if trained or not dices:
                 used = self.segmenter.upsample(decoded.picked().low_res.detach())
                 dices.append(mask_dice(used, masks, valid).mean())
@@ -80,9 +85,19 @@ class SegmentationStage(Stage):
             )
         self.prompting, loss = options.prompts.build(Prompting), options.loss.build(MaskLoss)
         require_prompts(self.segmenter.decoder, "prompts", self.prompting)
+        together = self.segmenter.image_encoder.for_stacks
+        if options.data.stack == 1 and (together or self.prompting.for_stacks):
+            chosen = options.model.encoder_adapter if together else options.prompts
+            raise UserError(
+                f"data.stack is 1, and {chosen} learns from neighbouring slices; set it to 5, say"
+            )
+        # others need not look at the neighbours of a slice in use
+        self.segmenter.stack = options.data.stack if together else 1
         self.model = PromptedLoss(self.segmenter, self.prompting, loss)
 
-    def collate(self, samples: list[SegmentationSample]) -> SegmentationBatch:
+    def collate(
+        self, samples: Sequence[SegmentationSample | SegmentationStack]
+    ) -> SegmentationBatch:
         """Samples of one size to a batch, with what its first prompts need."""
         batch = collate(samples)
         rng = np.random.default_rng([self.dataset.seed, samples[0].draw, 1])
@@ -110,8 +125,12 @@ class SegmentationStage(Stage):
     def documents(self) -> dict[str, Any]:
         """Where frozen weights came from, and what the model was trained on."""
         cases = self.dataset.cases
-        multimask = self.prompting.multimask
-        data = {"targets": cases.targets, "window": cases.window, "multimask": multimask}
+        data = {
+            "targets": cases.targets,
+            "window": cases.window,
+            "multimask": self.prompting.multimask,
+            "stack": self.segmenter.stack,
+        }
         return {SOURCES: self.segmenter.frozen_sources(), DATA: data}
 
     def keep(self, run: Path) -> None:

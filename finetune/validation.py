@@ -10,9 +10,18 @@ from accelerate.utils import gather_object
 
 from data_prep.common.errors import UserError
 from finetune.data.cases import LabelledCases, Part
+from finetune.evaluation.labelled import encode_labelled
 from finetune.evaluation.metrics import dice
-from finetune.evaluation.protocols import FILLED_BOX, Box, Clicks, Protocol, TargetOnly
-from finetune.inference.prompted import PromptedImage
+from finetune.evaluation.protocols import (
+    FILLED_BOX,
+    Box,
+    Clicks,
+    Propagated,
+    Protocol,
+    TargetOnly,
+)
+from finetune.inference.volume import PromptedVolume
+from finetune.model.segmenter import Segmenter
 from finetune.stage import SegmentationStage
 from pretrain.engine.checkpoint import best_checkpoint, save_best
 from pretrain.engine.evaluator import Evaluator, Judgement
@@ -28,13 +37,16 @@ class Validation(Evaluator):
 
     Images are prompted as in evaluation, slice by slice: at each number of clicks and by the exact
     box, or by the target alone where the decoder takes no prompts. The mean of these rows is the
-    score; the checkpoint with the highest is kept in the run folder as `best`.
+    score; the checkpoint with the highest is kept in the run folder as `best`. Whole volumes, where
+    some are asked for, are prompted in one slice by one click or the box, and their rows count
+    among the others.
 
     Args:
         every: Steps between judgements.
         clicks: Numbers of clicks.
         max_images: Use at most so many images, drawn at random.
         seed: Seed of the choice of images.
+        volumes: Judge so many whole volumes, too, drawn at random.
     """
 
     def __init__(
@@ -43,13 +55,16 @@ class Validation(Evaluator):
         clicks: tuple[int, ...] = (1, 3),
         max_images: int = 100,
         seed: int = 0,
+        volumes: int = 0,
     ) -> None:
         super().__init__(every)
         if max_images < 1:
             raise UserError(
                 f"evaluators: Validation.max_images is {max_images}; it must be positive"
             )
-        self.max_images, self.seed = max_images, seed
+        if volumes < 0:
+            raise UserError(f"evaluators: Validation.volumes is {volumes}; it must not be negative")
+        self.max_images, self.seed, self.wanted_volumes = max_images, seed, volumes
         self.prompting: list[Protocol] = [Clicks(clicks), Box()]
 
     def prepare(self, stage: Stage, accelerator: Accelerator) -> None:
@@ -70,8 +85,9 @@ class Validation(Evaluator):
             accelerator.print(f"{line}: {share} of so few groups is none; see data.validation")
         chosen = np.random.default_rng(self.seed).permutation(count)[: self.max_images]
         self.images = [self.cases.images[index] for index in sorted(chosen.tolist())]
+        self.volumes = self._choose_volumes()
         if not stage.segmenter.decoder.takes_prompts:
-            self.prompting = [TargetOnly()]
+            self.prompting, self.volumes = [TargetOnly()], []
 
     def evaluate(self, stage: Stage, accelerator: Accelerator) -> Judgement:
         """Judge the segmenter as it is now, and keep it if it is the best so far."""
@@ -85,13 +101,20 @@ class Validation(Evaluator):
             key, pixels, truths = self.cases.read(self.images[place])
             names = self.cases.names(self.images[place])
             with accelerator.autocast():
-                prompted = PromptedImage(trained.segmenter, pixels)
+                segmenter = trained.segmenter
+                prompted = encode_labelled(segmenter, self.cases, self.images[place], pixels)
                 for protocol in self.prompting:
                     rng = np.random.default_rng([self.seed, zlib.crc32(key.encode())])
                     for row, answers in protocol.answers(prompted, truths, names, rng).items():
                         pairs = zip(answers, truths, strict=True)
                         dices = [dice(answer.mask, truth) for answer, truth in pairs]
                         found.append((place, row, float(np.mean(dices))))
+        for number in range(
+            accelerator.process_index, len(self.volumes), accelerator.num_processes
+        ):
+            with accelerator.autocast():
+                judged = self._judge_volume(trained.segmenter, self.volumes[number])
+            found += [(len(self.images) + number, row, value) for row, value in judged]
         rows: dict[str, list[float]] = {}
         for _, row, value in sorted(gather_object(found)):  # whatever the number of processes
             if row != FILLED_BOX:  # which no model has made
@@ -100,6 +123,27 @@ class Validation(Evaluator):
         score = float(np.mean(list(numbers.values())))
         on_rank_0(accelerator, lambda: self._keep(trained, score))
         return Judgement({**numbers, SCORE: score})
+
+    def _choose_volumes(self) -> list[int]:
+        """Records, sorted."""
+        volumes = sorted({image.record for image in self.cases.images if image.depth is not None})
+        chosen = np.random.default_rng([self.seed, 1]).permutation(len(volumes))
+        return sorted(volumes[index] for index in chosen[: self.wanted_volumes].tolist())
+
+    def _judge_volume(self, segmenter: Segmenter, number: int) -> list[tuple[str, float]]:
+        """Row and Dice of each target that a volume holds."""
+        record = self.cases.shards.record(number)
+        assert record.mask is not None
+        volume = PromptedVolume(segmenter, len(record.image), record.image.__getitem__)
+        rng = np.random.default_rng([self.seed, zlib.crc32(record.key.encode())])
+        found = []
+        for name, values in self.cases.targets.items():
+            truth = np.isin(record.mask, values)
+            if not truth.any():
+                continue
+            answers = Propagated((1,)).volume_answers(volume, truth[None], [name], rng)
+            found += [(row, dice(whole.mask, truth)) for row, (whole,) in answers.items()]
+        return found
 
     def _keep(self, stage: SegmentationStage, score: float) -> None:
         run = stage.options.output

@@ -1,8 +1,16 @@
 """Small trained modules beside frozen weights: set by a recipe in encoder and decoder blocks."""
 
 from finetune.adapters.msa import Adapter, MsaAdapter
+from finetune.adapters.msa_3d import Msa3dAdapter
 from finetune.adapters.msa_decoder import MsaDecoderAdapter
 from finetune.model.mask_decoder import DecoderBlockAdapter
 from pretrain.encoder.block import BlockAdapter
 
-__all__ = ["Adapter", "BlockAdapter", "DecoderBlockAdapter", "MsaAdapter", "MsaDecoderAdapter"]
+__all__ = [
+    "Adapter",
+    "BlockAdapter",
+    "DecoderBlockAdapter",
+    "Msa3dAdapter",
+    "MsaAdapter",
+    "MsaDecoderAdapter",
+]

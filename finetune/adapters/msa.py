@@ -51,7 +51,11 @@ class MsaAdapter(BlockAdapter):
 
     def attention(self, block: EncoderBlock, tokens: Tensor, groups: TokenGroups) -> Tensor:
         """(B, n, C) -> (B, n, C)."""
-        attended = block.attention(tokens, groups)
+        return self.space(block, self.qkv(block, tokens, groups), groups)
+
+    def space(self, block: EncoderBlock, qkv: Tensor, groups: TokenGroups) -> Tensor:
+        """Attention inside each image, adapted: (B, n, 3 C) projected tokens -> (B, n, C)."""
+        attended = block.attend(qkv, groups)
         return attended + self.after_attention(attended)
 
     def mlp(self, block: EncoderBlock, tokens: Tensor, groups: TokenGroups) -> Tensor:

@@ -90,21 +90,60 @@ class LabelledCases:
             image: (H, W) or (H, W, 3), uint8 or uint16, white is the dtype's maximum.
             masks: (M, H, W) bool, in the order of `image.targets`.
         """
-        depth = image.depth
-        slices = None if depth is None else slice(depth, depth + 1)
-        record = self.shards.record(image.record, slices)
+        key, images, masks = self.read_stack(image, 1)
+        return key, images[0], masks[0]
+
+    def read_stack(
+        self, image: LabelledImage, slices: int
+    ) -> tuple[str, NDArray[Any], NDArray[np.bool_]]:
+        """An image with its neighbours, if it is a slice of a volume.
+
+        Args:
+            slices: D, the number of slices, see `neighbours`; a 2D record is one.
+
+        Returns:
+            key: As from `read`.
+            images: (D, H, W) or (D, H, W, 3).
+            masks: (D, M, H, W) bool, the targets of `image`; empty in slices that lack one.
+        """
+        around = None
+        if image.depth is not None:
+            around = neighbours(image.depth, self.slices_of(image.record), slices)
+        record = self.shards.record(image.record, around)
         assert record.mask is not None
-        pixels, labels = record.image, record.mask
-        if depth is not None:
-            pixels, labels = pixels[0], labels[0]
+        key, images, labels = record.key, record.image, record.mask
+        if around is None:
+            images, labels = images[None], labels[None]
+        else:
+            key = f"{key}/{image.depth}"
         values = list(self.targets.values())
-        masks = np.stack([np.isin(labels, values[target]) for target in image.targets])
-        return record.key if depth is None else f"{record.key}/{depth}", pixels, masks
+        held = [np.isin(labels, values[target]) for target in image.targets]
+        masks = np.array(held, bool).reshape(-1, *labels.shape)  # (M, D, H, W)
+        return key, images, masks.swapaxes(0, 1)
+
+    def slices_of(self, record: int) -> int:
+        """Number of slices of a volume."""
+        return int(self.shards.meta(record)["size"][0])
 
     def names(self, image: LabelledImage) -> list[str]:
         """Names of the targets that an image holds, in the order of its masks."""
         names = list(self.targets)
         return [names[target] for target in image.targets]
+
+
+def neighbours(depth: int, count: int, slices: int) -> slice:
+    """The slices of a stack around one of a volume.
+
+    As many before it as after it (one more before it in stacks of even length), moved to lie inside
+    the volume where that ends.
+
+    Args:
+        depth: The slice.
+        count: Slices of the volume.
+        slices: Slices of the stack; there are fewer where the volume has no more.
+    """
+    first = max(0, min(depth - slices // 2, count - slices))
+    return slice(first, min(first + slices, count))
 
 
 def _wanted_targets(shards: ShardDataset, names: list[str] | None) -> dict[str, list[int]]:

@@ -1,5 +1,6 @@
 """Training samples of stage two: labelled images in SAM's frame, augmented, balanced by target."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from heapq import heapify, heapreplace
 from typing import Any
@@ -28,7 +29,7 @@ class SegmentationSample:
     valid: Tensor
     """(S, S) bool: where the frame shows the image."""
     masks: Tensor
-    """(M, S, S) bool, none of them empty; M >= 1."""
+    """(M, S, S) bool, none of them empty; M >= 1, but for slices of a stack."""
     targets: Tensor
     """(M,) int64 positions in `SegmentationDataset.targets`."""
     draw: int = 0
@@ -36,11 +37,27 @@ class SegmentationSample:
 
 
 @dataclass
+class SegmentationStack:
+    """Neighbouring slices of a volume as one training sample."""
+
+    slices: list[SegmentationSample]
+    """The slices in their order, all with the key of the one that was drawn. They are changed
+    alike; a target has a mask in each slice that it reaches, and one of them at least."""
+    draw: int = 0
+    """Position in the stream of samples."""
+
+    @property
+    def key(self) -> str:
+        """Record key, with the depth of the slice that was drawn."""
+        return self.slices[0].key
+
+
+@dataclass
 class SegmentationBatch:
     """Several samples; the masks of all images in one row."""
 
     keys: list[str]
-    """B record keys."""
+    """Record key of each sample."""
     images: Tensor
     """(B, 1, S, S) or (B, 3, S, S) in 0..255, uint8 or float32."""
     valid: Tensor
@@ -53,6 +70,9 @@ class SegmentationBatch:
     """(sum of M,) int64: the target of each mask."""
     first: Any = None
     """What the loader has prepared for the first prompts, see `Prompting.prepare`."""
+    stacks: tuple[int, ...] = ()
+    """Lengths of the runs of images that are neighbouring slices of one volume, B in sum; empty
+    where no image has a neighbour."""
 
     def to(self, device: torch.device | str) -> "SegmentationBatch":
         """The same batch on another device."""
@@ -118,7 +138,7 @@ class SegmentationDataset(Dataset):
                 order.append(image)
         return np.array(order[: len(self)], np.int64)
 
-    def __getitem__(self, item: int | tuple[int, int]) -> SegmentationSample:
+    def __getitem__(self, item: int | tuple[int, int]) -> SegmentationSample | SegmentationStack:
         """A sample, which is a pure function of (seed, index, draw).
 
         Args:
@@ -140,38 +160,48 @@ class SegmentationDataset(Dataset):
         )
         return replace(image, targets=tuple(sorted(chosen.tolist())))
 
-    def _augmented(self, image: LabelledImage, rng: np.random.Generator) -> SegmentationSample:
+    def _augmented(
+        self, image: LabelledImage, rng: np.random.Generator
+    ) -> SegmentationSample | SegmentationStack:
         """Targets that the warp moves out of sight are left out; if all are, nothing is warped."""
-        key, stored, stored_masks = self.cases.read(image)
-        resize = Resize(stored.shape[:2], self.size)
+        key, stored, stored_masks = self.cases.read_stack(image, self.config.stack)
+        resize = Resize(stored.shape[1:3], self.size)
         height, width = resize.resized
-        pixels = resize.image(as_pixels(stored))[:, :height, :width]
-        masks, valid = _framed_masks(resize, stored_masks), resize.valid()
+        framed = torch.cat([resize.image(as_pixels(each)) for each in stored])  # (D C, S, S)
+        pixels = framed[:, :height, :width]
+        masks = torch.cat([_framed_masks(resize, each) for each in stored_masks])  # (D M, S, S)
+        planes = torch.cat([masks, resize.valid()[None]])
         matrix = random_affine(self.config.augmentation, resize.resized, rng)
-        planes = warp(torch.cat([masks, valid[None]]).float(), matrix, "nearest") > 0.5
-        visible = planes[:-1].flatten(1).any(dim=1)  # (M,)
-        targets = torch.tensor(image.targets)
-        if visible.any():
-            masks, valid, targets = planes[:-1][visible], planes[-1], targets[visible]
+        warped = warp(planes.float(), matrix, "nearest") > 0.5
+        if warped[:-1].any():
+            planes = warped
         else:
             matrix = torch.eye(2, 3)
+        masks, valid = planes[:-1].unflatten(0, stored_masks.shape[:2]), planes[-1]
         changed = warp(pixels.float(), matrix, "bilinear", self.size)
         changed = change_intensity(changed, valid, self.config.augmentation, rng)
         if pixels.dtype == torch.uint8:
             changed = changed.round().to(torch.uint8)
-        return SegmentationSample(key, changed, valid, masks, targets)
+        samples, targets = [], torch.tensor(image.targets)
+        for each, held in zip(changed.chunk(len(stored)), masks, strict=True):
+            seen = held.flatten(1).any(dim=1)  # (M,)
+            samples.append(SegmentationSample(key, each, valid, held[seen], targets[seen]))
+        return samples[0] if len(samples) == 1 else SegmentationStack(samples)
 
 
-def collate(samples: list[SegmentationSample]) -> SegmentationBatch:
+def collate(samples: Sequence[SegmentationSample | SegmentationStack]) -> SegmentationBatch:
     """Samples of one size to a batch."""
-    counts = torch.tensor([len(sample.masks) for sample in samples])
+    stacks = [each.slices if isinstance(each, SegmentationStack) else [each] for each in samples]
+    slices = [image for stack in stacks for image in stack]
+    counts = torch.tensor([len(image.masks) for image in slices])
     return SegmentationBatch(
         keys=[sample.key for sample in samples],
-        images=stack_pixels([sample.image for sample in samples]),
-        valid=torch.stack([sample.valid for sample in samples]),
-        masks=torch.cat([sample.masks for sample in samples]),
-        image=torch.arange(len(samples)).repeat_interleave(counts),
-        targets=torch.cat([sample.targets for sample in samples]),
+        images=stack_pixels([image.image for image in slices]),
+        valid=torch.stack([image.valid for image in slices]),
+        masks=torch.cat([image.masks for image in slices]),
+        image=torch.arange(len(slices)).repeat_interleave(counts),
+        targets=torch.cat([image.targets for image in slices]),
+        stacks=tuple(len(stack) for stack in stacks),
     )
 
 

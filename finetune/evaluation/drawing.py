@@ -9,11 +9,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from finetune.data.cases import LabelledCases
+from finetune.data.cases import LabelledCases, LabelledImage
+from finetune.evaluation.labelled import encode_labelled
 from finetune.evaluation.protocols import Protocol
 from finetune.evaluation.tables import Row, Summary, summarise
 from finetune.inference.pictures import outline, show
-from finetune.inference.prompted import Answer, PromptedImage
+from finetune.inference.prompted import Answer
 from finetune.model.segmenter import Segmenter
 from pretrain.engine.figures import save_figure
 
@@ -45,9 +46,9 @@ def draw_results(
     ranked = sorted((row for row in rows if row.protocol == name_ranked), key=lambda row: row.dice)
     for name, rank in {"worst": 0, "median": len(ranked) // 2, "best": -1}.items():
         row = ranked[rank]
-        pixels, truth = _largest(cases, record_of[row.case], row.target)
+        image, pixels, truth = _largest(cases, record_of[row.case], row.target)
         answers: dict[str, Answer] = {}
-        prompted = PromptedImage(segmenter, pixels)
+        prompted = encode_labelled(segmenter, cases, image, pixels)
         for protocol in protocols:
             rng = np.random.default_rng(seed)
             found = protocol.answers(prompted, truth[None], [row.target], rng)
@@ -135,12 +136,12 @@ def draw_case(
 
 def _largest(
     cases: LabelledCases, record: int, target: str
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Pixels and truth (H, W) of the 2D record, or of the slice in which the target is largest."""
+) -> tuple[LabelledImage, NDArray[Any], NDArray[np.bool_]]:
+    """The 2D record, or the slice in which the target is largest; its pixels and truth (H, W)."""
     index = list(cases.targets).index(target)
     found = []
     for image in cases.images:
         if image.record == record and index in image.targets:
             _, pixels, truths = cases.read(image)
-            found.append((pixels, truths[image.targets.index(index)]))
-    return max(found, key=lambda pair: int(pair[1].sum()))
+            found.append((image, pixels, truths[image.targets.index(index)]))
+    return max(found, key=lambda each: int(each[2].sum()))

@@ -25,7 +25,8 @@ SEGMENTER = "segmenter"
 SOURCES = "sources"
 """Name of the document on the files that the frozen weights came from."""
 DATA = "data"
-"""Name of the document on how the model was trained: `targets`, `window` and `multimask`."""
+"""Name of the document on how the model was trained: `targets`, `window`, `multimask` and
+`stack`."""
 
 
 def load_model(source: ModelSource, device: torch.device) -> Segmenter:
@@ -77,6 +78,7 @@ def load_segmenter(
     restore(segmenter, checkpoint)
     segmenter.previous_mask = config.prompts.build(Prompting).previous_mask
     segmenter.multimask = trained.get("multimask", False)  # earlier versions trained one mask
+    segmenter.stack = trained.get("stack", 1)
     return segmenter.to(device).eval()
 
 

@@ -45,20 +45,22 @@ class PromptedImage:
     Args:
         segmenter: The model, in evaluation mode.
         image: (H, W) or (H, W, 3), uint8 or uint16, white is the dtype's maximum.
+        embedding: (1, 256, S / 16, S / 16), where it is known already.
 
     Raises:
         UserError: The image has another shape or type.
     """
 
     @torch.inference_mode()
-    def __init__(self, segmenter: Segmenter, image: NDArray[Any]) -> None:
+    def __init__(
+        self, segmenter: Segmenter, image: NDArray[Any], embedding: Tensor | None = None
+    ) -> None:
         self.segmenter = segmenter
         self.device = next(segmenter.parameters()).device
-        stored = as_pixels(image)  # (C, H, W)
+        if embedding is None:
+            embedding = segmenter.encode(frame(image, segmenter.image_size, self.device))
+        self.embedding = embedding
         self.resize = Resize((image.shape[0], image.shape[1]), segmenter.image_size)
-        pixels = self.resize.image(stored)[None].to(self.device)
-        valid = self.resize.valid()[None].to(self.device)
-        self.embedding = segmenter.encode(normalise_pixels(pixels, valid))
 
     @torch.inference_mode()
     def predict(
@@ -161,3 +163,18 @@ class PromptedImage:
                     Answer(mask, *clicks_given, logits=low_res[place : place + 1])
                 )
         return answers
+
+
+def frame(image: NDArray[Any], size: int, device: torch.device) -> Tensor:
+    """An image as the encoder takes it, (1, 3, size, size).
+
+    Args:
+        image: (H, W) or (H, W, 3), uint8 or uint16.
+
+    Raises:
+        UserError: It has another shape or type.
+    """
+    stored = as_pixels(image)  # (C, H, W)
+    resize = Resize((image.shape[0], image.shape[1]), size)
+    pixels, valid = resize.image(stored)[None].to(device), resize.valid()[None].to(device)
+    return normalise_pixels(pixels, valid)

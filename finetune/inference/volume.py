@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from finetune.inference.prompted import PromptedImage
+from finetune.inference.stacks import encode_around
 from finetune.model.segmenter import Segmenter
 from finetune.prompts.boxes import box_of
 
@@ -17,7 +18,8 @@ KEEP_BYTES = 2**30
 
 
 class PromptedVolume:
-    """The slices of a volume, each encoded when it is first asked for.
+    """The slices of a volume, each encoded when it is first asked for, with its neighbours where
+    the model was trained so.
 
     Args:
         segmenter: The model, in evaluation mode.
@@ -44,9 +46,10 @@ class PromptedVolume:
         if not 0 <= depth < self._depth:
             raise IndexError(f"slice {depth} of {self._depth}")
         if depth not in self._kept:
-            self._kept[depth] = PromptedImage(self._segmenter, self._read(depth))
+            encoded = encode_around(self._segmenter, self._read, depth, self._depth)
+            self._kept |= encoded
             size = self._kept[depth].embedding.nbytes
-            while len(self._kept) > 1 and len(self._kept) * size > self._limit:
+            while len(self._kept) > len(encoded) and len(self._kept) * size > self._limit:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(depth)
         return self._kept[depth]

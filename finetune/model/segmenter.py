@@ -71,6 +71,8 @@ class Segmenter(nn.Module):
             prediction, as it did in training.
         multimask: Whether an ambiguous first prompt is answered by the best of several masks, as
             it was in training.
+        stack: Number of neighbouring slices of a volume that it encodes together, as it did in
+            training.
     """
 
     def __init__(
@@ -92,17 +94,19 @@ class Segmenter(nn.Module):
         self.files: dict[str, Path] = {}
         self.previous_mask = True
         self.multimask = False
+        self.stack = 1
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, stacks: Sequence[int] = ()) -> Tensor:
         """Image embeddings.
 
         Args:
             images: (B, 3, S, S), SAM-normalised.
+            stacks: Lengths of runs of neighbouring slices among them, see `SamEncoder.forward`.
 
         Returns:
             (B, 256, S / 16, S / 16).
         """
-        embeddings: Tensor = self.image_encoder(images)
+        embeddings: Tensor = self.image_encoder(images, stacks)
         return embeddings
 
     def decode(self, embeddings: Tensor, prompts: Prompts, multimask: bool = False) -> Decoded:

@@ -13,13 +13,24 @@ from finetune.model.prompt_encoder import Prompts
 from finetune.model.segmenter import Segmenter
 
 
+class Truth(NamedTuple):
+    """What a round asked for, where that is not all of the batch's masks."""
+
+    masks: Tensor
+    """(M, S, S) bool; empty where nothing should be found."""
+    image: Tensor
+    """(M,) int64: the image in the batch that each is in."""
+
+
 class Round(NamedTuple):
     """One round of prompts."""
 
     decoded: Decoded
-    """The decoder's output for the M masks of the batch."""
+    """The decoder's output for M masks."""
     trained: bool
     """False for a round that has no gradient and no loss."""
+    truth: Truth | None = None
+    """The M masks that were asked for; None: those of the batch."""
 
 
 class Prompting(ABC):
@@ -36,6 +47,8 @@ class Prompting(ABC):
     multimask: bool = False
     gives_prompts: ClassVar[bool] = True
     """Whether it gives clicks, boxes and the like: False for decoders that take none."""
+    for_stacks: ClassVar[bool] = False
+    """Whether it prompts in one slice of a stack for its neighbours, too."""
 
     def prepare(self, batch: SegmentationBatch, rng: np.random.Generator) -> Any:
         """What `predictions` wants of a batch before any prediction: `batch.first`.

@@ -1,6 +1,7 @@
 """A block of SAM's image encoder on flat tokens, and what an adapter may change in it."""
 
 from functools import partial
+from typing import ClassVar
 
 import torch
 from segment_anything.modeling.image_encoder import Block
@@ -15,8 +16,11 @@ class BlockAdapter(nn.Module):
     """What an adapter may change in an encoder block; this base changes nothing.
 
     Set as `block.adapter`. Tokens are (B, n, C), after the block's norm; `groups` says how they
-    fall into attention windows.
+    fall into attention windows, and which images are neighbouring slices of a volume.
     """
+
+    for_stacks: ClassVar[bool] = False
+    """Whether it looks at neighbouring slices (`groups.stacks`)."""
 
     def qkv(self, block: "EncoderBlock", tokens: Tensor, groups: TokenGroups) -> Tensor:
         """Queries, keys and values (B, n, 3 C) of tokens."""
@@ -57,17 +61,20 @@ class EncoderBlock(Block):
     def attention(self, tokens: Tensor, groups: TokenGroups) -> Tensor:
         """Window or global attention of normed tokens, (B, n, C) -> (B, n, C)."""
         adapter = self.adapter or _NO_ADAPTER
-        batch, _, width = tokens.shape
+        return self.attend(adapter.qkv(self, tokens, groups), groups)
+
+    def attend(self, qkv: Tensor, groups: TokenGroups) -> Tensor:
+        """Window or global attention of projected tokens, (B, n, 3 C) -> (B, n, C)."""
+        batch, _, width = qkv.shape
         positions = groups.window_positions if self.window_size else groups.positions
-        qkv = adapter.qkv(self, tokens, groups)
         if self.window_size and groups.to_windows is not None:
             # SAM's padded slots are zeros before the projection, hence its bias after it.
             padded = self.attn.qkv.bias.to(qkv.dtype).expand(batch, 1, -1)
             qkv = torch.cat([qkv, padded], dim=1).index_select(1, groups.to_windows)
         if self.window_size:
-            qkv = qkv.reshape(batch * groups.windows, -1, 3 * width)
+            qkv = qkv.reshape(batch * groups.windows, -1, width)
         out = attend(qkv, self.attn.num_heads, self.attn.rel_pos_h, self.attn.rel_pos_w, positions)
-        out = out.reshape(batch, -1, width)
+        out = out.reshape(batch, -1, width // 3)
         if self.window_size and groups.from_windows is not None:
             out = out.index_select(1, groups.from_windows)
         return self.attn.proj(out)

@@ -6,6 +6,8 @@ checkpoint.
 """
 
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +35,7 @@ from pretrain.encoder.weights import (
     load_strictly,
     read_weights,
 )
-from pretrain.encoder.windows import TokenGroups, dense_groups, sparse_groups
+from pretrain.encoder.windows import TokenGroups, checked_stacks, dense_groups, sparse_groups
 from pretrain.sizes import (
     ATTENTION_WINDOW,
     DEFAULT_SIZE,
@@ -136,17 +138,19 @@ class SamEncoder(ImageEncoderViT):
         with torch.no_grad():
             self.pos_embed.copy_(torch.from_numpy(positions).view_as(self.pos_embed))
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, stacks: Sequence[int] = ()) -> Tensor:
         """Image embedding, equal to segment_anything's `ImageEncoderViT` at any size.
 
         Args:
             images: (B, 3, H, W), SAM-normalised; H and W multiples of 16.
+            stacks: Lengths of runs of images that are neighbouring slices of one volume, B in sum,
+                for adapters that look at neighbours; empty for images without any.
 
         Returns:
             (B, 256, H / 16, W / 16).
         """
         embeddings, grid = self.embed(images)
-        tokens = self.encode(embeddings, grid).view(len(images), *grid, -1)
+        tokens = self.encode(embeddings, grid, stacks=stacks).view(len(images), *grid, -1)
         neck: Tensor = self.neck(tokens.permute(0, 3, 1, 2))
         return neck
 
@@ -185,7 +189,11 @@ class SamEncoder(ImageEncoderViT):
         return self.patch_embed(images).flatten(1, 2), grid
 
     def encode(
-        self, embeddings: Tensor, grid: tuple[int, int], keep: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        grid: tuple[int, int],
+        keep: Tensor | None = None,
+        stacks: Sequence[int] = (),
     ) -> Tensor:
         """Add position to patch embeddings and run the blocks.
 
@@ -194,6 +202,7 @@ class SamEncoder(ImageEncoderViT):
                 all tokens of the grid.
             keep: Token indices as in `forward_tokens`; if they are on the CPU, a GPU need not wait
                 for them.
+            stacks: As in `forward`; only without `keep`.
 
         Returns:
             (B, n, C) in the order of `keep`.
@@ -201,9 +210,11 @@ class SamEncoder(ImageEncoderViT):
         device = embeddings.device
         position = resample_abs_pos_embed_nhwc(self.pos_embed, list(grid)).flatten(1, 2)
         if keep is None:
-            return self._run_blocks(
-                embeddings + position, dense_groups(*grid, ATTENTION_WINDOW, device)
-            )
+            groups = dense_groups(*grid, ATTENTION_WINDOW, device)
+            groups = replace(groups, stacks=checked_stacks(stacks, len(embeddings)))
+            return self._run_blocks(embeddings + position, groups)
+        if stacks:
+            raise ValueError("slices of a stack have all their tokens; leave out keep")
         groups = sparse_groups(*grid, ATTENTION_WINDOW, keep)
         assert groups.order is not None
         tokens = embeddings + take(
@@ -216,6 +227,11 @@ class SamEncoder(ImageEncoderViT):
         to_windows = to_windows.to(device, non_blocking=True)
         tokens = self._run_blocks(take(tokens, to_windows), groups.to(device))
         return take(tokens, to_windows.argsort(1))
+
+    @property
+    def for_stacks(self) -> bool:
+        """Whether an adapter looks at neighbouring slices."""
+        return any(getattr(block.adapter, "for_stacks", False) for block in self.blocks)
 
     def _run_blocks(self, tokens: Tensor, groups: TokenGroups) -> Tensor:
         for block in self.blocks:

@@ -11,6 +11,7 @@ window, a global block needs their position in the grid; `TokenGroups` holds bot
   number of tokens and none is padded.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,6 +33,8 @@ class TokenGroups:
         to_windows: (windows * slots,) index in the sequence of each window slot; n is the padded
             slot. None: the sequence is already grouped.
         from_windows: (n,) window slot of each token; None as above.
+        stacks: Lengths of the runs of images that are neighbouring slices of one volume, B in sum;
+            empty where no image has a neighbour.
     """
 
     grid: tuple[int, int]
@@ -41,6 +44,7 @@ class TokenGroups:
     window_positions: Positions
     to_windows: Tensor | None = None
     from_windows: Tensor | None = None
+    stacks: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> "TokenGroups":
         """The same groups of kept tokens on another device."""
@@ -50,6 +54,18 @@ class TokenGroups:
             positions=self.positions.to(device),
             window_positions=self.window_positions.to(device),
         )
+
+
+def checked_stacks(lengths: Sequence[int], images: int) -> tuple[int, ...]:
+    """`TokenGroups.stacks` of a batch of so many images; empty if every stack has one slice.
+
+    Raises:
+        ValueError: The lengths are not those of stacks that make up the batch.
+    """
+    if lengths and (min(lengths) < 1 or sum(lengths) != images):
+        slices = ", ".join(map(str, lengths))
+        raise ValueError(f"stacks of {slices} slices do not make up a batch of {images} images")
+    return tuple(lengths) if max(lengths, default=1) > 1 else ()
 
 
 def dense_groups(height: int, width: int, window: int, device: torch.device) -> TokenGroups:

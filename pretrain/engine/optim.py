@@ -32,7 +32,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        is_table = name.endswith(("pos_embed", "rel_pos_h", "rel_pos_w"))
+        is_table = name.endswith(("pos_embed", "rel_pos_h", "rel_pos_w", "rel_pos_d"))
         decay = 0.0 if parameter.ndim <= 1 or is_table else config.weight_decay
         groups.setdefault((decay, layer_scale(name, depth, config.layer_decay)), []).append(
             parameter

@@ -22,7 +22,7 @@ LABELS = {"liver": [1], "tumour": [2]}
 class Bright(torch.nn.Module):
     """Stands in for a segmenter: what is bright in the box, or near a click; else nothing."""
 
-    image_size, previous_mask, multimask = 64, True, False
+    image_size, stack, previous_mask, multimask = 64, 1, True, False
 
     def __init__(self) -> None:
         super().__init__()

@@ -92,9 +92,9 @@ def test_skipped_rounds_add_clicks_and_have_no_gradient() -> None:
         segmenter, rounds = rounds_of_a_step(prompting, seed)
         skipped = len(rounds) - 2
         numbers.add(skipped)
-        assert [trained for _, trained in rounds] == [False] * skipped + [True] * 2
-        assert [taken.low_res.requires_grad for taken, _ in rounds] == [
-            trained for _, trained in rounds
+        assert [each.trained for each in rounds] == [False] * skipped + [True] * 2
+        assert [each.decoded.low_res.requires_grad for each in rounds] == [
+            each.trained for each in rounds
         ]
         clicks = [int((prompts.labels[0] >= 0).sum()) for prompts in segmenter.asked]
         assert clicks == list(range(clicks[0], clicks[0] + len(rounds)))
@@ -114,7 +114,7 @@ def test_a_box_is_trained_on_before_any_click() -> None:
     prompting = ClicksAndBoxes(box_share=1.0, rounds=1, skipped_rounds=3)
     for seed in range(8):
         segmenter, rounds = rounds_of_a_step(prompting, seed)
-        assert [trained for _, trained in rounds] == [True, True]
+        assert [each.trained for each in rounds] == [True, True]
         assert segmenter.asked[0].boxes is not None and segmenter.asked[0].labels is None
 
 
@@ -125,7 +125,7 @@ def test_an_ambiguous_first_prompt_has_three_masks_and_the_expected_one_goes_on(
     for seed in range(5):
         segmenter, rounds = rounds_of_a_step(single, seed)
         assert segmenter.multimask == [True, False, False]
-        assert [taken.low_res.shape[1] for taken, _ in rounds] == [3, 1, 1]
+        assert [each.decoded.low_res.shape[1] for each in rounds] == [3, 1, 1]
         first, second, _ = segmenter.asked
         assert (first.boxes is not None) == (box_share == 1)
         if first.points is not None:  # one click each, on the object

@@ -1,0 +1,30 @@
+"""A labelled image, encoded as it is in use."""
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from finetune.data.cases import LabelledCases, LabelledImage
+from finetune.inference.prompted import PromptedImage
+from finetune.inference.stacks import encode_around
+from finetune.model.segmenter import Segmenter
+
+
+def encode_labelled(
+    segmenter: Segmenter, cases: LabelledCases, image: LabelledImage, pixels: NDArray[Any]
+) -> PromptedImage:
+    """A labelled image, encoded; a slice with its neighbours where the model was trained so.
+
+    Args:
+        segmenter: The model, in evaluation mode.
+        pixels: Those of `image`, as `cases.read` gave them.
+    """
+    if segmenter.stack == 1 or image.depth is None:
+        return PromptedImage(segmenter, pixels)
+
+    def read(depth: int) -> NDArray[Any]:
+        slices: NDArray[Any] = cases.shards.record(image.record, slice(depth, depth + 1)).image
+        return slices[0]
+
+    count = cases.slices_of(image.record)
+    return encode_around(segmenter, read, image.depth, count)[image.depth]
