@@ -3,12 +3,11 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from segment_anything.modeling import MaskDecoder, TwoWayTransformer
-from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
 from torch import Tensor, nn
 
 from finetune.model.decoder import Decoded, Decoder
 from finetune.model.prompt_encoder import Prompts, build_prompt_encoder, encode_prompts
+from pretrain.encoder.stock import Attention, MaskDecoder, TwoWayAttentionBlock, TwoWayTransformer
 
 DECODER_WIDTH = 256
 DECODER_DEPTH = 2

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, fields, replace
 
 import torch
-from segment_anything.modeling import PromptEncoder
 from torch import Tensor
 
+from pretrain.encoder.stock import PromptEncoder
 from pretrain.sizes import PATCH
 
 PROMPT_WIDTH = 256

@@ -4,10 +4,10 @@ from functools import partial
 from typing import ClassVar
 
 import torch
-from segment_anything.modeling.image_encoder import Block
 from torch import Tensor, nn
 
 from pretrain.encoder.attention import attend
+from pretrain.encoder.stock import Block
 from pretrain.encoder.windows import TokenGroups
 from pretrain.sizes import NATIVE_GRID, EncoderSize
 

@@ -13,10 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lightly.models.utils import get_2d_sine_cosine_positional_embedding_from_grid
 from numpy.typing import NDArray
-from segment_anything.modeling import ImageEncoderViT
-from timm.layers import resample_abs_pos_embed_nhwc
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
@@ -24,9 +21,11 @@ from data_prep.common.errors import UserError
 from data_prep.options import ReadOptions
 from data_prep.readers.images import read_image
 from data_prep.records import Unreadable
+from pretrain.encoder import positions
 from pretrain.encoder.block import EncoderBlock
 from pretrain.encoder.geometry import Resize
 from pretrain.encoder.pixels import PIXEL_MEAN, PIXEL_STD, as_pixels, normalise_pixels
+from pretrain.encoder.stock import ImageEncoderViT
 from pretrain.encoder.weights import (
     choose_size,
     encoder_weights,
@@ -133,10 +132,10 @@ class SamEncoder(ImageEncoderViT):
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
         axis = (np.arange(NATIVE_GRID, dtype=np.float32) + 0.5) * (ATTENTION_WINDOW / NATIVE_GRID)
-        grid = np.stack(np.meshgrid(axis, axis))[:, None]  # (2, 1, 64, 64), x first
-        positions = get_2d_sine_cosine_positional_embedding_from_grid(self.size.width, grid)
+        x, y = (each.ravel() for each in np.meshgrid(axis, axis))  # row-major
+        table = positions.sine_cosine(x, y, self.size.width)
         with torch.no_grad():
-            self.pos_embed.copy_(torch.from_numpy(positions).view_as(self.pos_embed))
+            self.pos_embed.copy_(torch.from_numpy(table).view_as(self.pos_embed))
 
     def forward(self, images: Tensor, stacks: Sequence[int] = ()) -> Tensor:
         """Image embedding, equal to segment_anything's `ImageEncoderViT` at any size.
@@ -208,7 +207,7 @@ class SamEncoder(ImageEncoderViT):
             (B, n, C) in the order of `keep`.
         """
         device = embeddings.device
-        position = resample_abs_pos_embed_nhwc(self.pos_embed, list(grid)).flatten(1, 2)
+        position = positions.resize(self.pos_embed, grid).flatten(1, 2)
         if keep is None:
             groups = dense_groups(*grid, ATTENTION_WINDOW, device)
             groups = replace(groups, stacks=checked_stacks(stacks, len(embeddings)))

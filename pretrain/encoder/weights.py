@@ -5,9 +5,9 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -23,6 +23,13 @@ HUB = "hf:"
 """Begins the name of an encoder on the Hugging Face Hub."""
 SAM_ENCODER_PREFIX = "image_encoder."
 SAM_DECODER_PREFIXES = ("prompt_encoder.", "mask_decoder.")
+
+
+def snapshot_download(name: str, **options: Any) -> str:
+    """That of huggingface_hub, whose import only a download waits for."""
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(name, **options)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
