@@ -21,6 +21,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from data_prep.__main__ import main as data_prep
+from helpers import dicom_series
 from helpers.hub_server import Hub
 from pretrain.engine.checkpoint import latest_checkpoint
 from pretrain.engine.progress import IMAGES_PER_SECOND, MFU, TFLOPS_PER_SECOND
@@ -98,6 +99,18 @@ def labelled_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
     )
     return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def make_series():
+    """Write a series of single-frame DICOM files, see `helpers/dicom_series.py`."""
+    return dicom_series.make_series
+
+
+@pytest.fixture(scope="session")
+def make_enhanced():
+    """Write a multi-frame DICOM file, see `helpers/dicom_series.py`."""
+    return dicom_series.make_enhanced
 
 
 @pytest.fixture

@@ -8,10 +8,15 @@ from data_prep.common.errors import UserError
 
 
 def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Rows of a CSV file, see `read_numbered`."""
+    return [row for _, row in read_numbered(path, columns)]
+
+
+def read_numbered(path: Path, columns: Sequence[str] = ()) -> list[tuple[int, dict[str, str]]]:
     """Rows of a CSV file with a header, each a dict by column, without surrounding blanks.
 
-    Files .tab and .tsv are separated by tabs, others by commas, unless the header has none of these
-    but semicolons or tabs.
+    With each comes the number of its (last) line. Files .tab and .tsv are separated by tabs, others
+    by commas, unless the header has none of these but semicolons or tabs.
 
     Args:
         columns: Names that must be there.
@@ -35,7 +40,10 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
             if missing := [name for name in columns if name not in header]:
                 raise UserError(f"{path}: has no column {missing[0]!r}, only {', '.join(header)}")
             reader.fieldnames = header
-            return [{name: (row[name] or "").strip() for name in header} for row in reader]
+            return [
+                (reader.line_num, {name: (row[name] or "").strip() for name in header})
+                for row in reader
+            ]
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8; save it as UTF-8") from error
     except (OSError, csv.Error) as error:

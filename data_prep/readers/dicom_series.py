@@ -56,6 +56,8 @@ class Series:
     """Values outside the picture, which must not set a window; None if the slices differ."""
     meta: dict[str, Any]
     """modality, body_part and burned_in for a record's JSON; None where unknown."""
+    slices: tuple[Slice, ...] = ()
+    """Where each slice of `image` came from, in its order."""
 
     def limits(self, window: Window) -> Range:
         """What becomes black and white in `image`: one window for all slices.
@@ -120,6 +122,7 @@ def load_series(
         window,
         paddings.pop() if len(paddings) == 1 else None,
         meta,
+        placed.slices,
     )
 
 

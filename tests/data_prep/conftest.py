@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from data_prep.__main__ import main
 from data_prep.format.index import read_json
@@ -113,60 +111,3 @@ def shard_set(image_folder, tmp_path_factory, shard_folder) -> Path:
     output = tmp_path_factory.mktemp("set")
     shard_folder(image_folder, output, class_folders=True)
     return output
-
-
-@pytest.fixture(scope="session")
-def make_series():
-    """Write a series of single-frame DICOM files, their names in no order."""
-
-    def make(
-        folder: Path,
-        volume: np.ndarray,
-        origin=(-20.0, 10.0, 5.0),
-        orientation=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
-        step=(0.0, 0.0, 2.5),
-        spacing=(0.8, 0.6),
-        each=lambda index: {},
-        series="1.2.7",
-        **header,
-    ) -> list[Path]:
-        """Files by slice of `volume`, (slices, rows, columns) of stored integers.
-
-        Args:
-            origin, step: Place of the first slice, and from each to the next, mm (LPS).
-            each: Header values of a slice by its number; those of `header` are of all.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        names = np.random.default_rng(len(volume)).permutation(len(volume))
-        paths = []
-        for index, pixels in enumerate(volume):
-            dataset = Dataset()
-            dataset.file_meta = FileMetaDataset()
-            dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-            dataset.SOPClassUID = CTImageStorage
-            dataset.SOPInstanceUID = generate_uid(entropy_srcs=[str(folder), series, str(index)])
-            dataset.SeriesInstanceUID, dataset.StudyInstanceUID = series, "1.2.3"
-            dataset.FrameOfReferenceUID, dataset.PatientID = "1.2.4", "ID-4711"
-            dataset.PatientName, dataset.PatientBirthDate, dataset.PatientSex = "Roe^Jane", "", ""
-            dataset.StudyDate = dataset.StudyTime = dataset.AccessionNumber = dataset.StudyID = ""
-            dataset.ReferringPhysicianName, dataset.SliceThickness = "", 2.5
-            dataset.Modality, dataset.InstanceNumber = "CT", index + 1
-            dataset.ImagePositionPatient = (np.array(origin) + index * np.array(step)).tolist()
-            dataset.ImageOrientationPatient = list(orientation)
-            dataset.PixelSpacing = list(spacing)
-            dataset.Rows, dataset.Columns = pixels.shape[:2]
-            dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-            dataset.BitsAllocated = dataset.BitsStored = 8 * pixels.itemsize
-            dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
-            for name, value in (header | each(index)).items():
-                setattr(dataset, name, value)
-            dataset.HighBit = dataset.BitsStored - 1
-            dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-            dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-            dataset.PixelData = pixels.tobytes()
-            dataset["PixelData"].VR = "OB" if pixels.itemsize == 1 else "OW"
-            paths.append(folder / f"image {names[index]}")
-            dataset.save_as(paths[-1], enforce_file_format=True)
-        return paths
-
-    return make

@@ -4,8 +4,6 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import Dataset
-from pydicom.sequence import Sequence
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from data_prep.readers.dicom_header import read_elements
@@ -205,44 +203,10 @@ def test_monochrome_1_is_brighter_where_it_is_less(tmp_path, make_series):
     assert series.limits((10.0, 30.0)) == (-30, -10)
 
 
-def enhanced(path, volume, make_series, **groups):
-    """A multi-frame file; `groups` gives the functional groups of each frame by its number."""
-    (single,) = make_series(path, volume[:1], Modality="MR")
-    dataset = pydicom.dcmread(single)
-    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4.1"
-    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
-        del dataset[name]
-    dataset.NumberOfFrames, dataset.PixelData = len(volume), volume.tobytes()
-
-    def group(**macros):
-        item = Dataset()
-        for name, elements in macros.items():
-            macro = Dataset()
-            for key, value in elements.items():
-                setattr(macro, key, value)
-            setattr(item, name, Sequence([macro]))
-        return item
-
-    dataset.SharedFunctionalGroupsSequence = Sequence(
-        [
-            group(
-                PlaneOrientationSequence={"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]},
-                PixelMeasuresSequence={"PixelSpacing": [0.8, 0.6]},
-            )
-        ]
-    )
-    dataset.PerFrameFunctionalGroupsSequence = Sequence(
-        [group(**{name: of(index) for name, of in groups.items()}) for index in range(len(volume))]
-    )
-    dataset.save_as(single, enforce_file_format=True)
-    return single
-
-
-def test_an_enhanced_file_is_a_series(tmp_path, make_series):
-    path = enhanced(
+def test_an_enhanced_file_is_a_series(tmp_path, make_enhanced):
+    path = make_enhanced(
         tmp_path,
         VOLUME,
-        make_series,
         PlanePositionSequence=lambda i: place((3 * i) % 7),
         PixelValueTransformationSequence=lambda i: {"RescaleSlope": i + 1, "RescaleIntercept": -5},
         FrameVOILUTSequence=lambda i: {"WindowCenter": 40.5, "WindowWidth": 401},
@@ -254,11 +218,10 @@ def test_an_enhanced_file_is_a_series(tmp_path, make_series):
     assert np.allclose(volume_from_nifti(series.image).spacing, (2.5, 0.8, 0.6))
 
 
-def test_an_enhanced_file_may_hold_several_volumes(tmp_path, make_series):
-    path = enhanced(
+def test_an_enhanced_file_may_hold_several_volumes(tmp_path, make_enhanced):
+    path = make_enhanced(
         tmp_path,
         VOLUME[:6],
-        make_series,
         PlanePositionSequence=lambda i: place(i // 2),
         FrameContentSequence=lambda i: {"TemporalPositionIndex": 1 + i % 2},
     )
