@@ -1,7 +1,8 @@
 """`python -m finetune evaluate | predict | compare | quickstart`."""
 
 from data_prep.common.cli import Command, run_program
-from finetune.config import CompareConfig, EvaluateConfig, PredictConfig, QuickstartConfig
+from finetune.config import CompareConfig, EvaluateConfig, QuickstartConfig
+from finetune.inference.options import PredictConfig
 
 COMMANDS = {
     "evaluate": Command(
@@ -10,7 +11,7 @@ COMMANDS = {
         (EvaluateConfig,),
     ),
     "predict": Command(
-        "Segment one new image by clicks, a box, or both.",
+        "Segment objects in new images by clicks, boxes or rough masks.",
         "finetune.inference.predict:predict",
         (PredictConfig,),
     ),

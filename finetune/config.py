@@ -6,7 +6,6 @@ from typing import ClassVar, Literal
 
 from data_prep.common.components import Component, component, components
 from data_prep.common.errors import UserError
-from data_prep.options import Plane, Window, check_window
 from pretrain.engine.run_options import RunOptions
 from pretrain.sizes import PATCH, check_size
 
@@ -224,49 +223,6 @@ class EvaluateConfig(ModelSource):
             raise UserError("protocols: the list is empty; give at least one, such as [Clicks]")
         if self.tolerance < 0:
             raise UserError(f"tolerance is {self.tolerance}; it must not be negative")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictConfig(ModelSource):
-    """Segment an object of one image: PNG, JPEG and the like, DICOM, or one slice of NIfTI.
-
-    Coordinates are pixels (x, y) of the image shown upright, from 0 at the top left. Writes the
-    mask, and beside it a picture of the mask over the image, at most 1600 pixels wide and high:
-    OUTPUT with `_overlay.png`.
-    """
-
-    input: Path
-    """Image file."""
-    output: Path
-    """Mask to write, which must not be there yet: .nii or .nii.gz for NIfTI (1 on the object, other
-    slices empty), .png for all others (255 on the object)."""
-    clicks: str = ""
-    """Clicks as "x,y,label x,y,label": label 1 on the object, 0 on the background."""
-    box: str = ""
-    """Box around the object as "x0,y0,x1,y1": its left, upper, right and lower edge. The pixel in
-    column x covers x to x + 1, so x1 and y1 are one more than the object's last column and row."""
-    target: str | None = None
-    """Target to segment, for a model whose decoder takes no prompts."""
-    slice: int | None = None
-    """Slice of a NIfTI volume, or frame of a DICOM file, from 0. Only this slice is segmented."""
-    plane: Plane = "axial"
-    """Plane of the slices of a NIfTI volume; they count from the feet, the back or the left."""
-    channel: int = 0
-    """Which volume of a 4D NIfTI image."""
-    window: Window | None = None
-    """Intensities shown as black and white: `auto` (the file's own window, else percentiles),
-    `percentile` (0.5 to 99.5), `full` or two numbers such as [-160, 240]. null: as in the data that
-    the run was trained on, and `auto` without a run."""
-    overlay: bool = True
-    """Write the picture of the mask over the image; --no-overlay leaves it out."""
-    device: str = "auto"
-    """`cpu`, `cuda`, `mps`, or `auto`: a GPU if there is one."""
-    threads: int | None = None
-    """CPU threads; null: all cores."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_window(self.window)
 
 
 @dataclass(frozen=True, kw_only=True)

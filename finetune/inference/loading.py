@@ -11,7 +11,6 @@ from data_prep.options import Window
 from finetune.config import ModelConfig, ModelSource, TrainConfig
 from finetune.model.kept import kept_weights
 from finetune.model.segmenter import Segmenter, build_model
-from finetune.prompts.prompting import Prompting
 from pretrain.encoder.weights import find_weights, image_size_of
 from pretrain.engine.checkpoint import (
     Checkpoint,
@@ -40,6 +39,11 @@ def load_model(source: ModelSource, device: torch.device) -> Segmenter:
         return load_segmenter(source.run, device, source.encoder, source.sam, last)
     assert source.sam is not None
     return load_sam(source.sam, device, source.encoder, source.image_size)
+
+
+def has_adapters(segmenter: Segmenter) -> bool:
+    """Whether `Segmenter.without_adapters` would leave anything out."""
+    return any(getattr(module, "adapter", None) is not None for module in segmenter.modules())
 
 
 def load_segmenter(
@@ -76,6 +80,9 @@ def load_segmenter(
             " --encoder and --sam"
         ) from None
     restore(segmenter, checkpoint)
+    # reads labelled images, with all that training needs: plain SAM does without
+    from finetune.prompts.prompting import Prompting
+
     segmenter.previous_mask = config.prompts.build(Prompting).previous_mask
     segmenter.multimask = trained.get("multimask", False)  # earlier versions trained one mask
     segmenter.stack = trained.get("stack", 1)

@@ -17,6 +17,15 @@ SHORTEST = 600
 BAND_PIXELS = 1 << 22
 """About so many pixels of a large image are shrunk at a time: Pillow takes several times theirs."""
 MASK_COLOUR, MASK_OPACITY = (26, 128, 255), 0.45
+COLOURS = (
+    MASK_COLOUR,
+    (255, 140, 0),
+    (190, 60, 220),
+    (255, 220, 40),
+    (40, 210, 190),
+    (255, 90, 140),
+)
+"""Of the objects 1, 2, ..., again and again."""
 POSITIVE_COLOUR, NEGATIVE_COLOUR = "lime", "red"
 RADIUS = 5
 """Of the dot of a click, in pixels of the picture."""
@@ -24,33 +33,35 @@ RADIUS = 5
 
 def draw_overlay(
     image: NDArray[Any],
-    mask: NDArray[np.bool_],
+    mask: NDArray[Any],
     path: Path,
     points: ArrayLike = (),
     labels: ArrayLike = (),
-    box: ArrayLike | None = None,
+    boxes: ArrayLike = (),
 ) -> None:
-    """Write an image with a mask, its outline and the prompts that it was made from as PNG.
+    """Write an image with masks, their outlines and the prompts that they were made from as PNG.
 
     Args:
         image: (H, W) or (H, W, 3), uint8 or uint16, white is the dtype's maximum.
-        mask: (H, W).
+        mask: (H, W), bool, or uint8 with the values of the objects, 0 elsewhere.
         points: (n, 2) pixels (x, y).
         labels: (n,) 1 for green, 0 for red.
-        box: X0, y0, x1, y1, see `finetune.prompts.boxes`.
+        boxes: (4,) or (m, 4), see `finetune.prompts.boxes`.
     """
     longest = max(mask.shape)
     factor, times = -(-longest // LONGEST), max(1, SHORTEST // longest)
     scale = times / factor  # pixels of the picture per pixel of the image
     shown = _scaled(image, factor, times).convert("RGB")
-    covered = _scaled(mask, factor, times)  # 255 where all pixels under one of these are the mask's
-    shown.paste(MASK_COLOUR, mask=covered.point(lambda value: round(MASK_OPACITY * value)))
-    inside = covered.point(lambda value: 255 * (value > 127))
-    edge = np.asarray(inside) != np.asarray(inside.filter(ImageFilter.MinFilter(3)))
-    shown.paste(MASK_COLOUR, mask=Image.fromarray(edge))
+    for value in np.unique(mask):
+        if value:
+            colour = COLOURS[(int(value) - 1) % len(COLOURS)]
+            covered = _scaled(mask == value, factor, times)  # 255 where all pixels under it are its
+            shown.paste(colour, mask=covered.point(lambda share: round(MASK_OPACITY * share)))
+            inside = covered.point(lambda share: 255 * (share > 127))
+            edge = np.asarray(inside) != np.asarray(inside.filter(ImageFilter.MinFilter(3)))
+            shown.paste(colour, mask=Image.fromarray(edge))
     pen = ImageDraw.Draw(shown)
-    if box is not None:
-        x0, y0, x1, y1 = np.asarray(box, dtype=float) * scale
+    for x0, y0, x1, y1 in np.asarray(boxes, dtype=float).reshape(-1, 4) * scale:
         corners = (x0, y0, max(x0, x1 - 1), max(y0, y1 - 1))
         pen.rectangle(corners, outline=POSITIVE_COLOUR, width=2)
     dots = (np.asarray(points, dtype=float).reshape(-1, 2) + 0.5) * scale

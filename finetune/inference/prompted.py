@@ -8,14 +8,18 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from data_prep.common.errors import UserError
 from data_prep.common.messages import nearest
-from finetune.model.prompt_encoder import Prompts
+from finetune.model.decoder import Decoded
+from finetune.model.prompt_encoder import MASK_STRIDE, Prompts
 from finetune.model.segmenter import Segmenter
-from finetune.prompts.clicks import evaluation_click
 from pretrain.encoder.geometry import Resize
 from pretrain.encoder.pixels import as_pixels, normalise_pixels
+
+ROUGH = 1e-3
+"""How sure a rough mask is at most: its logits lie within 6.9 of 0, as those of predictions do."""
 
 
 @dataclass(frozen=True)
@@ -63,26 +67,26 @@ class PromptedImage:
         self.resize = Resize((image.shape[0], image.shape[1]), segmenter.image_size)
 
     @torch.inference_mode()
-    def predict(
+    def decode(
         self,
         points: ArrayLike | None = None,
         labels: ArrayLike | None = None,
         boxes: ArrayLike | None = None,
         previous: Tensor | None = None,
         targets: Sequence[str] | None = None,
-    ) -> tuple[NDArray[np.bool_], Tensor]:
-        """The masks of M objects, each from one prompt, in one pass of the decoder.
+    ) -> Decoded:
+        """The logits of M objects, each from one prompt, in one pass of the decoder.
 
         Args:
             points: (M, n, 2) clicks (x, y) in pixels of the image.
             labels: (M, n) 1 or 0, for the points.
             boxes: (M, 4) x0, y0, x1, y1 in the image, corners as in `finetune.prompts.boxes`.
-            previous: (M, 1, S / 4, S / 4) logits returned by an earlier call.
+            previous: (M, 1, S / 4, S / 4) logits returned by an earlier call, or of rough masks.
             targets: Names of M targets, for a decoder that takes no prompts.
 
         Returns:
-            (M, H, W) bool masks, and logits to be given as `previous`. Of several masks for one
-            click or box, the one is taken of which the model expects most.
+            One mask for each. Of several for one click or box, the one is taken of which the model
+            expects most.
 
         Raises:
             UserError: A target that the model does not know.
@@ -90,9 +94,10 @@ class PromptedImage:
         frame_points = None if points is None else torch.from_numpy(self.resize.points(points))
         frame_boxes = None if boxes is None else torch.from_numpy(self.resize.boxes(boxes))
         indices = None if targets is None else self._indices(targets)
-        given = [prompt for prompt in (frame_points, frame_boxes, indices) if prompt is not None]
+        kinds = (frame_points, frame_boxes, indices, previous)
+        given = [prompt for prompt in kinds if prompt is not None]
         if not given:
-            raise ValueError("no prompt: give points, boxes or targets")
+            raise ValueError("no prompt: give points, boxes, a mask or targets")
         prompts = Prompts(
             image=torch.zeros(len(given[0]), dtype=torch.int64),
             points=frame_points,
@@ -104,10 +109,36 @@ class PromptedImage:
         first = previous is None and prompts.is_ambiguous()
         multimask = first and self.segmenter.multimask
         decoded = self.segmenter.decode(self.embedding, prompts.to(self.device), multimask)
-        low_res = decoded.picked().low_res
+        return decoded.picked()
+
+    def predict(
+        self,
+        points: ArrayLike | None = None,
+        labels: ArrayLike | None = None,
+        boxes: ArrayLike | None = None,
+        previous: Tensor | None = None,
+        targets: Sequence[str] | None = None,
+    ) -> tuple[NDArray[np.bool_], Tensor]:
+        """The masks (M, H, W) of M objects, and their logits to be given as `previous`.
+
+        Arguments and errors are those of `decode`.
+        """
+        low_res = self.decode(points, labels, boxes, previous, targets).low_res
+        return self.masks_of(low_res), low_res
+
+    def masks_of(self, low_res: Tensor) -> NDArray[np.bool_]:
+        """Logits (M, 1, S / 4, S / 4) to masks (M, H, W) at the size of the image."""
         # one after the other: at the size of a large image each takes 4 bytes per pixel
-        masks = [(self.resize.restore(each) > 0).cpu().numpy() for each in low_res[:, 0]]
-        return np.stack(masks), low_res
+        return np.stack([(self.resize.restore(each) > 0).cpu().numpy() for each in low_res[:, 0]])
+
+    def mask_prompts(self, masks: NDArray[np.bool_]) -> Tensor:
+        """Rough masks (M, H, W) as logits (M, 1, S / 4, S / 4), to be given as `previous`.
+
+        They are the log odds of the share of each low-resolution pixel that the mask covers.
+        """
+        square = self.resize.image(torch.from_numpy(masks).float())  # (M, S, S)
+        covered = avg_pool2d(square[:, None], MASK_STRIDE)
+        return torch.logit(covered, ROUGH).to(self.device)
 
     def _indices(self, targets: Sequence[str]) -> Tensor:
         known = list(self.segmenter.targets)
@@ -132,6 +163,9 @@ class PromptedImage:
             For each object the answers after 1, 2, ... clicks; fewer than `clicks` where nothing
             was left to correct.
         """
+        # of simulated users, with OpenCV: whoever gives prompts need not wait for it
+        from finetune.prompts.clicks import evaluation_click
+
         answers: list[list[Answer]] = [[] for _ in objects]
         predictions = np.zeros_like(objects)
         points: list[list[NDArray[np.int64]]] = [[] for _ in objects]

@@ -1,14 +1,15 @@
 """A volume as slices that are encoded when they are needed, and a mask carried through it."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from finetune.inference.prompted import PromptedImage
+from finetune.inference.prompted import Answer, PromptedImage
 from finetune.inference.stacks import encode_around
 from finetune.model.segmenter import Segmenter
 from finetune.prompts.boxes import box_of
@@ -58,10 +59,7 @@ class PromptedVolume:
 def propagate(
     volume: PromptedVolume, start: int, mask: NDArray[np.bool_], logits: Tensor
 ) -> NDArray[np.bool_]:
-    """Carry the mask of one slice to both ends of a volume, until nothing is left of it.
-
-    Each next slice is prompted with the box of the last slice's mask and, where the model was
-    trained so, with its logits. What no longer overlaps the slice before counts as nothing left.
+    """Carry the mask of one slice to both ends of a volume: see `carry_through`.
 
     Args:
         start: The slice in which `mask` (H, W) was predicted.
@@ -70,18 +68,40 @@ def propagate(
     Returns:
         (D, H, W).
     """
-    found = np.zeros((len(volume), *mask.shape), dtype=bool)
-    found[start] = mask
-    for slices in (range(start + 1, len(volume)), range(start - 1, -1, -1)):
-        last, previous = mask, logits
-        for depth in slices:
-            box = box_of(last)
-            if box is None:
-                break
-            prompted = volume[depth]
-            known = previous if prompted.segmenter.previous_mask else None
-            masks, previous = prompted.predict(boxes=box[None], previous=known)
-            if not (masks[0] & last).any():
-                break
-            found[depth] = last = masks[0]
+    return carry_through(volume, {start: Answer(mask, logits=logits)})
+
+
+def carry_through(volume: PromptedVolume, answers: Mapping[int, Answer]) -> NDArray[np.bool_]:
+    """Carry the masks of some slices to all others, to each from the nearest of them.
+
+    From each it goes on slice by slice, half-way to the next prompted one or to the end of the
+    volume, until nothing is left of it. Each next slice is prompted with the box of the last
+    slice's mask and, where the model was trained so, with its logits. What no longer overlaps the
+    slice before counts as nothing left.
+
+    Args:
+        answers: What was predicted, with its logits, by slice; at least one.
+
+    Returns:
+        (D, H, W).
+    """
+    starts = sorted(answers)
+    found = np.zeros((len(volume), *answers[starts[0]].mask.shape), dtype=bool)
+    borders = [0, *((low + high) // 2 + 1 for low, high in pairwise(starts)), len(volume)]
+    for start, (first, end) in zip(starts, pairwise(borders), strict=True):
+        answer = answers[start]
+        assert answer.logits is not None
+        found[start] = answer.mask
+        for slices in (range(start + 1, end), range(start - 1, first - 1, -1)):
+            last, previous = answer.mask, answer.logits
+            for depth in slices:
+                box = box_of(last)
+                if box is None:
+                    break
+                prompted = volume[depth]
+                known = previous if prompted.segmenter.previous_mask else None
+                masks, previous = prompted.predict(boxes=box[None], previous=known)
+                if not (masks[0] & last).any():
+                    break
+                found[depth] = last = masks[0]
     return found

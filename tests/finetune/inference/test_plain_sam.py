@@ -16,6 +16,7 @@ from segment_anything.modeling import Sam
 from data_prep.common.cli import run_program
 from data_prep.common.errors import UserError
 from data_prep.common.files import write_json
+from finetune import Predictor
 from finetune.__main__ import COMMANDS
 from finetune.config import ModelSource
 from finetune.inference.loading import load_model
@@ -66,11 +67,11 @@ def predictor(stock: Sam, picture: np.ndarray) -> SamPredictor:
 
 
 def stock_answer(predictor: SamPredictor, points, labels, box, before=None):
-    """Mask and logits; a single click or a box alone is answered by the best of three masks."""
+    """Mask, logits and IoU; a lone click or box is answered by the best of three masks."""
     single = before is None and (0 if points is None else len(points)) == (box is None)
     masks, ious, logits = predictor.predict(points, labels, box, before, multimask_output=single)
     best = int(ious.argmax())
-    return masks[best], logits[best : best + 1]
+    return masks[best], logits[best : best + 1], ious[best]
 
 
 def command(*options: str) -> None:
@@ -82,7 +83,9 @@ def test_all_prompts_give_the_masks_of_the_stock_predictor(sam_file, picture, pr
     assert model.image_size == 1024 and not model.training
     assert set(model.state_dict()) == set(torch.load(sam_file, weights_only=True))
     assert not any(parameter.requires_grad for parameter in model.parameters())
-    prompted = PromptedImage(model, picture)
+    ours = Predictor.from_sam(sam_file, "cpu")
+    ours.set_image(picture)
+    prompted = ours._prompted
     torch.testing.assert_close(prompted.embedding, predictor.features, atol=1e-4, rtol=1e-4)
     previous, before = None, None
     for clicks, box in ((1, None), (2, None), (0, BOX), (0, BOX), (2, BOX)):
@@ -91,10 +94,15 @@ def test_all_prompts_give_the_masks_of_the_stock_predictor(sam_file, picture, pr
         boxes = None if box is None else box[None]
         masks, low_res = prompted.predict(points, labels, boxes, previous)
         given = [None if each is None else each[0] for each in (points, labels)]
-        expected, logits = stock_answer(predictor, *given, box, before)
+        expected, logits, expected_iou = stock_answer(predictor, *given, box, before)
         assert 0 < expected.mean() < 1
         torch.testing.assert_close(low_res[0], torch.from_numpy(logits), atol=1e-3, rtol=1e-3)
         assert (masks[0] != expected).mean() < 1e-4  # where a logit is all but zero
+        clicks_given = None if points is None else np.c_[points[0], labels[0]]
+        found, scores, raw = ours.predict(clicks_given, box, before)
+        assert found.shape == (1, 320, 1024) and (found[0] != expected).mean() < 1e-4
+        assert np.allclose(raw[0], logits[0], atol=1e-3)
+        assert scores[0] == pytest.approx(expected_iou, abs=1e-4)
         previous, before = (low_res, logits) if box is None else (None, None)
 
 
@@ -108,7 +116,7 @@ def test_another_image_is_resized_and_prompted_on_the_same_spots(sam_file, stock
     predictor.set_torch_image(pixels[None, :, :height, :width], small.shape[:2])
     scale = np.array([width / 64, height / 90])
     box, click = np.array([10.0, 20.0, 50.0, 70.0]), np.array([[30.0, 44.0]])
-    expected, logits = stock_answer(predictor, click + 0.5 - 0.5 / scale, np.array([1]), box)
+    expected, logits, _ = stock_answer(predictor, click + 0.5 - 0.5 / scale, np.array([1]), box)
     masks, low_res = prompted.predict(click[None], [[1]], box[None])
     torch.testing.assert_close(low_res[0], torch.from_numpy(logits), atol=1e-3, rtol=1e-3)
     assert (masks[0] != expected).mean() < 1e-3
@@ -119,7 +127,7 @@ def test_predict_takes_sam_without_a_run(sam_file, picture, predictor, tmp_path,
     output = tmp_path / "mask.png"
     files = (f"--input={tmp_path / 'photo.png'}", f"--output={output}")
     command("predict", f"--sam={sam_file}", *files, "--box=120,40,900,280")
-    expected, _ = stock_answer(predictor, None, None, BOX)
+    expected, _, _ = stock_answer(predictor, None, None, BOX)
     found = np.array(Image.open(output))
     assert (found != expected * 255).mean() < 1e-4
     assert "window:" not in capsys.readouterr().out

@@ -17,14 +17,22 @@ from data_prep.readers.dicom_header import read_header
 from data_prep.readers.images import read_image
 from data_prep.readers.nifti import volume_from_nifti
 from finetune.__main__ import COMMANDS
-from finetune.inference.predict import check_inside, parse_prompt, segment
+from finetune.inference.files.base import Reading
+from finetune.inference.files.opening import open_image
+from finetune.inference.objects import check_inside, parse_object
 from finetune.inference.prompted import PromptedImage
+from finetune.inference.segmenting import segment
+
+
+def parse_prompt(clicks: str, box: str):
+    """The prompt for the one object of a picture."""
+    return parse_object(clicks, box)[None]
 
 
 @pytest.fixture
 def with_discs(discs, monkeypatch):
     """Predict with the stand-in segmenter, whatever run is named."""
-    module = "finetune.inference.predict"
+    module = "finetune.inference.loading"
     monkeypatch.setattr(f"{module}.load_model", lambda source, device: discs)
     monkeypatch.setattr(f"{module}.trained_window", lambda run: "auto")
 
@@ -58,7 +66,7 @@ def test_a_picture_gives_a_mask_of_its_size(with_discs, discs, tmp_path, name):
     mask = np.array(Image.open(output))
     image = read_image(source, ReadOptions()).array
     prompt = parse_prompt("60,30,1 55,95,1 60,40,0", "")
-    expected = segment(PromptedImage(discs, image), prompt)
+    expected = segment(PromptedImage(discs, image), prompt).mask
     assert mask.shape == (120, 90) and mask.dtype == np.uint8
     assert np.array_equal(mask, expected * 255)
     assert mask[95, 55] == 255 and mask[60, 20] == 0
@@ -75,11 +83,11 @@ def test_clicks_are_taken_as_in_training(with_discs, discs):
         points, labels = prompt.points[None, :number], prompt.labels[None, :number]
         one_by_one, previous = prompted.predict(points, labels, box, previous)
     at_once, _ = prompted.predict(prompt.points[None], prompt.labels[None], box)
-    assert np.array_equal(segment(prompted, prompt), one_by_one[0])
+    assert np.array_equal(segment(prompted, prompt).mask, one_by_one[0])
     discs.previous_mask = False
-    assert np.array_equal(segment(prompted, prompt), at_once[0])
+    assert np.array_equal(segment(prompted, prompt).mask, at_once[0])
     assert not np.array_equal(at_once, one_by_one)
-    only_box = segment(prompted, parse_prompt("", "10,10,50,50"))
+    only_box = segment(prompted, parse_prompt("", "10,10,50,50")).mask
     assert only_box[30, 30] and not only_box[5, 5]
 
 
@@ -115,20 +123,13 @@ def test_nifti_keeps_its_geometry_and_the_place_of_the_click(with_discs, tmp_pat
     assert (tmp_path / "mask_overlay.png").is_file()
 
 
-def test_a_slice_is_windowed_as_its_volume_is(with_discs, tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        "finetune.inference.predict.PromptedImage",
-        lambda segmenter, image: seen.append(image) or PromptedImage(segmenter, image),
-    )
+def test_a_slice_is_windowed_as_its_volume_is(tmp_path):
     data = np.zeros((8, 9, 3), np.int16)
     data[..., 0], data[..., 1], data[..., 2] = 0, 50, 100
     source = tmp_path / "scan.nii"
     nibabel.save(nibabel.Nifti1Image(data, np.eye(4)), source)
-    prompt = ("--clicks=3,3,1", "--slice=1")
-    command(f"--input={source}", f"--output={tmp_path / 'a.nii'}", *prompt)
-    command(f"--input={source}", f"--output={tmp_path / 'b.nii'}", *prompt, "--window=[50, 200]")
-    assert (seen[0] == 128).all() and (seen[1] == 0).all()
+    assert (open_image(source, Reading()).read(1) == 128).all()
+    assert (open_image(source, Reading(window=(50, 200))).read(1) == 0).all()
 
 
 def test_dicom_gives_a_png(with_discs, tmp_path):
@@ -140,19 +141,14 @@ def test_dicom_gives_a_png(with_discs, tmp_path):
     assert mask[70, 60] == 255 and mask[10, 10] == 0
 
 
-def test_one_frame_of_a_dicom_file_is_segmented(with_discs, tmp_path, monkeypatch, capsys):
+def test_one_frame_of_a_dicom_file_is_segmented(with_discs, tmp_path, capsys):
     source = get_testdata_file("examples_ybr_color.dcm")
     shown = [frame.image for frame in read_frames(read_header(Path(source)))]
-    seen = []
-
-    def keep(segmenter, image):
-        seen.append(image)
-        return PromptedImage(segmenter, image)
-
-    monkeypatch.setattr("finetune.inference.predict.PromptedImage", keep)
+    seen = open_image(Path(source), Reading(slice=4)).read(0)
+    assert np.array_equal(seen, shown[4]) and not np.array_equal(shown[4], shown[3])
     output = f"--output={tmp_path / 'a.png'}"
     command(f"--input={source}", output, "--box=30,40,90,100", "--slice=4")
-    assert np.array_equal(seen[0], shown[4]) and not np.array_equal(shown[4], shown[3])
+    assert np.array(Image.open(tmp_path / "a.png")).shape == shown[4].shape[:2]
     output = f"--output={tmp_path / 'b.png'}"
     for options in ([], [f"--slice={len(shown)}"], ["--slice=-1"]):
         found = error_of(capsys, f"--input={source}", output, "--box=30,40,90,100", *options)

@@ -7,8 +7,9 @@ import torch
 from data_prep.records import Sample
 from finetune.config import Augmentation, SegmentationDataConfig
 from finetune.data.dataset import SegmentationDataset, collate
-from finetune.inference.predict import parse_prompt, segment
+from finetune.inference.objects import parse_object
 from finetune.inference.prompted import PromptedImage
+from finetune.inference.segmenting import segment
 from finetune.prompts.boxes import box_of
 from finetune.prompts.simulate import ClicksAndBoxes
 
@@ -49,7 +50,8 @@ def test_the_box_of_a_mask_is_the_same_in_training_and_in_use(
     batch = collate([SegmentationDataset(config, 64)[0]])
     prompting = ClicksAndBoxes(box_share=1.0, box_jitter=0.0, rounds=0)
     list(prompting.predictions(discs, torch.zeros(1), batch, np.random.default_rng(0)))
-    segment(PromptedImage(discs, image), parse_prompt("", ",".join(map(str, box_of(mask > 0)))))
+    box = ",".join(map(str, box_of(mask > 0)))
+    segment(PromptedImage(discs, image), parse_object(box=box)[None])
     trained, used = boxes_seen
     assert (trained[0, 2:] > trained[0, :2]).all()
     torch.testing.assert_close(used.double(), trained.double(), atol=tolerance, rtol=0)

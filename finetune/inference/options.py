@@ -1,0 +1,96 @@
+"""Options of `python -m finetune predict`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from data_prep.common.errors import UserError
+from data_prep.options import Plane, Window, check_window
+from finetune.config import ModelSource
+
+MAX_OBJECTS = 254
+"""Largest value of an object in a mask: 255 means the only object of a PNG."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(ModelSource):
+    """Segment objects in an image, in a volume, or in a folder of images.
+
+    Coordinates are pixels (x, y) of the image or slice shown upright, from 0 at the top left, and
+    slices count from 0. Writes a mask in which the objects are 1, 2, ..., and beside it a picture
+    of it over the image, at most 1600 pixels wide and high: OUTPUT with `_overlay.png`. Where
+    objects overlap, the later one counts.
+    """
+
+    input: Path
+    """Image file (PNG, JPEG, TIFF and the like, DICOM or NIfTI), or the folder of a DICOM series.
+    With `prompts`: the folder of the files in the table."""
+    output: Path
+    """Mask to write, which must not be there yet: .png for pictures (255 on a single object),
+    .nii or .nii.gz for NIfTI, and .dcm (DICOM-SEG), .nii, .nii.gz, or .png for a single slice of
+    DICOM. A DICOM-SEG names the patient and study of its images, as its standard demands. With
+    `prompts`: a folder."""
+    prompts: Path | None = None
+    """CSV table of many images, whose model is loaded once. Columns: `file`; then `clicks`, or `x`,
+    `y` and `label` (default 1) of one click per row; `box`; `target`; `slice`, which alone is then
+    segmented; and `object`, its value in the mask, which must be there where a file has several
+    rows. Masks that are there already are skipped."""
+    clicks: str = ""
+    """Clicks as "x,y,label x,y,label": label 1 on the object, 0 on the background. Objects are
+    separated by ";". In a volume "x,y,slice,label", or `slice` says the slice of all."""
+    box: str = ""
+    """Box around the object as "x0,y0,x1,y1": its left, upper, right and lower edge. The pixel in
+    column x covers x to x + 1, so x1 and y1 are one more than the object's last column and row.
+    Objects are separated by ";". In a volume "x0,y0,x1,y1,slice"."""
+    mask: Path | None = None
+    """Rough mask to improve, by itself or with clicks and boxes: a file in the geometry of the
+    input, with the values of the objects."""
+    target: str | None = None
+    """Target to segment, or several separated by ";", for a model whose decoder takes no prompts.
+    It sees every slice of a volume."""
+    slice: int | None = None
+    """The only slice of a volume, or frame of a DICOM file, that is segmented. null: prompts name
+    their slices, and the mask is carried on to the others, each from the nearest prompted one."""
+    plane: Plane | None = None
+    """Plane of the slices of a volume; they count from the feet, the back or the left. null: axial
+    for NIfTI, and for DICOM the plane in which it was acquired."""
+    channel: int = 0
+    """Which volume of a 4D NIfTI image."""
+    series: int | None = None
+    """Which of several volumes in a folder of DICOM files, as a refusal without it lists them."""
+    window: Window | None = None
+    """Intensities shown as black and white: `auto` (the file's own window, else percentiles),
+    `percentile` (0.5 to 99.5), `full` or two numbers such as [-160, 240]. null: as in the data that
+    the run was trained on, and `auto` without a run."""
+    value: int = 1
+    """Value of the first object in the mask; further ones count up."""
+    add: bool = False
+    """Add to the mask that is there: a slice or pixels to an object of the same value, or another
+    object with --value 2 and so on."""
+    adapters: bool = True
+    """Use the adapters of the run; --no-adapters leaves them out."""
+    overlay: bool = True
+    """Write the picture of the mask over the image; --no-overlay leaves it out."""
+    suffix: Literal[".png", ".nii", ".nii.gz", ".dcm"] | None = None
+    """With `prompts`: format of the masks. null: .nii.gz for volumes, .png for others."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `mps`, or `auto`: a GPU if there is one."""
+    threads: int | None = None
+    """CPU threads; null: all cores."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_window(self.window)
+        if not 1 <= self.value <= MAX_OBJECTS:
+            raise UserError(f"value is {self.value}; it must be 1 to {MAX_OBJECTS}")
+        if self.run is None and not self.adapters:
+            raise UserError("adapters: SAM as it is has none; leave --no-adapters out")
+        if self.prompts is None:
+            if self.suffix is not None:
+                raise UserError("suffix: is for --prompts; --output says the format of one mask")
+            return
+        alone = ("clicks", "box", "mask", "target", "slice", "value", "add")
+        defaults = type(self).__dataclass_fields__
+        given = [name for name in alone if getattr(self, name) != defaults[name].default]
+        if given:
+            raise UserError(f"{given[0]}: is for one image; with --prompts the table says it")
