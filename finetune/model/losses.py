@@ -23,7 +23,9 @@ def dice_loss(
     """Soft Dice, 1 - (2 sum(p t) + smooth) / (sum(p) + sum(t) + smooth), a scalar in 0..1.
 
     Denominator without squares and smooth 1 as in MaskFormer, from which SAM takes it. For an empty
-    target the loss is sum(p) / (sum(p) + smooth), which falls to 0 as the prediction empties.
+    target that is sum(p) / (sum(p) + smooth): next to 1 and without a gradient until all but a few
+    pixels are gone. There the loss is log(1 + sum(p)) / log(1 + pixels) instead, which also falls
+    from 1 to 0 as the prediction empties, with a gradient at any size of what is found.
     """
     return _dice(logits, targets, valid, smooth).mean()
 
@@ -55,7 +57,11 @@ def _dice(logits: Tensor, targets: Tensor, valid: Tensor | None, smooth: float =
     truth = targets.float() * inside
     overlap = (probability * truth).sum((-2, -1))  # (B, K)
     total = probability.sum((-2, -1)) + truth.sum((-2, -1))
-    return 1 - (2 * overlap + smooth) / (total + smooth)
+    pixels = inside.sum((-2, -1)).clamp(min=1)
+    found = total.log1p() / pixels.log1p()
+    return torch.where(
+        truth.flatten(-2).any(-1), 1 - (2 * overlap + smooth) / (total + smooth), found
+    )
 
 
 def _bce(logits: Tensor, targets: Tensor, valid: Tensor | None) -> Tensor:

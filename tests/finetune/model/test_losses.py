@@ -41,6 +41,8 @@ def masks(logits, targets, valid):
 
 
 def literal_dice(pairs):
+    if not any(t for _, t in pairs):
+        return math.log(1 + sum(p for p, _ in pairs)) / math.log(1 + len(pairs))
     overlap = sum(p * t for p, t in pairs)
     return 1 - (2 * overlap + 1) / (sum(p for p, _ in pairs) + sum(t for _, t in pairs) + 1)
 

@@ -12,7 +12,7 @@ from data_prep.common.errors import UserError
 from finetune.data.dataset import SegmentationSample, SegmentationStack, collate
 from finetune.inference.volume import PromptedVolume, propagate
 from finetune.model.decoder import Decoded
-from finetune.model.losses import SegmentationLoss
+from finetune.model.losses import SegmentationLoss, dice_loss
 from finetune.model.prompt_encoder import Prompts
 from finetune.prompts.boxes import box_of
 from finetune.prompts.carried import Carried, objects_of
@@ -216,3 +216,18 @@ def test_a_loss_with_an_empty_truth_empties_the_mask(loss: SegmentationLoss) -> 
     assert loss(logits, empty, None, estimate)[0].item() < before
     assert not (logits > 0).any()
     assert estimate.item() > 0.8  # an empty mask is what was asked for
+
+
+def test_a_mask_that_should_be_empty_is_pushed_about_as_hard_as_one_that_should_be_there() -> None:
+    """Whatever its size: plain soft Dice is a thousand times flatter where nothing should be."""
+    for side in (10, 40, 100):
+        logits = torch.full((1, 1, 224, 224), -6.0)
+        logits[..., :side, :side] = 0.0
+        gradients = []
+        for there in (False, True):
+            truth = torch.zeros(1, 1, 224, 224, dtype=torch.bool)
+            truth[..., :side, :side] = there
+            given = logits.clone().requires_grad_()
+            dice_loss(given, truth).backward()
+            gradients.append(given.grad[..., :side, :side].abs().mean())
+        assert 1 / 20 < gradients[0] / gradients[1] < 1
