@@ -121,6 +121,8 @@ def write_pictures(folder: Path) -> None:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(array).save(folder / path)
     Image.fromarray(rng.integers(0, 256, (120, 160, 3), dtype=np.uint8)).save(folder / "image.png")
+    rows = ["file,object,clicks,box", 'p0_0.png,1,,"20,20,60,70"', 'p0_0.png,2,"30,40,1 5,5,0",']
+    (folder / "boxes.csv").write_text("\n".join([*rows, 'p0_1.png,,,"5,5,40,30"']) + "\n")
     (folder / "lesions").mkdir()
     names = [f"{number:02d}.png" for number in range(20)]
     for number, name in enumerate(names):
@@ -256,6 +258,10 @@ def test_the_readme_runs_as_printed(after_readme):
         "runs/publish-pretrain/README.md",
         "runs/cluster/DONE",
         "mask_overlay.png",
+        "two.png",
+        "volume.nii.gz",
+        "liver.dcm",
+        "predicted/p0_1.png",
         "comparison.md",
         "docs/results.md",
     ):
