@@ -213,7 +213,8 @@ class SegmentationDataset(Dataset):
             held = masks[place]
             seen = held.flatten(1).any(dim=1)  # (M,)
             shown = None if view is None else View(f"{key}+{place}", view, planes is warped)
-            samples.append(SegmentationSample(key, each, valid, held[seen], targets[seen], 0, shown))
+            sample = SegmentationSample(key, each, valid, held[seen], targets[seen], view=shown)
+            samples.append(sample)
         return samples[0] if len(samples) == 1 else SegmentationStack(samples)
 
 
