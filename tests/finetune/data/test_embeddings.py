@@ -68,9 +68,9 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     forward = SamEncoder.forward
 
-    def counted(encoder: SamEncoder, images: torch.Tensor) -> torch.Tensor:
+    def counted(encoder: SamEncoder, images: torch.Tensor, *more: Any) -> torch.Tensor:
         calls.append(len(images))
-        return forward(encoder, images)
+        return forward(encoder, images, *more)
 
     monkeypatch.setattr(SamEncoder, "forward", counted)
     return calls
