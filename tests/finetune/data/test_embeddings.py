@@ -13,7 +13,7 @@ from data_prep.common.cli import run_command
 from data_prep.common.errors import UserError
 from data_prep.common.parsing import parse
 from finetune.config import ModelConfig, SegmentationDataConfig, TrainConfig
-from finetune.data.dataset import SegmentationDataset, View
+from finetune.data.dataset import SegmentationDataset, View, collate
 from finetune.data.embeddings import LEFT_OVER, EmbeddingCache
 from finetune.model.segmenter import build_model
 from finetune.stage import SegmentationStage
@@ -258,3 +258,15 @@ def test_processes_may_write_the_same_entry(tmp_path) -> None:
     assert torch.equal(caches[0]._read(view), embedding)
     assert len([path for path in caches[0].folder.rglob("*") if path.is_file()]) == 2
     assert caches[1]._read(View("key", 0, False)) is None
+
+
+def test_slices_of_a_stack_are_views_of_their_own(make_shards, organs) -> None:
+    shards = make_shards([organs(1, depth=6)], {"liver": [1], "tumour": [2]})
+    config = SegmentationDataConfig(shards=shards, views=2, stack=3)
+    dataset = SegmentationDataset(config, 32, 7)
+    batch = collate([dataset[index, index] for index in range(len(dataset))])
+    images = {view: image for view, image in zip(batch.views, batch.images, strict=True)}
+    assert len(images) == len(batch.images) > len(dataset)
+    again = collate([dataset[0, 2 * len(dataset)]])
+    for view, image in zip(again.views, again.images, strict=True):
+        assert torch.equal(images[view], image)
