@@ -1,8 +1,10 @@
-"""`python -m finetune evaluate | predict | compare | quickstart`."""
+"""`python -m finetune evaluate | predict | compare | publish | benchmark | quickstart`."""
 
 from data_prep.common.cli import Command, run_program
+from finetune.benchmark.config import BenchmarkOptions
 from finetune.config import CompareConfig, EvaluateConfig, QuickstartConfig
 from finetune.inference.options import PredictConfig
+from finetune.publish.config import PublishOptions
 
 COMMANDS = {
     "evaluate": Command(
@@ -19,6 +21,16 @@ COMMANDS = {
         "Compare evaluated runs case by case.",
         "finetune.evaluation.compare:compare_runs",
         (CompareConfig,),
+    ),
+    "publish": Command(
+        "Upload the trained weights of a run to the Hugging Face Hub, with a model card.",
+        "finetune.publish.hub:publish",
+        (PublishOptions,),
+    ),
+    "benchmark": Command(
+        "Speed and memory of stage two, as ratios from one run.",
+        "finetune.benchmark.command:benchmark",
+        (BenchmarkOptions,),
     ),
     "quickstart": Command(
         "Run the whole pipeline on a small data set and write a report.",

@@ -1,6 +1,6 @@
 """Stage two as the engine trains it: labelled images, the segmenter and its prompts."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from finetune.data.dataset import (
     SegmentationStack,
     collate,
 )
+from finetune.data.embeddings import EmbeddingCache, open_cache
 from finetune.inference.loading import DATA, SEGMENTER, SOURCES, rebuild, restore
-from finetune.model.decoder import require_prompts
+from finetune.model.decoder import Decoded, require_prompts
 from finetune.model.kept import keep_weights
 from finetune.model.losses import MaskLoss, mask_dice
 from finetune.model.segmenter import Segmenter, build_model
@@ -27,38 +28,70 @@ from finetune.prompts.prompting import Prompting, Truth
 from pretrain.encoder.pixels import normalise_pixels
 from pretrain.engine.checkpoint import Checkpoint, checkpoints_of
 from pretrain.engine.loop import train as train_stage
+from pretrain.engine.one_by_one import mean_one_by_one
 from pretrain.engine.stage import Stage
 
 
 class PromptedLoss(nn.Module):
-    """Loss of a batch over all prompt rounds, as one module for distributed training."""
+    """Loss of a batch over all prompt rounds, as one module for distributed training.
 
-    def __init__(self, segmenter: Segmenter, prompting: Prompting, loss: MaskLoss) -> None:
+    Attributes:
+        mean: Takes the mean of rounds' losses, as `mean_one_by_one`.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        prompting: Prompting,
+        loss: MaskLoss,
+        cache: EmbeddingCache | None = None,
+    ) -> None:
         super().__init__()
         self.segmenter, self.prompting, self.loss = segmenter, prompting, loss
+        self.cache = cache
+        self.mean: Callable[..., Tensor] = mean_one_by_one
 
     def forward(self, batch: SegmentationBatch, rng: np.random.Generator) -> dict[str, Tensor]:
         """`loss`, the mean over trained rounds, and the Dice of the first and the last round.
 
         Dice is that of the mask that would be used, not of the best of several.
         """
-        images = normalise_pixels(batch.images, batch.valid)
-        embeddings = self.segmenter.encode(images, batch.stacks)
         given = Truth(batch.masks, batch.image)
-        losses: list[Tensor] = []
         dices: list[Tensor] = []
-        rounds = self.prompting.predictions(self.segmenter, embeddings, batch, rng)
-        for decoded, trained, truth in rounds:
-            asked = truth or given
-            masks = asked.masks[:, None]  # (M, 1, S, S)
-            valid = batch.valid[asked.image][:, None]
-            if trained or not dices:
-                used = self.segmenter.upsample(decoded.picked().low_res.detach())
-                dices.append(mask_dice(used, masks, valid).mean())
-            if trained:
-                logits = self.segmenter.upsample(decoded.low_res)
-                losses.append(self.loss(logits, masks, valid, decoded.iou)[0])
-        return {"loss": torch.stack(losses).mean(), "dice_first": dices[0], "dice_last": dices[-1]}
+
+        def losses(embeddings: Tensor) -> Iterator[Tensor]:
+            rounds = self.prompting.predictions(self.segmenter, embeddings, batch, rng)
+            for decoded, trained, truth in rounds:
+                asked = truth or given
+                masks = asked.masks[:, None]  # (M, 1, S, S)
+                valid = batch.valid[asked.image][:, None]
+                if trained or not dices:
+                    dices.append(self.round_dice(decoded, masks, valid))
+                if trained:
+                    yield self.round_loss(decoded, masks, valid)
+
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        loss = self.mean(losses, self._encode(batch), trained)
+        return {"loss": loss, "dice_first": dices[0], "dice_last": dices[-1]}
+
+    def _encode(self, batch: SegmentationBatch) -> Tensor:
+        if self.cache is None:
+            images = normalise_pixels(batch.images, batch.valid)
+            return self.segmenter.encode(images, batch.stacks)
+        return self.cache.complete(
+            batch, lambda images, valid: self.segmenter.encode(normalise_pixels(images, valid))
+        )
+
+    # What the following compute at full size is freed when they return.
+    def round_dice(self, decoded: Decoded, masks: Tensor, valid: Tensor) -> Tensor:
+        """() mean Dice of the masks (M, 1, S, S) that would be used of one round."""
+        used = self.segmenter.upsample(decoded.picked().low_res.detach())
+        return mask_dice(used, masks, valid).mean()
+
+    def round_loss(self, decoded: Decoded, masks: Tensor, valid: Tensor) -> Tensor:
+        """() loss of one round, for masks and valid pixels (M, 1, S, S)."""
+        logits = self.segmenter.upsample(decoded.low_res)
+        return self.loss(logits, masks, valid, decoded.iou)[0]
 
 
 class SegmentationStage(Stage):
@@ -93,13 +126,14 @@ class SegmentationStage(Stage):
             )
         # others need not look at the neighbours of a slice in use
         self.segmenter.stack = options.data.stack if together else 1
-        self.model = PromptedLoss(self.segmenter, self.prompting, loss)
+        self.cache = open_cache(options, self.segmenter, self.dataset)
+        self.model = PromptedLoss(self.segmenter, self.prompting, loss, self.cache)
 
     def collate(
         self, samples: Sequence[SegmentationSample | SegmentationStack]
     ) -> SegmentationBatch:
         """Samples of one size to a batch, with what its first prompts need."""
-        batch = collate(samples)
+        batch = collate(samples) if self.cache is None else self.cache.find(collate(samples))
         rng = np.random.default_rng([self.dataset.seed, samples[0].draw, 1])
         return replace(batch, first=self.prompting.prepare(batch, rng))
 
@@ -129,7 +163,9 @@ class SegmentationStage(Stage):
             "targets": cases.targets,
             "window": cases.window,
             "multimask": self.prompting.multimask,
+            "previous_mask": self.prompting.previous_mask,
             "stack": self.segmenter.stack,
+            "fingerprint": cases.shards.fingerprint,
         }
         return {SOURCES: self.segmenter.frozen_sources(), DATA: data}
 
@@ -148,6 +184,10 @@ class SegmentationStage(Stage):
             yield f"{part.name:<40} {size}  {part.state:<8} {part.source}"
         if self.decoder_of_encoder and "sam" in self.segmenter.files:
             yield "--encoder is a whole SAM checkpoint: prompt encoder and decoder are from it, too"
+        if self.cache is not None:
+            count = len(self.dataset) * (self.options.data.views or 1)
+            size = f"{count} embeddings, up to {count * self.cache.entry_bytes / 1e9:.2g} GB"
+            yield f"data.cache: {size} in {self.cache.folder}"
         yield f"targets {', '.join(self.dataset.targets)}"
 
 

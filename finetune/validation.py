@@ -43,7 +43,7 @@ class Validation(Evaluator):
 
     Args:
         every: Steps between judgements.
-        clicks: Numbers of clicks.
+        clicks: Numbers of clicks; none for a model that is used by boxes alone.
         max_images: Use at most so many images, drawn at random.
         seed: Seed of the choice of images.
         volumes: Judge so many whole volumes, too, drawn at random.
@@ -65,7 +65,7 @@ class Validation(Evaluator):
         if volumes < 0:
             raise UserError(f"evaluators: Validation.volumes is {volumes}; it must not be negative")
         self.max_images, self.seed, self.wanted_volumes = max_images, seed, volumes
-        self.prompting: list[Protocol] = [Clicks(clicks), Box()]
+        self.prompting: list[Protocol] = [Clicks(clicks), Box()] if clicks else [Box()]
 
     def prepare(self, stage: Stage, accelerator: Accelerator) -> None:
         """Find the images.

@@ -138,6 +138,7 @@ WRONG = [
     ("finetune", (*PREDICT, "--click=1,1,1"), "did you mean --clicks?"),
     ("finetune", ("compare", "--result=[a]"), "did you mean --results?"),
     ("finetune", ("quickstart", "--inptu=x"), "did you mean --input?"),
+    ("finetune", ("benchmark", "--part=clicks"), "did you mean --parts?"),
     ("pretrain/train.py", (*STAGE_ONE, "--optim.lrr=1"), "did you mean --optim.lr?"),
     ("pretrain/train.py", (*STAGE_ONE, "--lr=1"), "--lr: there is no such option; did you mean"),
     ("pretrain/train.py", (*STAGE_ONE, "--optim.steps.more=1"), "--optim.steps.more: there is no"),

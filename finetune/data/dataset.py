@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from heapq import heapify, heapreplace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,17 @@ from finetune.data.augment import change_intensity, random_affine, warp
 from finetune.data.cases import LabelledCases, LabelledImage, Part
 from pretrain.encoder.geometry import Resize
 from pretrain.encoder.pixels import as_pixels, stack_pixels
+
+
+class View(NamedTuple):
+    """One of the finite number of ways in which an image is shown, see `data.views`."""
+
+    key: str
+    """Record key, for a slice with its depth."""
+    number: int
+    """Which of the views."""
+    warped: bool
+    """False where no target would have been left in sight."""
 
 
 @dataclass
@@ -34,6 +45,8 @@ class SegmentationSample:
     """(M,) int64 positions in `SegmentationDataset.targets`."""
     draw: int = 0
     """Position in the stream of samples."""
+    view: View | None = None
+    """What decides `image`; None where augmentation is endless."""
 
 
 @dataclass
@@ -73,6 +86,12 @@ class SegmentationBatch:
     stacks: tuple[int, ...] = ()
     """Lengths of the runs of images that are neighbouring slices of one volume, B in sum; empty
     where no image has a neighbour."""
+    views: Sequence[View] = ()
+    """What decides each image; none where augmentation is endless."""
+    embeddings: Tensor | None = None
+    """(n, 256, S / 16, S / 16) of the images that a cache knows, in their order."""
+    missing: Sequence[int] = ()
+    """The other images, where there is a cache."""
 
     def to(self, device: torch.device | str) -> "SegmentationBatch":
         """The same batch on another device."""
@@ -141,13 +160,20 @@ class SegmentationDataset(Dataset):
     def __getitem__(self, item: int | tuple[int, int]) -> SegmentationSample | SegmentationStack:
         """A sample, which is a pure function of (seed, index, draw).
 
+        With `data.views`, its image is one of (seed, record, epoch mod views).
+
         Args:
             item: An index, or (index, draw), draw being the position in the stream of samples.
         """
         index, draw = item if isinstance(item, tuple) else (item, item)
         generator = np.random.default_rng([self.seed, draw])
         image = self._some_targets(self.cases.images[index], generator)
-        return replace(self._augmented(image, generator), draw=draw)
+        view = None
+        if self.config.views is not None:  # of which an image shows another in each epoch
+            view = draw // len(self) % self.config.views
+            place = 0 if image.depth is None else image.depth + 1
+            generator = np.random.default_rng([self.seed, image.record, place, view + 1])
+        return replace(self._augmented(image, generator, view), draw=draw)
 
     def _some_targets(self, image: LabelledImage, generator: np.random.Generator) -> LabelledImage:
         """The image with at most `masks_per_image` of its targets, rare ones preferred."""
@@ -161,7 +187,7 @@ class SegmentationDataset(Dataset):
         return replace(image, targets=tuple(sorted(chosen.tolist())))
 
     def _augmented(
-        self, image: LabelledImage, rng: np.random.Generator
+        self, image: LabelledImage, rng: np.random.Generator, view: int | None
     ) -> SegmentationSample | SegmentationStack:
         """Targets that the warp moves out of sight are left out; if all are, nothing is warped."""
         key, stored, stored_masks = self.cases.read_stack(image, self.config.stack)
@@ -183,9 +209,12 @@ class SegmentationDataset(Dataset):
         if pixels.dtype == torch.uint8:
             changed = changed.round().to(torch.uint8)
         samples, targets = [], torch.tensor(image.targets)
-        for each, held in zip(changed.chunk(len(stored)), masks, strict=True):
+        for place, each in enumerate(changed.chunk(len(stored))):
+            held = masks[place]
             seen = held.flatten(1).any(dim=1)  # (M,)
-            samples.append(SegmentationSample(key, each, valid, held[seen], targets[seen]))
+            shown = None if view is None else View(f"{key}+{place}", view, planes is warped)
+            sample = SegmentationSample(key, each, valid, held[seen], targets[seen], view=shown)
+            samples.append(sample)
         return samples[0] if len(samples) == 1 else SegmentationStack(samples)
 
 
@@ -202,6 +231,7 @@ def collate(samples: Sequence[SegmentationSample | SegmentationStack]) -> Segmen
         image=torch.arange(len(slices)).repeat_interleave(counts),
         targets=torch.cat([image.targets for image in slices]),
         stacks=tuple(len(stack) for stack in stacks),
+        views=[image.view for image in slices if image.view is not None],
     )
 
 

@@ -1,7 +1,8 @@
 """A model ready for use: an adapted one, back from its run folder, or SAM as it is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -9,6 +10,7 @@ from data_prep.common.errors import UserError
 from data_prep.common.parsing import parse_file
 from data_prep.options import Window
 from finetune.config import ModelConfig, ModelSource, TrainConfig
+from finetune.inference.published import SEGMENTER, find_run, require_sources
 from finetune.model.kept import kept_weights
 from finetune.model.segmenter import Segmenter, build_model
 from pretrain.encoder.weights import find_weights, image_size_of
@@ -19,13 +21,11 @@ from pretrain.engine.checkpoint import (
     latest_checkpoint,
 )
 
-SEGMENTER = "segmenter"
-"""Name of the trained weights in a checkpoint (`Segmenter.trained_state_dict`)."""
 SOURCES = "sources"
 """Name of the document on the files that the frozen weights came from."""
 DATA = "data"
-"""Name of the document on how the model was trained: `targets`, `window`, `multimask` and
-`stack`."""
+"""Name of the document on how the model was trained: `targets`, `window`, `multimask`,
+`previous_mask`, `stack`, and the `fingerprint` of the shard set."""
 
 
 def load_model(source: ModelSource, device: torch.device) -> Segmenter:
@@ -47,19 +47,20 @@ def has_adapters(segmenter: Segmenter) -> bool:
 
 
 def load_segmenter(
-    run: Path,
+    run: str | Path,
     device: torch.device,
     encoder: str | None = None,
     sam: str | None = None,
     last: bool = False,
 ) -> Segmenter:
-    """The model of a run folder, in evaluation mode.
+    """The model of a run folder, or of a published one, in evaluation mode.
 
     Of a run that was validated it is the best checkpoint, of others the newest.
 
     A checkpoint holds what was trained; what was frozen is read from the files that the run keeps.
 
     Args:
+        run: Run folder, published folder, or `hf:org/name` on the Hub.
         encoder: Where the encoder that it was trained on lies now, if not in the run folder.
         sam: The same of the SAM checkpoint.
         last: Take the newest checkpoint in any case.
@@ -68,25 +69,38 @@ def load_segmenter(
         UserError: Not a run, no checkpoint, or the encoder or SAM weights it was trained on are
             gone or are others now.
     """
-    checkpoint = _checkpoint(run, last)
-    config, _ = parse_file(TrainConfig, run / "config.yaml")
+    folder = find_run(run)
+    checkpoint = find_checkpoint(folder, last)
+    config, _ = parse_file(TrainConfig, folder / "config.yaml")
     trained = checkpoint.document(DATA) or {}
     targets = list(trained.get("targets", {}))
+    require_sources(folder, run, encoder, sam)
     try:
-        segmenter = rebuild(config, targets, run, encoder, sam)
+        segmenter = rebuild(config, targets, folder, encoder, sam)
     except UserError as error:
         raise UserError(
             f"run: the weights that {run} was trained on: {error}; say where they are with"
             " --encoder and --sam"
         ) from None
     restore(segmenter, checkpoint)
-    # reads labelled images, with all that training needs: plain SAM does without
-    from finetune.prompts.prompting import Prompting
-
-    segmenter.previous_mask = config.prompts.build(Prompting).previous_mask
+    segmenter.previous_mask = trained_with_previous_mask(config, trained)
     segmenter.multimask = trained.get("multimask", False)  # earlier versions trained one mask
     segmenter.stack = trained.get("stack", 1)
     return segmenter.to(device).eval()
+
+
+def trained_with_previous_mask(config: TrainConfig, trained: Mapping[str, Any]) -> bool:
+    """Whether prompts after the first included the last prediction.
+
+    Args:
+        trained: The document `DATA`, which in earlier versions did not say.
+    """
+    if "previous_mask" in trained:
+        return bool(trained["previous_mask"])
+    # reads labelled images, with all that training needs: few runs have to wait for it
+    from finetune.prompts.prompting import Prompting
+
+    return config.prompts.build(Prompting).previous_mask
 
 
 def load_sam(
@@ -141,30 +155,44 @@ def rebuild(
 
 def _recorded_parts(run: Path) -> set[str]:
     """Parts of a run's model that hold weights that were loaded and frozen."""
-    for checkpoint in reversed(checkpoints_of(run)):
+    for checkpoint in (*reversed(checkpoints_of(run)), Checkpoint(run)):  # or it is published
         try:
-            return {source["part"] for source in checkpoint.document(SOURCES) or ()}
+            sources = checkpoint.document(SOURCES)
         except UserError:  # damaged: the one before says the same
             continue
+        if sources is not None:
+            return {source["part"] for source in sources}
     return set()
 
 
-def trained_window(run: Path) -> Window:
-    """Intensity window of the images that the model of a run folder was trained on.
+def trained_window(run: str | Path) -> Window:
+    """Intensity window of the images that a model was trained on.
+
+    Args:
+        run: As of `load_segmenter`.
 
     Raises:
         UserError: Not a run, or no checkpoint.
     """
     # checkpoints of earlier versions do not say
-    window = (_checkpoint(run).document(DATA) or {}).get("window", "auto")
+    window = (find_checkpoint(find_run(run)).document(DATA) or {}).get("window", "auto")
     return (window[0], window[1]) if isinstance(window, list) else window
 
 
-def _checkpoint(run: Path, last: bool = False) -> Checkpoint:
+def find_checkpoint(run: Path, last: bool = False) -> Checkpoint:
+    """The checkpoint of a run, or of a published folder, that is used.
+
+    Args:
+        last: The newest one, also where another was judged best.
+
+    Raises:
+        UserError: Not a run, or no checkpoint.
+    """
     if not (run / "config.yaml").is_file():
         raise UserError(f"run: {run} has no config.yaml; give a run folder of finetune/train.py")
     checkpoint = (None if last else best_checkpoint(run)) or latest_checkpoint(run)
-    if checkpoint is None or not checkpoint.weights_file(SEGMENTER).is_file():
+    checkpoint = checkpoint or Checkpoint(run)  # a published folder is one
+    if not checkpoint.weights_file(SEGMENTER).is_file():
         raise UserError(f"run: {run} has no checkpoint with {SEGMENTER} weights; has it saved one?")
     return checkpoint
 

@@ -64,7 +64,7 @@ class Predictor:
         sam: str | None = None,
         checkpoint: Literal["best", "last"] = "best",
     ) -> None:
-        run = Path(run_or_hub)
+        run = str(run_or_hub)
         source = ModelSource(run=run, encoder=encoder, sam=sam, checkpoint=checkpoint)
         self._start(source, device, trained_window(run))
 

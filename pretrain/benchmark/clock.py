@@ -1,15 +1,16 @@
 """What every table of the benchmark needs: calls timed in turn, and the rate of matrix products."""
 
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from data_prep.common.results import Results
+from data_prep.common.errors import UserError
+from data_prep.common.results import Results, processor
 from pretrain.config import BenchmarkOptions
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -61,6 +62,32 @@ class Clock:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def start_clock(
+    config: Any, what: str, program: str, packages: Sequence[str]
+) -> tuple[torch.device, Clock, Results]:
+    """Device, clock and document of a benchmark.
+
+    Args:
+        config: Options with `device`, `repeats` and `results`.
+        what: What is measured.
+        program: The command, as it is typed.
+        packages: Distributions whose versions stand beside the figures.
+
+    Raises:
+        UserError: A GPU is asked for, and there is none.
+    """
+    name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name if config.device == "auto" else config.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("device cuda is not available; use --device cpu")
+    machine = f"{processor()}, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        machine = torch.cuda.get_device_name(device)
+    results = Results(f"{what}: {machine}", program, config, packages)
+    results.add(f"Best of up to {config.repeats} calls.")
+    return device, Clock(device, config.repeats), results
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import json
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,9 @@ def find_weights(source: str | Path) -> Path:
         UserError: There is none.
     """
     if str(source).startswith(HUB):
-        return _download(str(source))
+        file = f"{ENCODER}.safetensors"
+        makers = "encoders published by `python -m pretrain publish`"
+        return download(str(source), [file, f"{ENCODER}.json"], file, makers) / file
     path = Path(source)
     if path.is_file():
         return path
@@ -78,28 +80,30 @@ def find_weights(source: str | Path) -> Path:
     )
 
 
-def _download(source: str) -> Path:
-    """The weights file of an encoder on the Hub, from the cache of huggingface_hub if it is there.
+def download(source: str, files: Sequence[str], needed: str, makers: str) -> Path:
+    """Folder with some files of a repository on the Hub, in the cache of huggingface_hub.
+
+    Args:
+        source: `hf:org/name` or `hf:org/name@revision`.
+        files: Patterns of the names of files that are fetched if they are there.
+        needed: The one that must be there.
+        makers: Whose repositories have it, for the message.
 
     Raises:
-        UserError: Not such a name, it cannot be fetched, or it holds no encoder.
+        UserError: Not such a name, it cannot be fetched, or it lacks what is needed.
     """
     match = re.fullmatch(rf"{HUB}([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", source)
     if match is None:
         raise UserError(
-            f"{source}: an encoder on the Hub is named as in hf:org/name or hf:org/name@revision"
+            f"{source}: on the Hub, names are as in hf:org/name or hf:org/name@revision"
         )
-    files = [f"{ENCODER}.safetensors", f"{ENCODER}.json"]
     try:
-        folder = Path(snapshot_download(match[1], revision=match[2], allow_patterns=files))
+        found = snapshot_download(match[1], revision=match[2], allow_patterns=list(files))
     except Exception as error:  # whatever the Hub and the network answer
         raise UserError(f"{source}: {find_fault('hf://' + match[1], error).reason}") from None
-    if not (folder / files[0]).is_file():
-        raise UserError(
-            f"{source}: has no {files[0]}, as encoders published by `python -m pretrain publish`"
-            " have"
-        )
-    return folder / files[0]
+    if not (Path(found) / needed).is_file():
+        raise UserError(f"{source}: has no {needed}, as {makers} have")
+    return Path(found)
 
 
 def image_size_of(weights: Path) -> int:

@@ -9,7 +9,7 @@ from pretrain.encoder.sam import SamEncoder
 from pretrain.encoder.weights import HUB
 from pretrain.publish.config import PublishOptions
 from pretrain.publish.export import TIMM_NAMES, TO_TRANSFORMERS
-from pretrain.publish.facts import RunFacts
+from pretrain.publish.facts import RunFacts, SetFacts
 from pretrain.sizes import NATIVE_GRID, PATCH
 
 CURVES = "losses.png"
@@ -52,7 +52,7 @@ def model_card(
         "## How to load it",
         *_loading(config.repo, facts, encoder),
         "## What it was trained on",
-        *_data(facts),
+        *(set_table(f"set {n}", each) for n, each in enumerate(facts.sets, start=1)),
         "## How it was trained",
         *_training(facts),
         *(f"![{path}]({path})" for path in figures if path.endswith(CURVES)),
@@ -91,7 +91,7 @@ def _loading(repo: str, facts: RunFacts, encoder: SamEncoder) -> list[str]:
             f" global_attn_indexes={list(size.global_blocks)},\n    "
         )
     return [
-        _code(
+        code_block(
             "import torch",
             "from pretrain.encoder import SamEncoder",
             "",
@@ -103,7 +103,7 @@ def _loading(repo: str, facts: RunFacts, encoder: SamEncoder) -> list[str]:
             f"    embedding = encoder(pixels)  # (1, 256, {grid}, {grid})",
         ),
         "Without samaritan, `encoder.safetensors` is the `image_encoder` part of a SAM state dict:",
-        _code(
+        code_block(
             "from huggingface_hub import hf_hub_download",
             "from safetensors.torch import load_file",
             "",
@@ -111,9 +111,9 @@ def _loading(repo: str, facts: RunFacts, encoder: SamEncoder) -> list[str]:
         ),
         f"In segment_anything (images of {NATIVE} pixels; load SAM's checkpoint first to have its"
         " prompt encoder and mask decoder):",
-        _code(sam_import, "", f"sam = {sam}", "sam.image_encoder.load_state_dict(weights)"),
+        code_block(sam_import, "", f"sam = {sam}", "sam.image_encoder.load_state_dict(weights)"),
         "In timm (any size; `forward_features` gives the embedding):",
-        _code(
+        code_block(
             "from functools import partial",
             "",
             "import timm",
@@ -128,7 +128,7 @@ def _loading(repo: str, facts: RunFacts, encoder: SamEncoder) -> list[str]:
         ),
         f"In transformers (images of {NATIVE} pixels; `python -m pretrain export` of samaritan"
         " writes models of other sizes):",
-        _code(
+        code_block(
             "import re",
             "",
             "from transformers import SamVisionConfig, SamVisionModel",
@@ -151,15 +151,13 @@ def _loading(repo: str, facts: RunFacts, encoder: SamEncoder) -> list[str]:
     ]
 
 
-def _data(facts: RunFacts) -> list[str]:
-    parts = []
-    for number, each in enumerate(facts.sets, start=1):
-        rows = [("fingerprint", each.fingerprint), *each.figures]
-        if not each.figures:
-            rows.append(("figures", "the set was not at hand when this card was written"))
-        cells = [(table_cell(name), table_cell(text)) for name, text in rows]
-        parts.append("\n".join(markdown_table((f"set {number}", ""), cells)))
-    return parts
+def set_table(name: str, facts: SetFacts) -> str:
+    """A table of what is known of a shard set."""
+    rows = [("fingerprint", facts.fingerprint), *facts.figures]
+    if not facts.figures:
+        rows.append(("figures", "the set was not at hand when this card was written"))
+    cells = [(table_cell(name), table_cell(text)) for name, text in rows]
+    return "\n".join(markdown_table((name, ""), cells))
 
 
 def _training(facts: RunFacts) -> list[str]:
@@ -195,7 +193,8 @@ def _neck(facts: RunFacts) -> str:
     return f"The neck, which maps tokens to 256 channels, was not trained here: {origin}."
 
 
-def _code(*lines: str) -> str:
+def code_block(*lines: str) -> str:
+    """Lines of Python as Markdown."""
     return "\n".join(["```python", *lines, "```"])
 
 

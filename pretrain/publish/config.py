@@ -42,7 +42,24 @@ class ExportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishOptions(RepoOptions):
+class RunRepoOptions(RepoOptions):
+    """What of a run is published, or written to be looked at before."""
+
+    run: Path
+    """Run folder."""
+    dry_run: bool = False
+    """Only write the folder that would be published, to `output`."""
+    output: Path | None = None
+    """New folder for dry_run; null: `publish-` and the run's name, beside the run."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.output is not None and not self.dry_run:
+            raise UserError("output: is for --dry_run true; leave it out to upload")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishOptions(RunRepoOptions):
     """Upload the encoder of a run to the Hugging Face Hub, with a model card made of its records.
 
     Encoder, encoder.json, the card and its figures leave this machine, and nothing else of the run:
@@ -58,12 +75,3 @@ class PublishOptions(RepoOptions):
     pictures: bool = False
     """Whether figures that may show training images (reconstructions) are published too. They are
     pictures of patients."""
-    dry_run: bool = False
-    """Only write the folder that would be published, to `output`."""
-    output: Path | None = None
-    """New folder for dry_run; null: `publish-` and the run's name, beside the run."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.output is not None and not self.dry_run:
-            raise UserError("output: is for --dry_run true; leave it out to upload")

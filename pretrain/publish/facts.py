@@ -110,7 +110,7 @@ def read_run(run: Path) -> RunFacts:
         step=state.step,
         steps=optim["steps"] or state.steps,
         samples=state.samples_seen,
-        hours=_hours(rows, optim["batch_size"]),
+        hours=training_hours(rows, optim["batch_size"]),
         device=environment.get("device", "unknown"),
         packages=environment.get("packages", {}),
         recipe=public_options(config),
@@ -133,27 +133,36 @@ def _newest_whole(run: Path) -> Checkpoint:
     raise UserError(f"run: {faults[-1]}")
 
 
-def public_options(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def public_options(
+    config: Mapping[str, Any], prefix: str = "", words: tuple[str, ...] = WORDS
+) -> dict[str, Any]:
     """Options of a recipe by dotted name, without those that others need not or must not see.
 
     Numbers are harmless, words only where an option's values are words; whatever could be a path
     is left out.
+
+    Args:
+        words: Beginnings of options whose values may be words.
     """
     found: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            found |= public_options(value, f"{name}.")
-        elif not name.startswith(PRIVATE + INCIDENTAL) and _is_public(name, value):
+            found |= public_options(value, f"{name}.", words)
+        elif not name.startswith(PRIVATE + INCIDENTAL) and is_public(value, name.startswith(words)):
             found[name] = value
     return found
 
 
-def _is_public(name: str, value: Any) -> bool:
+def is_public(value: Any, may_be_word: bool) -> bool:
+    """Whether the value of an option is a number, truth value, null, or a word if it may be one.
+
+    A word is no path with folders; a list is public if all of its items are.
+    """
     if isinstance(value, list):
-        return all(_is_public(name, item) for item in value)
+        return all(is_public(item, may_be_word) for item in value)
     if isinstance(value, str):
-        return name.startswith(WORDS) and re.fullmatch(r"[\w.+-]*", value) is not None
+        return may_be_word and re.fullmatch(r"[\w.+-]*", value) is not None
     return value is None or isinstance(value, bool | int | float)
 
 
@@ -181,8 +190,8 @@ def describe_set(root: str, split: str, digest: str) -> SetFacts:
     return SetFacts(dataset.fingerprint[:12], figures)
 
 
-def _hours(rows: list[dict[str, float]], batch: int) -> float | None:
-    """Time of all logged steps, from their speed."""
+def training_hours(rows: list[dict[str, float]], batch: int) -> float | None:
+    """Time of all logged steps, from their speed; None if no metrics say."""
     seconds, before = 0.0, 0.0
     for row in rows:
         if row.get("images_per_second"):

@@ -3,6 +3,8 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,17 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from data_prep.common.files import new_folder, use_umask, write_json, write_text
-from data_prep.common.hub import COMMON_FILES, check_replaced, one_line_faults, open_repository
+from data_prep.common.hub import (
+    COMMON_FILES,
+    RepoOptions,
+    check_replaced,
+    one_line_faults,
+    open_repository,
+)
 from pretrain.encoder.sam import SamEncoder
 from pretrain.encoder.weights import ENCODER, HUB
 from pretrain.publish.card import PROBE_FIGURE, WITHOUT_IMAGES, model_card
-from pretrain.publish.config import PublishOptions
+from pretrain.publish.config import PublishOptions, RunRepoOptions
 from pretrain.publish.facts import RunFacts, probe_text, read_run
 
 FIGURES = "figures"
@@ -26,19 +34,14 @@ def publish(config: PublishOptions, resolved: str) -> None:
     facts = read_run(config.run)
     if facts.step < facts.steps:
         print(f"note: {config.run} has done {facts.step} of {facts.steps} steps")
-    if config.dry_run:
-        run = config.run.resolve()
-        output = config.output or run.with_name(f"publish-{run.name}")
-        with new_folder(output) as folder:
-            write_folder(folder, config, facts)
-        print(f"written: {output}; nothing was uploaded. Read its README.md before you publish it")
-        return
-    url = f"hf://{config.repo}"
-    with tempfile.TemporaryDirectory() as temporary:
-        write_folder(Path(temporary), config, facts)
-        with one_line_faults(url):
-            page = upload(Path(temporary), config, facts)
-    print(f"published: {page}\nload it with SamEncoder.from_pretrained({HUB + config.repo!r})")
+    message = f"Encoder after step {facts.step}, made by samaritan"
+    page = write_or_upload(
+        config,
+        lambda folder: write_folder(folder, config, facts),
+        Published(ENCODER, facts.identity, message, (f"{FIGURES}/",)),
+    )
+    if page is not None:
+        print(f"load it with SamEncoder.from_pretrained({HUB + config.repo!r})")
 
 
 def write_folder(folder: Path, config: PublishOptions, facts: RunFacts) -> None:
@@ -91,7 +94,47 @@ def _copy_figures(folder: Path, config: PublishOptions) -> list[str]:
     return [f"{FIGURES}/{name}" for name in chosen]
 
 
-def upload(folder: Path, config: PublishOptions, facts: RunFacts) -> str:
+@dataclass(frozen=True)
+class Published:
+    """What a repository holds of a run."""
+
+    document: str
+    """Name of the JSON document that says of which run it is, as `run`."""
+    identity: str
+    """The same for all states of one run."""
+    message: str
+    """Of the commit."""
+    folders: tuple[str, ...]
+    """Beginnings of the names of files that are taken back when they are not published again."""
+
+
+def write_or_upload(
+    options: RunRepoOptions, write: Callable[[Path], None], published: Published
+) -> str | None:
+    """Upload what `write` writes to a folder, or with `dry_run` only write it.
+
+    Returns:
+        The address of the repository's page; None after a dry run.
+
+    Raises:
+        UserError: See `upload`; or what the Hub and the network answer.
+    """
+    if options.dry_run:
+        run = options.run.resolve()
+        output = options.output or run.with_name(f"publish-{run.name}")
+        with new_folder(output) as folder:
+            write(folder)
+        print(f"written: {output}; nothing was uploaded. Read its README.md before you publish it")
+        return None
+    with tempfile.TemporaryDirectory() as temporary:
+        write(Path(temporary))
+        with one_line_faults(f"hf://{options.repo}"):
+            page = upload(Path(temporary), options, published)
+    print(f"published: {page}")
+    return page
+
+
+def upload(folder: Path, options: RepoOptions, published: Published) -> str:
     """Send a folder in one commit, so that readers see all of it or none; gives its page.
 
     Raises:
@@ -99,33 +142,34 @@ def upload(folder: Path, config: PublishOptions, facts: RunFacts) -> str:
             model.
     """
     hub = HfApi()
-    page, there = open_repository(hub, config, "model")
+    page, there = open_repository(hub, options, "model")
     files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
     others = [path for path in there if path not in COMMON_FILES]
-    same_run = f"{ENCODER}.json" in there and _published_run(hub, config.repo) == facts.identity
+    document = f"{published.document}.json"
+    same_run = document in there and _run_of(hub, options.repo, document) == published.identity
     if not same_run:
-        check_replaced(config, others)
+        check_replaced(options, others)
     stale = [
         path
         for path in others
-        if path not in files and (config.replace or path.startswith(f"{FIGURES}/"))
+        if path not in files and (options.replace or path.startswith(published.folders))
     ]
     hub.create_commit(
-        config.repo,
+        options.repo,
         [
             *(CommitOperationDelete(path) for path in stale),
             *(CommitOperationAdd(path, str(file)) for path, file in sorted(files.items())),
         ],
-        commit_message=f"Encoder after step {facts.step}, made by samaritan",
+        commit_message=published.message,
     )
     return page
 
 
-def _published_run(hub: HfApi, repo: str) -> str | None:
-    """Identity of the run whose encoder is on the Hub."""
-    path = Path(hub.hf_hub_download(repo, f"{ENCODER}.json"))
+def _run_of(hub: HfApi, repo: str, document: str) -> str | None:
+    """Identity of the run of which something is on the Hub."""
+    path = Path(hub.hf_hub_download(repo, document))
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        told = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return None
-    return document.get("run") if isinstance(document, dict) else None
+    return told.get("run") if isinstance(told, dict) else None

@@ -175,7 +175,8 @@ def test_the_loader_prepares_first_prompts_that_depend_on_the_draw_alone() -> No
         torch.zeros(1, SIZE, SIZE, dtype=torch.uint8),
         torch.zeros(1, dtype=torch.int64),
     )
-    stage = SimpleNamespace(dataset=SimpleNamespace(seed=3), prompting=ClicksAndBoxes())
+    dataset = SimpleNamespace(seed=3)
+    stage = SimpleNamespace(dataset=dataset, prompting=ClicksAndBoxes(), cache=None)
 
     def prepared(draw: int) -> tuple:
         samples = [

@@ -1,0 +1,1 @@
+"""Speed and memory of stage two: one file per table of `python -m finetune benchmark`."""

@@ -1,0 +1,1 @@
+"""Adapted models on the Hugging Face Hub, with a model card."""

@@ -1,0 +1,31 @@
+"""Options of publishing an adapted model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pretrain.publish.config import RunRepoOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishOptions(RunRepoOptions):
+    """Upload the trained weights of a run to the Hugging Face Hub, with a model card.
+
+    Trained weights, what rebuilds the model around them and the card leave this machine, and
+    nothing else of the run: no optimiser, no metrics, no path, no record key, no picture. Frozen
+    weights are named by their SHA-256, and are uploaded only with `with_sources`. Look at
+    everything first with `dry_run`. Log in with `hf auth login`. Started again, it sends what has
+    not arrived. The model is loaded by `--run hf:org/name`.
+    """
+
+    run: Path
+    """Run folder of finetune/train.py."""
+    results: Path | None = None
+    """Folder that `python -m finetune evaluate` wrote for this run; its table goes into the
+    card."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Of a run that was validated: the checkpoint that did best, or the last one. Others have the
+    last one alone."""
+    with_sources: bool = False
+    """Whether the files that frozen weights came from are uploaded too, so that nothing else is
+    needed. Their licences must allow it."""
