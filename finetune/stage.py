@@ -1,7 +1,6 @@
 """Stage two as the engine trains it: labelled images, the segmenter and its prompts."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +84,11 @@ class SegmentationStage(Stage):
             )
         self.prompting, loss = options.prompts.build(Prompting), options.loss.build(MaskLoss)
         require_prompts(self.segmenter.decoder, "prompts", self.prompting)
+        self.prompting.begin(self.segmenter)
+        if options.data.without_targets and not self.prompting.asks_for_absent:
+            raise UserError(
+                "data.without_targets: only texts can ask for what is not in an image; leave it 0"
+            )
         together = self.segmenter.image_encoder.for_stacks
         if options.data.stack == 1 and (together or self.prompting.for_stacks):
             chosen = options.model.encoder_adapter if together else options.prompts
@@ -98,10 +102,9 @@ class SegmentationStage(Stage):
     def collate(
         self, samples: Sequence[SegmentationSample | SegmentationStack]
     ) -> SegmentationBatch:
-        """Samples of one size to a batch, with what its first prompts need."""
-        batch = collate(samples)
+        """Samples of one size to a batch, with the objects asked for and its first prompts."""
         rng = np.random.default_rng([self.dataset.seed, samples[0].draw, 1])
-        return replace(batch, first=self.prompting.prepare(batch, rng))
+        return self.prompting.posed(collate(samples), rng)
 
     def losses(
         self, model: nn.Module, batch: SegmentationBatch, seed: int
@@ -129,6 +132,7 @@ class SegmentationStage(Stage):
             "targets": cases.targets,
             "window": cases.window,
             "multimask": self.prompting.multimask,
+            "text_multimask": self.prompting.text_multimask,
             "stack": self.segmenter.stack,
         }
         return {SOURCES: self.segmenter.frozen_sources(), DATA: data}

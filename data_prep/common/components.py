@@ -42,6 +42,9 @@ SIMPLE: dict[str, Any] = {
         (f"list[{plain.__name__}]", GenericAlias(list, (plain,))),
         (f"tuple[{plain.__name__}, ...]", GenericAlias(tuple, (plain, ...))),
     )
+} | {
+    "dict[str, float]": GenericAlias(dict, (str, float)),
+    "dict[str, Any]": GenericAlias(dict, (str, object)),
 }
 """Types by their source text, of values that are checked before the class is imported."""
 
