@@ -102,7 +102,7 @@ def test_a_text_comes_first_and_clicks_correct_it(text_multimask, bank) -> None:
     texts.begin(model)
     posed = texts.posed(batch_of(), np.random.default_rng(0))
     rounds = list(texts.predictions(model, torch.zeros(3, 1), posed, np.random.default_rng(1)))
-    assert len(rounds) == 3 and all(trained for _, trained in rounds)
+    assert len(rounds) == 3 and all(each.trained for each in rounds)
     assert [multimask for _, multimask in model.asked] == [text_multimask, False, False]
     first, second, third = (prompts for prompts, _ in model.asked)
     assert first.points is None and first.masks is None and first.is_ambiguous()
