@@ -1,6 +1,7 @@
 """Evaluation by texts and by rough masks: what is asked, of which slices, and how it is scored."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,14 +46,14 @@ class Reader(torch.nn.Module):
 
     image_size = 64
     targets = tuple(LABELS)
-    previous_mask, multimask, text_multimask = True, False, False
+    previous_mask, multimask, text_multimask, stack = True, False, False, 1
 
     def __init__(self) -> None:
         super().__init__()
         self.anchor = torch.nn.Parameter(torch.zeros(()))
         self.texts: list[str] = []
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, stacks: Sequence[int] = ()) -> Tensor:
         return images
 
     def decode(self, embeddings: Tensor, prompts: Prompts, multimask: bool = False) -> Decoded:
