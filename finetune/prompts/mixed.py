@@ -29,7 +29,7 @@ class Chosen(NamedTuple):
 class Mixed(Prompting):
     """Each step is prompted by one of several kinds, drawn at random."""
 
-    kinds: dict[str, Any] = field(default_factory=dict)
+    kinds: dict[str, Component] = field(default_factory=dict)
     """Ways of prompting by a name of your own, each with its class_path and options."""
     shares: dict[str, float] = field(default_factory=dict)
     """Share of the steps that each kind has, by its name; without any, all have the same."""

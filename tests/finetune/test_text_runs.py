@@ -171,6 +171,8 @@ def test_a_resumed_run_goes_on_with_the_tower_that_it_kept(make_shards, read_los
     shards = make_shards([shapes(seed) for seed in range(8)], LABELS)
     options = ["--model.text.pretrained=clip.safetensors", "--optim.batch_size=2"]
     options += ["--optim.warmup_steps=0", "--log_every=1", "--save_every=2"]
+    kinds = "{text: {class_path: Texts, bank: texts.yaml}, clicks: ClicksAndBoxes}"
+    options += ["--prompts", f"{{class_path: Mixed, kinds: {kinds}}}"]
     run = train(shards, *options, "--optim.steps=4")
     whole = read_losses(run)
     assert len(whole) == 4
