@@ -206,8 +206,7 @@ def test_what_is_not_there_is_learned_as_an_empty_mask_that_is_expected_to_be_ri
         torch.randn(1, 3, 16, 16) + torch.tensor([3.0, 1.0, 2.0])[:, None, None]
     ).requires_grad_()
     iou = torch.full((1, 3), 0.5, requires_grad=True)
-    before = dice_loss(logits, nothing).item()
-    assert before == pytest.approx(1, abs=0.01)
+    assert dice_loss(logits, nothing) > 0.9
     optimizer = torch.optim.Adam([logits, iou], 0.1)
     for _ in range(150):
         loss, _ = SegmentationLoss()(logits, nothing, None, iou)
