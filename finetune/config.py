@@ -74,6 +74,9 @@ class SegmentationDataConfig(CaseSelection):
     validation: float = 0.0
     """Share of these groups that is not trained on, but judged by `finetune.validation.Validation`
     to find the best checkpoint."""
+    without_targets: float = 0.0
+    """Share of the samples that are images, or slices of volumes, without any of the targets. For
+    texts, which may ask for what is not there; clicks and boxes have nothing to ask for in them."""
     masks_per_image: int = 4
     """Largest number of targets of an image trained on at once."""
     stack: int = 1
@@ -102,8 +105,12 @@ class SegmentationDataConfig(CaseSelection):
             raise UserError(f"data.views is {self.views}; it must be at least 1, or null")
         if self.cache is not None and self.views is None:
             raise UserError("data.cache: needs a number of views; set data.views to 8, say")
-        if not 0 <= self.validation < 1:
-            raise UserError(f"data.validation is {self.validation}; it must be in 0..1, below 1")
+        if self.stack > 1 and self.without_targets:
+            raise UserError("data.without_targets is for single slices; set data.stack to 1")
+        for name in ("validation", "without_targets"):
+            if not 0 <= getattr(self, name) < 1:
+                value = getattr(self, name)
+                raise UserError(f"data.{name} is {value}; it must be in 0..1, below 1")
 
 
 @dataclass
@@ -129,6 +136,8 @@ class ModelConfig:
     recompute_blocks: bool = False
     """Recompute encoder blocks in the backward pass instead of storing them: less memory, about
     a third more time."""
+    text: Component | None = component("finetune.prompts.text.TextEncoder")
+    """What embeds texts, such as ClipText; null: the model takes no texts."""
 
     def __post_init__(self) -> None:
         check_size(self.encoder_size, "model.encoder_size")

@@ -1,7 +1,6 @@
 """Stage two as the engine trains it: labelled images, the segmenter and its prompts."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +117,11 @@ class SegmentationStage(Stage):
             )
         self.prompting, loss = options.prompts.build(Prompting), options.loss.build(MaskLoss)
         require_prompts(self.segmenter.decoder, "prompts", self.prompting)
+        self.prompting.begin(self.segmenter)
+        if options.data.without_targets and not self.prompting.asks_for_absent:
+            raise UserError(
+                "data.without_targets: only texts can ask for what is not in an image; leave it 0"
+            )
         together = self.segmenter.image_encoder.for_stacks
         if options.data.stack == 1 and (together or self.prompting.for_stacks):
             chosen = options.model.encoder_adapter if together else options.prompts
@@ -132,10 +136,10 @@ class SegmentationStage(Stage):
     def collate(
         self, samples: Sequence[SegmentationSample | SegmentationStack]
     ) -> SegmentationBatch:
-        """Samples of one size to a batch, with what its first prompts need."""
+        """Samples of one size to a batch, with the objects asked for and its first prompts."""
         batch = collate(samples) if self.cache is None else self.cache.find(collate(samples))
         rng = np.random.default_rng([self.dataset.seed, samples[0].draw, 1])
-        return replace(batch, first=self.prompting.prepare(batch, rng))
+        return self.prompting.posed(batch, rng)
 
     def losses(
         self, model: nn.Module, batch: SegmentationBatch, seed: int
@@ -164,6 +168,7 @@ class SegmentationStage(Stage):
             "window": cases.window,
             "multimask": self.prompting.multimask,
             "previous_mask": self.prompting.previous_mask,
+            "text_multimask": self.prompting.text_multimask,
             "stack": self.segmenter.stack,
             "fingerprint": cases.shards.fingerprint,
         }

@@ -20,6 +20,7 @@ from finetune.evaluation.protocols import (
     Protocol,
     TargetOnly,
 )
+from finetune.evaluation.text import Text
 from finetune.inference.volume import PromptedVolume
 from finetune.model.segmenter import Segmenter
 from finetune.stage import SegmentationStage
@@ -47,6 +48,8 @@ class Validation(Evaluator):
         max_images: Use at most so many images, drawn at random.
         seed: Seed of the choice of images.
         volumes: Judge so many whole volumes, too, drawn at random.
+        bank: File of texts, such as configs/text/amos.yaml: images are asked for by a text for each
+            target, too, of the wordings for training. Empty: they are not.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Validation(Evaluator):
         max_images: int = 100,
         seed: int = 0,
         volumes: int = 0,
+        bank: str = "",
     ) -> None:
         super().__init__(every)
         if max_images < 1:
@@ -66,6 +70,8 @@ class Validation(Evaluator):
             raise UserError(f"evaluators: Validation.volumes is {volumes}; it must not be negative")
         self.max_images, self.seed, self.wanted_volumes = max_images, seed, volumes
         self.prompting: list[Protocol] = [Clicks(clicks), Box()] if clicks else [Box()]
+        if bank:
+            self.prompting.append(Text(bank, held_out=False))
 
     def prepare(self, stage: Stage, accelerator: Accelerator) -> None:
         """Find the images.
@@ -95,6 +101,7 @@ class Validation(Evaluator):
             return Judgement()
         trained = cast(SegmentationStage, stage)
         trained.segmenter.multimask = trained.prompting.multimask
+        trained.segmenter.text_multimask = trained.prompting.text_multimask
         trained.segmenter.previous_mask = trained.prompting.previous_mask
         found: list[tuple[int, str, float]] = []  # place, row, mean over targets
         for place in range(accelerator.process_index, len(self.images), accelerator.num_processes):

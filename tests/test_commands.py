@@ -19,7 +19,10 @@ from pretrain.train import COMMAND as PRETRAIN_TRAIN
 
 ROOT = Path(__file__).parents[1]
 
-HEAVY = {"torch", "accelerate", "datasets", "transformers", "matplotlib", "sklearn", "nilearn"}
+HEAVY = {
+    *("torch", "open_clip", "accelerate", "datasets", "transformers", "matplotlib", "sklearn"),
+    "nilearn",
+}
 """Packages that take longer to import than a help text or a refusal may take."""
 
 PROGRAMS = {"data_prep": DATA_PREP, "pretrain": PRETRAIN, "finetune": FINETUNE}

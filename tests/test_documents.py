@@ -17,12 +17,14 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import open_clip
 import pydicom
 import pytest
 import torch
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage
+from safetensors.torch import save_file
 from segment_anything import sam_model_registry
 
 from data_prep.__main__ import COMMANDS as DATA_PREP
@@ -55,6 +57,7 @@ ADDED = {
     " slurm/sweep.sbatch ": f"{STEPS} --encoder_size vit_t",
     " slurm/finetune.sbatch ": f"{STEPS} --model.image_size 64",
     " finetune/train.py ": f"{STEPS} --model.image_size 64",
+    " --model.text.pretrained ": "--model.text.width 32 --model.text.heads 2 --model.text.layers 1",
     " finetune evaluate ": "--data.cases 1",
     " finetune evaluate --sam ": "--image_size 64",
     " finetune predict --sam ": "--image_size 64",
@@ -210,6 +213,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         shutil.copy(str(get_testdata_file(name)), folder / "scans")
     torch.manual_seed(0)
     torch.save(sam_model_registry["vit_b"]().state_dict(), folder / "sam_vit_b_01ec64.pth")
+    text = {"width": 32, "heads": 2, "layers": 1}
+    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+    save_file(open_clip.CLIP(512, vision, text).state_dict(), folder / "clip_vit_b_16.safetensors")
     (folder / "bin").mkdir()
     for name, text in STAND_INS.items():
         (folder / "bin" / name).write_text(text)

@@ -42,6 +42,9 @@ SIMPLE: dict[str, Any] = {
         (f"list[{plain.__name__}]", GenericAlias(list, (plain,))),
         (f"tuple[{plain.__name__}, ...]", GenericAlias(tuple, (plain, ...))),
     )
+} | {
+    "dict[str, float]": GenericAlias(dict, (str, float)),
+    "dict[str, Component]": GenericAlias(dict, (str, object)),
 }
 """Types by their source text, of values that are checked before the class is imported."""
 
@@ -78,13 +81,15 @@ class Component:
 
     @classmethod
     def from_value(cls, value: Any) -> "Component":
-        """A component from its YAML form: a class path, or a mapping with `class_path`."""
+        """A component from its YAML form: a class path, or a mapping with `class_path`, and with
+        options under `init_args` or directly."""
         if isinstance(value, Component):
             return value
         if isinstance(value, str):
             return cls(value)
         if isinstance(value, Mapping) and isinstance(value.get("class_path"), str):
-            return cls(value["class_path"], value.get("init_args") or {})
+            direct = {k: v for k, v in value.items() if k not in ("class_path", "init_args")}
+            return cls(value["class_path"], {**(value.get("init_args") or {}), **direct})
         raise ValueError("expected a class path, or a mapping with class_path and init_args")
 
     def checked(self, base: str, option: str) -> "Component":

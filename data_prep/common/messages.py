@@ -69,13 +69,16 @@ def _several(kind: Any) -> str:
 
 
 def is_of(value: Any, kind: Any) -> bool:
-    """Whether a value is of a plain type, a union of them or a list of them.
+    """Whether a value is of a plain type, a union of them or a list of them, or a mapping to them.
 
     A whole number is a number too.
     """
     if typing.get_origin(kind) in (list, tuple):
         part = typing.get_args(kind)[0]
         return isinstance(value, list | tuple) and all(is_of(item, part) for item in value)
+    if typing.get_origin(kind) is dict:
+        part = typing.get_args(kind)[1]
+        return isinstance(value, Mapping) and all(is_of(item, part) for item in value.values())
     allowed = typing.get_args(kind) or (kind,)
     if isinstance(value, bool):
         return bool in allowed

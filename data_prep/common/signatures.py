@@ -168,6 +168,8 @@ def _parameter(
     nested = (read_parameters(path) if path is not None and _is_dataclass(path) else None) or {}
     if default is None:
         return Parameter(kind, required, help=text, nested=nested)
+    if ast.unparse(default) == "field(default_factory=dict)":
+        return Parameter(kind, required, {}, True, text, nested)
     try:
         return Parameter(kind, required, ast.literal_eval(default), True, text, nested)
     except ValueError:

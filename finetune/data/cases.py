@@ -25,7 +25,7 @@ class LabelledImage:
     depth: int | None
     """Slice of the volume; None for a 2D record."""
     targets: tuple[int, ...]
-    """The targets it holds, as positions in `LabelledCases.targets`; at least one."""
+    """The targets it holds, as positions in `LabelledCases.targets`; none: see `empty` there."""
 
 
 class Part(NamedTuple):
@@ -46,6 +46,9 @@ class LabelledCases:
         targets: Mask values of each wanted target, by name, in the order of the shard set.
         window: Intensity window that the shard set was made with.
         images: Every image that holds a target, records in stored order, slices from the first.
+        empty: The images and slices that hold none, in the same order: of the same groups and,
+            unless `selection.cases` limits these, of groups that hold none anywhere, which are
+            trained on and never judged in training.
 
     Raises:
         UserError: Not a segmentation shard set, an unknown split or target, no image with a target,
@@ -80,6 +83,14 @@ class LabelledCases:
             for index, found in images.items()
             if metas[index]["group"] in kept
             for image in found
+        ]
+        bare = selection.cases is None and not (part and part.validation)
+        holding = set(groups)
+        self.empty = [
+            image
+            for index, found in images.items()
+            if (group := metas[index]["group"]) in kept or (bare and group not in holding)
+            for image in _others(index, metas[index], found)
         ]
 
     def read(self, image: LabelledImage) -> tuple[str, NDArray[Any], NDArray[np.bool_]]:
@@ -124,6 +135,11 @@ class LabelledCases:
     def slices_of(self, record: int) -> int:
         """Number of slices of a volume."""
         return int(self.shards.meta(record)["size"][0])
+
+    def held(self, record: int) -> list[int]:
+        """The targets that a record holds, a volume in any of its slices."""
+        present = self.shards.meta(record)["present"]
+        return [n for n, name in enumerate(self.targets) if name in present]
 
     def names(self, image: LabelledImage) -> list[str]:
         """Names of the targets that an image holds, in the order of its masks."""
@@ -170,3 +186,12 @@ def _images(record: int, meta: dict[str, Any], names: list[str]) -> list[Labelle
         for depth in meta["slices"].get(name, ()):
             held.setdefault(depth, []).append(target)
     return [LabelledImage(record, depth, tuple(held[depth])) for depth in sorted(held)]
+
+
+def _others(record: int, meta: dict[str, Any], found: list[LabelledImage]) -> list[LabelledImage]:
+    """The images of one record that hold no wanted target, given those that hold one."""
+    if "slices" not in meta:
+        return [] if found else [LabelledImage(record, None, ())]
+    held = {image.depth for image in found}
+    depths = range(meta["size"][0])
+    return [LabelledImage(record, depth, ()) for depth in depths if depth not in held]

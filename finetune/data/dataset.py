@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data_prep.common.errors import UserError
 from finetune.config import SegmentationDataConfig
 from finetune.data.augment import change_intensity, random_affine, warp
 from finetune.data.cases import LabelledCases, LabelledImage, Part
@@ -40,13 +41,16 @@ class SegmentationSample:
     valid: Tensor
     """(S, S) bool: where the frame shows the image."""
     masks: Tensor
-    """(M, S, S) bool, none of them empty; M >= 1, but for slices of a stack."""
+    """(M, S, S) bool, none of them empty; M >= 1, but for slices of a stack and images without
+    targets."""
     targets: Tensor
     """(M,) int64 positions in `SegmentationDataset.targets`."""
     draw: int = 0
     """Position in the stream of samples."""
     view: View | None = None
     """What decides `image`; None where augmentation is endless."""
+    held: tuple[int, ...] = ()
+    """All targets that the image holds, with those that have no mask here."""
 
 
 @dataclass
@@ -92,6 +96,8 @@ class SegmentationBatch:
     """(n, 256, S / 16, S / 16) of the images that a cache knows, in their order."""
     missing: Sequence[int] = ()
     """The other images, where there is a cache."""
+    held: Sequence[tuple[int, ...]] = ()
+    """For each image all targets that it holds, with those that have no mask here."""
 
     def to(self, device: torch.device | str) -> "SegmentationBatch":
         """The same batch on another device."""
@@ -124,6 +130,8 @@ class SegmentationDataset(Dataset):
         part = Part(config.validation, False) if config.validation else None
         self.cases = LabelledCases(config, seed, part)
         self.targets = list(self.cases.targets)
+        if config.without_targets and not self.cases.empty:
+            raise UserError(f"data.without_targets: each image of {config.shards} holds a target")
         self._holding = [
             np.array([n for n, image in enumerate(self.cases.images) if target in image.targets])
             for target in range(len(self.targets))
@@ -134,6 +142,8 @@ class SegmentationDataset(Dataset):
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """(n,) int64, n = len(self): the images of one epoch, a pure function of (seed, epoch).
+
+        Numbers from n on are images without targets, which replace others.
 
         Targets take turns, in random order within each round. Each draws, from the images that hold
         it, one of those drawn least so far in this epoch. So where all images hold all targets an
@@ -155,7 +165,11 @@ class SegmentationDataset(Dataset):
                 image = queue[0][2]
                 drawn[image] += 1
                 order.append(image)
-        return np.array(order[: len(self)], np.int64)
+        found = np.array(order[: len(self)], np.int64)
+        if self.config.without_targets:
+            empty = len(self) + generator.integers(len(self.cases.empty), size=len(self))
+            return np.where(generator.random(len(self)) < self.config.without_targets, empty, found)
+        return found
 
     def __getitem__(self, item: int | tuple[int, int]) -> SegmentationSample | SegmentationStack:
         """A sample, which is a pure function of (seed, index, draw).
@@ -167,13 +181,21 @@ class SegmentationDataset(Dataset):
         """
         index, draw = item if isinstance(item, tuple) else (item, item)
         generator = np.random.default_rng([self.seed, draw])
-        image = self._some_targets(self.cases.images[index], generator)
+        more = index - len(self)
+        found = self.cases.images[index] if more < 0 else self.cases.empty[more]
+        image = self._some_targets(found, generator)
         view = None
         if self.config.views is not None:  # of which an image shows another in each epoch
             view = draw // len(self) % self.config.views
             place = 0 if image.depth is None else image.depth + 1
             generator = np.random.default_rng([self.seed, image.record, place, view + 1])
-        return replace(self._augmented(image, generator, view), draw=draw)
+        sample = self._augmented(image, generator, view)
+        if isinstance(sample, SegmentationSample):
+            return replace(sample, draw=draw, held=found.targets)
+        # of a neighbour only the chosen targets are known: where they have no mask, they are absent
+        others = tuple(n for n in self.cases.held(found.record) if n not in image.targets)
+        slices = [replace(s, held=(*others, *s.targets.tolist())) for s in sample.slices]
+        return replace(sample, draw=draw, slices=slices)
 
     def _some_targets(self, image: LabelledImage, generator: np.random.Generator) -> LabelledImage:
         """The image with at most `masks_per_image` of its targets, rare ones preferred."""
@@ -199,7 +221,7 @@ class SegmentationDataset(Dataset):
         planes = torch.cat([masks, resize.valid()[None]])
         matrix = random_affine(self.config.augmentation, resize.resized, rng)
         warped = warp(planes.float(), matrix, "nearest") > 0.5
-        if warped[:-1].any():
+        if warped[:-1].any() or not image.targets:
             planes = warped
         else:
             matrix = torch.eye(2, 3)
@@ -208,7 +230,7 @@ class SegmentationDataset(Dataset):
         changed = change_intensity(changed, valid, self.config.augmentation, rng)
         if pixels.dtype == torch.uint8:
             changed = changed.round().to(torch.uint8)
-        samples, targets = [], torch.tensor(image.targets)
+        samples, targets = [], torch.tensor(image.targets, dtype=torch.int64)
         for place, each in enumerate(changed.chunk(len(stored))):
             held = masks[place]
             seen = held.flatten(1).any(dim=1)  # (M,)
@@ -232,6 +254,7 @@ def collate(samples: Sequence[SegmentationSample | SegmentationStack]) -> Segmen
         targets=torch.cat([image.targets for image in slices]),
         stacks=tuple(len(stack) for stack in stacks),
         views=[image.view for image in slices if image.view is not None],
+        held=[image.held for image in slices],
     )
 
 

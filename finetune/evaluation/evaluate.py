@@ -4,6 +4,7 @@ Each image is encoded once. How a volume is prompted is told by its protocol (`p
 scored as a volume, empty where nothing was predicted.
 """
 
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from finetune.evaluation import metrics
 from finetune.evaluation.drawing import draw_results
 from finetune.evaluation.protocols import Protocol
 from finetune.evaluation.tables import (
+    ABSENT,
     PER_SLICE,
     Row,
     results_csv,
@@ -53,15 +55,25 @@ def evaluate(
         hd95: Definition of the HD95, see `EvaluateConfig`.
     """
     rows = []
-    work = len(cases.images) * len(protocols)
+    images = _asked_for(cases, protocols)
+    work = len(images) * len(protocols)
     with tqdm(total=work, desc="evaluate", unit="image", mininterval=1) as progress:
-        for _, images in groupby(cases.images, key=lambda image: image.record):
-            case = _Case(segmenter, cases, list(images))
+        for _, found in groupby(images, key=lambda image: image.record):
+            case = _Case(segmenter, cases, list(found))
             for protocol in protocols:
                 case.prompt(protocol, seed)
                 progress.update(len(case.images))
             rows += case.score(tolerance, hd95)
     return rows
+
+
+def _asked_for(cases: LabelledCases, protocols: Sequence[Protocol]) -> list[LabelledImage]:
+    """The images with targets, and cases without any where a protocol asks for what is absent."""
+    images = cases.images
+    if any(protocol.asks_for_absent for protocol in protocols):
+        held = {image.record for image in images}
+        images = images + [image for image in cases.empty if image.record not in held]
+    return sorted(images, key=lambda image: image.record)
 
 
 class _Case:
@@ -87,13 +99,12 @@ class _Case:
             UserError: Another one has given a row of the same name.
         """
         found: dict[tuple[int, str], _Answered] = {}
-        images = self.images
-        ending = PER_SLICE if self.is_volume and protocol.gives_prompts else ""
-        if self.is_volume and not protocol.gives_prompts:  # it sees slices without target, too
-            record, wanted = images[0].record, self._wanted()
-            images = [LabelledImage(record, depth, wanted) for depth in range(len(self.slices))]
-        for image in images:
-            key = self.key if image.depth is None else f"{self.key}/{image.depth}"
+        one_for_all = protocol.every_slice or not protocol.gives_prompts
+        images = self._whole(self._wanted()) if one_for_all else self.images
+        ending = PER_SLICE if self.is_volume and not one_for_all else ""
+        for image in images if self._wanted() else ():
+            one_key = one_for_all or image.depth is None  # one text for all slices
+            key = self.key if one_key else f"{self.key}/{image.depth}"
             truths = np.stack([self._truth(target, image.depth) for target in image.targets])
             answers = protocol.answers(
                 self.slices[image.depth or 0],
@@ -105,7 +116,7 @@ class _Case:
                 for target, answer in zip(image.targets, members, strict=True):
                     kept = found.setdefault((target, row + ending), _Answered())
                     kept.masks[image.depth] = np.packbits(answer.mask)
-                    kept.prompts += answer.prompts
+                    kept.prompts = answer.prompts + (0 if one_for_all else kept.prompts)
         for target in self._wanted() if self.is_volume else ():
             name = list(self.cases.targets)[target]
             random = _generator(seed, f"{self.key}/{name}")
@@ -115,6 +126,7 @@ class _Case:
             ).items():
                 kept = found[target, row] = _Answered(prompts=whole.prompts)
                 kept.masks.update({n: np.packbits(mask) for n, mask in enumerate(whole.mask)})
+        found |= self._absent(protocol, seed)
         if twice := found.keys() & self.answered.keys():
             raise UserError(f"protocols: two of them give the row {min(twice)[1]!r}")
         self.answered |= found
@@ -125,12 +137,14 @@ class _Case:
         spacing = self.spacing or [1.0] * self.labels.ndim
         names = list(self.cases.targets)
         rows = []
-        for target in self._wanted():
+        for target in sorted({target for target, _ in self.answered}):
             truth = self._truth(target)
             for (answered, protocol), answer in self.answered.items():
                 if answered != target:
                     continue
-                prediction = answer.whole(self.labels.shape)
+                prediction, distance = answer.whole(self.labels.shape), math.nan
+                if truth.any():
+                    distance = metrics.hd95(prediction, truth, spacing, definition=hd95)
                 rows.append(
                     Row(
                         case=self.key,
@@ -138,7 +152,7 @@ class _Case:
                         protocol=protocol,
                         dice=metrics.dice(prediction, truth),
                         iou=metrics.iou(prediction, truth),
-                        hd95=metrics.hd95(prediction, truth, spacing, definition=hd95),
+                        hd95=distance,
                         nsd=metrics.nsd(prediction, truth, spacing, tolerance),
                         unit=unit,
                         prompts=answer.prompts,
@@ -147,6 +161,27 @@ class _Case:
                     )
                 )
         return rows
+
+    def _absent(self, protocol: Protocol, seed: int) -> dict[tuple[int, str], "_Answered"]:
+        """Answers to prompts for the targets that the case does not hold."""
+        names, found = list(self.cases.targets), dict[tuple[int, str], _Answered]()
+        absent = tuple(n for n in range(len(names)) if n not in self._wanted())
+        if not absent or not protocol.asks_for_absent:
+            return found
+        for image in self._whole(absent):
+            random = _generator(seed, self.key)
+            prompted, asked = self.slices[image.depth or 0], self.cases.names(image)
+            for row, answers in protocol.absent_answers(prompted, asked, random).items():
+                for target, answer in zip(absent, answers, strict=True):
+                    kept = found.setdefault((target, row), _Answered(prompts=answer.prompts))
+                    kept.masks[image.depth] = np.packbits(answer.mask)
+        return found
+
+    def _whole(self, targets: tuple[int, ...]) -> list[LabelledImage]:
+        """All slices of a volume, or the image, with these targets to be asked for."""
+        record = self.images[0].record
+        depths = range(len(self.slices)) if self.is_volume else (None,)
+        return [LabelledImage(record, depth, targets) for depth in depths]
 
     def _wanted(self) -> tuple[int, ...]:
         """The targets that the record holds."""
@@ -205,5 +240,6 @@ def evaluate_run(config: EvaluateConfig, resolved: str) -> None:
     write_text(output / "summary.csv", summary_csv(summaries))
     table = summary_markdown(summaries, config.tolerance, config.hd95)
     write_text(output / "summary.md", table)
-    draw_results(segmenter, cases, rows, protocols, config.seed, output / "figures")
+    held = [row for row in rows if not row.protocol.endswith(ABSENT)]
+    draw_results(segmenter, cases, held, protocols, config.seed, output / "figures")
     print(table, end="")

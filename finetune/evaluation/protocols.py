@@ -31,12 +31,19 @@ class Protocol(ABC):
     """A simulated user.
 
     Volumes are prompted slice by slice, in the slices that hold the target: only who knows the
-    truth can do that, so these rows are named `per slice`. A protocol without prompts sees all
-    slices. One that prompts a volume otherwise has `volume_answers`.
+    truth can do that, so these rows are named `per slice`. A protocol without prompts, or with one
+    for all slices, sees all slices. One that prompts a volume otherwise has `volume_answers`.
     """
 
     gives_prompts: ClassVar[bool] = True
     """Whether it gives clicks, boxes and the like: False for decoders that take none."""
+    every_slice: ClassVar[bool] = False
+    """Whether one prompt is for a whole volume, all slices of which are asked for it."""
+
+    @property
+    def asks_for_absent(self) -> bool:
+        """Whether it also asks for what a case does not hold, by `absent_answers`."""
+        return False
 
     @property
     def clicks(self) -> dict[str, int]:
@@ -55,13 +62,23 @@ class Protocol(ABC):
 
         Args:
             prompted: The image, encoded.
-            truths: (M, H, W) objects, none empty.
+            truths: (M, H, W) objects, none empty, except in slices where all are asked for.
             targets: What each object is.
             rng: Source of all randomness.
 
         Returns:
             M answers by the name of their row in tables.
         """
+
+    def absent_answers(
+        self, prompted: PromptedImage, targets: Sequence[str], rng: np.random.Generator
+    ) -> dict[str, list[Answer]]:
+        """What the model makes of prompts for targets that the case does not hold.
+
+        Returns:
+            Answers by the name of their row in tables, which ends in `ABSENT`.
+        """
+        return {}
 
     def volume_answers(
         self,

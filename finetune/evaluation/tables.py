@@ -19,6 +19,9 @@ PER_SLICE = " per slice"
 IN_ONE_SLICE = " in one slice"
 """Ends the names of rows for which one slice was prompted, and its mask carried on."""
 
+ABSENT = ", absent"
+"""Ends the names of rows for targets that a case does not hold: the right answer is empty."""
+
 BOUNDS = {"dice": (0.0, 1.0), "iou": (0.0, 1.0), "hd95": (0.0, math.inf), "nsd": (0.0, 1.0)}
 """Smallest and largest value of each metric."""
 
@@ -27,6 +30,8 @@ WAYS = {
     " knows the truth can do; `filled box` is what these boxes are worth by themselves.",
     IN_ONE_SLICE: "`in one slice`: the slice in which the target is largest is prompted, and its"
     " mask carried on from slice to slice.",
+    ABSENT: "`absent`: texts for targets that a case does not hold; Dice is the share of cases that"
+    " were answered by an empty mask.",
 }
 """What a table says about how volumes were prompted, by the end of rows' names."""
 
@@ -49,12 +54,12 @@ class Row:
     dice: float
     iou: float
     hd95: float
-    """In `unit`; infinite if nothing was predicted."""
+    """In `unit`; infinite if nothing was predicted, NaN if the case does not hold the target."""
     nsd: float
     unit: str
     """mm, or px where the shard set knows no spacing."""
     prompts: float = math.nan
-    """Clicks and boxes given for the case; not told by earlier versions."""
+    """Clicks, boxes, texts and masks given for the case; not told by earlier versions."""
     group: str = ""
     """Group (patient) of the record, hashed as in the shard set; empty: the case is its own."""
     hd95_definition: str = "surface"
@@ -70,7 +75,7 @@ class Summary:
     cases: int
     groups: int
     prompts: float
-    """Mean number of clicks and boxes given for a target of a case; NaN where it is not known."""
+    """Mean number of prompts given for a target of a case; NaN where it is not known."""
     dice: Mean
     iou: Mean
     hd95: Mean
@@ -148,7 +153,7 @@ def summary_markdown(
     notes = [
         "Mean over cases, with its 95 % interval (Student's t; cases of one group, such as a"
         " patient, do not count as independent).",
-        "`prompts`: clicks and boxes per case.",
+        "`prompts`: clicks, boxes, texts and masks per case.",
         *(note for end, note in WAYS.items() if any(r.protocol.endswith(end) for r in summaries)),
         *notes_on_groups(getattr(row, metric) for row in summaries for metric in BOUNDS),
         HD95_NOTES[hd95_definition],

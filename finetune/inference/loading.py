@@ -13,6 +13,7 @@ from finetune.config import ModelConfig, ModelSource, TrainConfig
 from finetune.inference.published import SEGMENTER, find_run, require_sources
 from finetune.model.kept import kept_weights
 from finetune.model.segmenter import Segmenter, build_model
+from finetune.model.text import TEXT_ROLE
 from pretrain.encoder.weights import find_weights, image_size_of
 from pretrain.engine.checkpoint import (
     Checkpoint,
@@ -25,7 +26,7 @@ SOURCES = "sources"
 """Name of the document on the files that the frozen weights came from."""
 DATA = "data"
 """Name of the document on how the model was trained: `targets`, `window`, `multimask`,
-`previous_mask`, `stack`, and the `fingerprint` of the shard set."""
+`text_multimask`, `previous_mask`, `stack`, and the `fingerprint` of the shard set."""
 
 
 def load_model(source: ModelSource, device: torch.device) -> Segmenter:
@@ -86,6 +87,7 @@ def load_segmenter(
     segmenter.previous_mask = trained_with_previous_mask(config, trained)
     segmenter.multimask = trained.get("multimask", False)  # earlier versions trained one mask
     segmenter.stack = trained.get("stack", 1)
+    segmenter.text_multimask = trained.get("text_multimask", False)
     return segmenter.to(device).eval()
 
 
@@ -142,7 +144,13 @@ def rebuild(
         UserError: See `build_model`.
     """
     named: dict[str, Path | str | None] = {"encoder": config.encoder, "sam": config.sam}
-    named = dict(kept_weights(run)) or named
+    kept = kept_weights(run)
+    named = dict(kept) or named
+    text = {
+        role.removeprefix(TEXT_ROLE): path
+        for role, path in kept.items()
+        if role.startswith(TEXT_ROLE)
+    }
     decoder_was_loaded = "prompt_encoder" in _recorded_parts(run)
     return build_model(
         config.model,
@@ -150,6 +158,7 @@ def rebuild(
         encoder or named.get("encoder"),
         sam or named.get("sam"),
         whole=decoder_was_loaded,  # an earlier version did not take it from the encoder's file
+        text_files=text,
     )
 
 

@@ -13,13 +13,10 @@ from torch.nn.functional import avg_pool2d
 from data_prep.common.errors import UserError
 from data_prep.common.messages import nearest
 from finetune.model.decoder import Decoded
-from finetune.model.prompt_encoder import MASK_STRIDE, Prompts
+from finetune.model.prompt_encoder import MASK_STRIDE, ROUGH, Prompts
 from finetune.model.segmenter import Segmenter
 from pretrain.encoder.geometry import Resize
 from pretrain.encoder.pixels import as_pixels, normalise_pixels
-
-ROUGH = 1e-3
-"""How sure a rough mask is at most: its logits lie within 6.9 of 0, as those of predictions do."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +33,13 @@ class Answer:
     """(4,) x0, y0, x1, y1 in the image, see `finetune.prompts.boxes`."""
     logits: Tensor | None = None
     """(1, 1, S / 4, S / 4) of the prediction, to be given as `previous`."""
+    others: int = 0
+    """How many texts and masks were given."""
 
     @property
     def prompts(self) -> int:
-        """How many clicks and boxes were given."""
-        return len(self.labels) + (self.box is not None)
+        """How many prompts were given."""
+        return len(self.labels) + (self.box is not None) + self.others
 
 
 class PromptedImage:
@@ -74,6 +73,7 @@ class PromptedImage:
         boxes: ArrayLike | None = None,
         previous: Tensor | None = None,
         targets: Sequence[str] | None = None,
+        texts: Sequence[str] | None = None,
     ) -> Decoded:
         """The logits of M objects, each from one prompt, in one pass of the decoder.
 
@@ -83,21 +83,22 @@ class PromptedImage:
             boxes: (M, 4) x0, y0, x1, y1 in the image, corners as in `finetune.prompts.boxes`.
             previous: (M, 1, S / 4, S / 4) logits returned by an earlier call, or of rough masks.
             targets: Names of M targets, for a decoder that takes no prompts.
+            texts: M texts, each saying what is asked for, for a model that takes them.
 
         Returns:
-            One mask for each. Of several for one click or box, the one is taken of which the model
-            expects most.
+            One mask for each. Of several for one click, box or text, the one is taken of which the
+            model expects most.
 
         Raises:
-            UserError: A target that the model does not know.
+            UserError: A target that the model does not know, or a text, and it takes none.
         """
         frame_points = None if points is None else torch.from_numpy(self.resize.points(points))
         frame_boxes = None if boxes is None else torch.from_numpy(self.resize.boxes(boxes))
         indices = None if targets is None else self._indices(targets)
-        kinds = (frame_points, frame_boxes, indices, previous)
+        kinds = (frame_points, frame_boxes, indices, texts, previous)
         given = [prompt for prompt in kinds if prompt is not None]
         if not given:
-            raise ValueError("no prompt: give points, boxes, a mask or targets")
+            raise ValueError("no prompt: give points, boxes, a mask, texts or targets")
         prompts = Prompts(
             image=torch.zeros(len(given[0]), dtype=torch.int64),
             points=frame_points,
@@ -105,9 +106,12 @@ class PromptedImage:
             boxes=frame_boxes,
             masks=previous,
             target=indices,
+            texts=texts,
         )
         first = previous is None and prompts.is_ambiguous()
-        multimask = first and self.segmenter.multimask
+        by_text = texts is not None
+        several = self.segmenter.text_multimask if by_text else self.segmenter.multimask
+        multimask = first and several
         decoded = self.segmenter.decode(self.embedding, prompts.to(self.device), multimask)
         return decoded.picked()
 
@@ -118,12 +122,13 @@ class PromptedImage:
         boxes: ArrayLike | None = None,
         previous: Tensor | None = None,
         targets: Sequence[str] | None = None,
+        texts: Sequence[str] | None = None,
     ) -> tuple[NDArray[np.bool_], Tensor]:
         """The masks (M, H, W) of M objects, and their logits to be given as `previous`.
 
         Arguments and errors are those of `decode`.
         """
-        low_res = self.decode(points, labels, boxes, previous, targets).low_res
+        low_res = self.decode(points, labels, boxes, previous, targets, texts).low_res
         return self.masks_of(low_res), low_res
 
     def masks_of(self, low_res: Tensor) -> NDArray[np.bool_]:
@@ -149,7 +154,9 @@ class PromptedImage:
             )
         return torch.tensor([known.index(name) for name in targets])
 
-    def click_by_click(self, objects: NDArray[np.bool_], clicks: int) -> list[list[Answer]]:
+    def click_by_click(
+        self, objects: NDArray[np.bool_], clicks: int, texts: Sequence[str] | None = None
+    ) -> list[list[Answer]]:
         """Simulate a user who corrects the segmentation of M objects at their largest error.
 
         The first click falls on the object; each further one corrects the last prediction, in
@@ -158,10 +165,11 @@ class PromptedImage:
         Args:
             objects: (M, H, W), none empty.
             clicks: Number of clicks.
+            texts: M texts, which are the first prompt and stay with the clicks.
 
         Returns:
-            For each object the answers after 1, 2, ... clicks; fewer than `clicks` where nothing
-            was left to correct.
+            For each object the answers after 1, 2, ... clicks, with texts after 0, 1, ...; fewer
+            than `clicks` where nothing was left to correct.
         """
         # of simulated users, with OpenCV: whoever gives prompts need not wait for it
         from finetune.prompts.clicks import evaluation_click
@@ -172,6 +180,9 @@ class PromptedImage:
         labels: list[list[int]] = [[] for _ in objects]
         active = list(range(len(objects)))
         low_res: Tensor | None = None  # of the active objects
+        if texts is not None:
+            predictions, low_res = self.predict(texts=texts)
+            answers = [[Answer(mask, others=1)] for mask in predictions]
         for _ in range(clicks):
             wrong = []  # positions in `active`
             for position, index in enumerate(active):
@@ -189,12 +200,18 @@ class PromptedImage:
                 np.array([points[index] for index in active]),
                 np.array([labels[index] for index in active]),
                 previous=known,
+                texts=None if texts is None else [texts[index] for index in active],
             )
             for place, (index, mask) in enumerate(zip(active, masks, strict=True)):
                 predictions[index] = mask
                 clicks_given = np.array(points[index]), np.array(labels[index])
                 answers[index].append(
-                    Answer(mask, *clicks_given, logits=low_res[place : place + 1])
+                    Answer(
+                        mask,
+                        *clicks_given,
+                        logits=low_res[place : place + 1],
+                        others=int(texts is not None),
+                    )
                 )
         return answers
 

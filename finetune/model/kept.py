@@ -39,7 +39,8 @@ def keep_weights(run: Path, segmenter: Segmenter) -> None:
 
 
 def kept_weights(run: Path) -> dict[str, Path]:
-    """The files that a run keeps, as `encoder` and `sam`; none in runs of an earlier version."""
+    """The files that a run keeps, as `encoder`, `sam` and `text_...`; none in runs of an earlier
+    version."""
     return {path.stem: path for path in sorted((run / FOLDER).glob("[!.]*"))}
 
 

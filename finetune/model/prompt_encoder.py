@@ -1,6 +1,8 @@
 """Prompts as tensors, and SAM's prompt encoder over prompts that belong to several images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,8 @@ from pretrain.sizes import PATCH
 PROMPT_WIDTH = 256
 MASK_STRIDE = 4
 """Image pixels to a pixel of the decoder's low-resolution masks."""
+ROUGH = 1e-3
+"""How sure a rough mask is at most: its logits lie within 6.9 of 0, as those of predictions do."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class Prompts:
     """(M, 1, S / 4, S / 4) low-resolution logits of an earlier prediction."""
     target: Tensor | None = None
     """(M,) int64, which of the model's targets is meant, for decoders that take no prompts."""
+    texts: Sequence[str] | None = None
+    """M texts, each saying what is asked for."""
+    text_tokens: Tensor | None = None
+    """(M, t, 256) `texts` embedded, which `Segmenter.decode` adds for the decoder."""
 
     def __post_init__(self) -> None:
         points, labels = self.points, self.labels
@@ -56,14 +64,16 @@ class Prompts:
         return len(self.image)
 
     def is_ambiguous(self) -> bool:
-        """Whether each may mean several objects: a single click, or a box without clicks."""
+        """Whether each may mean several objects: one click, or a box or text without clicks."""
         clicks = 0 if self.points is None else self.points.shape[1]
-        return clicks == (0 if self.boxes is not None else 1)
+        says_which = self.boxes is not None or self.texts is not None
+        return clicks == (0 if says_which else 1)
 
     def to(self, device: torch.device | str) -> "Prompts":
         """The same prompts on another device."""
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        return replace(self, **{name: value.to(device) for name, value in given.items()})
+        given = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {name: value.to(device) for name, value in given.items()}
+        return replace(self, **moved)
 
 
 def build_prompt_encoder(image_size: int) -> PromptEncoder:
@@ -87,7 +97,7 @@ def encode_prompts(encoder: PromptEncoder, prompts: Prompts) -> tuple[Tensor, Te
 
     Returns:
         sparse: (M, t, 256), one token a point and two a box, and one "not a point" token where
-            there are points but no box.
+            there are points but no box; then those of the text.
         dense: (M, 256, h, w), of the mask prompt or of its absence.
         position: (1, 256, h, w), of the image embedding's pixels.
     """
@@ -101,4 +111,7 @@ def encode_prompts(encoder: PromptEncoder, prompts: Prompts) -> tuple[Tensor, Te
         )
         position = encoder.get_dense_pe()
     # Without any prompt the encoder cannot know how many there are and returns one.
-    return sparse.expand(len(prompts), -1, -1), dense.expand(len(prompts), -1, -1, -1), position
+    sparse = sparse.expand(len(prompts), -1, -1)
+    if prompts.text_tokens is not None:
+        sparse = torch.cat([sparse, prompts.text_tokens.to(sparse)], dim=1)
+    return sparse, dense.expand(len(prompts), -1, -1, -1), position

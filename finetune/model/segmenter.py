@@ -6,6 +6,7 @@ names it, and trains the rest.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,9 @@ from data_prep.common.files import sha256
 from finetune.config import ModelConfig
 from finetune.model.decoder import Decoded, Decoder
 from finetune.model.mask_decoder import DecoderBlockAdapter
+from finetune.model.parts import Part, describe_parts
 from finetune.model.prompt_encoder import Prompts
+from finetune.model.text import TEXT_ROLE, WEIGHTS, TextEncoder
 from pretrain.encoder import weights
 from pretrain.encoder.block import BlockAdapter
 from pretrain.encoder.sam import SamEncoder
@@ -26,28 +29,11 @@ from pretrain.encoder.weights import SAM_DECODER_PREFIXES, SAM_ENCODER_PREFIX
 from pretrain.sizes import DEFAULT_SIZE, SIZES
 
 NECK_PREFIX = "image_encoder.neck."
-NEW = "new"
-PARTS = (
-    "image_encoder.neck",
-    "image_encoder",
-    "prompt_encoder",
-    "mask_decoder.transformer.layers.0",
-    "mask_decoder.transformer.layers.1",
-    "mask_decoder",
+TEXT_PREFIX = "text_encoder."
+NO_TEXTS = (
+    "this model takes no texts; train one with a text encoder (--model.text ClipText) and with"
+    " texts among its prompts"
 )
-"""What `Segmenter.describe` tells apart; a parameter belongs to the first part that it starts with,
-and adapters to parts named after them."""
-
-
-class Part(NamedTuple):
-    """One row of `Segmenter.describe`."""
-
-    name: str
-    parameters: int
-    state: str
-    """trained, frozen or mixed."""
-    source: str
-    """Files that the weights came from; "new" where they were drawn at random."""
 
 
 class Segmenter(nn.Module):
@@ -66,13 +52,16 @@ class Segmenter(nn.Module):
         frozen: Keys of the state dict that training leaves as they were loaded.
         sources: Where the weights of each loaded key came from.
         digests: SHA-256 of each of these files, when it was loaded.
-        files: The file of the weights that were given as `encoder`, and as `sam`.
+        text_encoder: Embeds texts; None for a model that takes none.
+        files: The file of the weights that were given as `encoder`, and as `sam`, and those of the
+            text encoder, as `text_weights` and the like.
         previous_mask: Whether each prompt after the first includes the logits of the last
             prediction, as it did in training.
         multimask: Whether an ambiguous first prompt is answered by the best of several masks, as
             it was in training.
         stack: Number of neighbouring slices of a volume that it encodes together, as it did in
             training.
+        text_multimask: The same for a text without clicks.
     """
 
     def __init__(
@@ -88,6 +77,7 @@ class Segmenter(nn.Module):
         self.decoder = decoder
         for name, part in decoder.parts.items():
             self.add_module(name, part)
+        self.text_encoder: TextEncoder | None = None
         self.frozen: frozenset[str] = frozenset()
         self.sources: dict[str, str] = {}
         self.digests: dict[str, str] = {}
@@ -95,6 +85,7 @@ class Segmenter(nn.Module):
         self.previous_mask = True
         self.multimask = False
         self.stack = 1
+        self.text_multimask = False
 
     def encode(self, images: Tensor, stacks: Sequence[int] = ()) -> Tensor:
         """Image embeddings.
@@ -116,8 +107,24 @@ class Segmenter(nn.Module):
             embeddings: (B, 256, S / 16, S / 16), from `encode`.
             prompts: M prompts for these images.
             multimask: K = 3 masks for an ambiguous prompt, where the decoder can, instead of K = 1.
+
+        Raises:
+            UserError: There are texts, and the model takes none.
         """
+        if prompts.texts is not None:
+            prompts = replace(prompts, text_tokens=self.embed(prompts.texts))
         return self.decoder.decode(embeddings, prompts, multimask)
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Prompt tokens (M, t, 256) of M texts.
+
+        Raises:
+            UserError: The model takes no texts.
+        """
+        if self.text_encoder is None:
+            raise UserError(NO_TEXTS)
+        tokens: Tensor = self.text_encoder(texts)
+        return tokens
 
     def forward(self, images: Tensor, prompts: Prompts, multimask: bool = False) -> Decoded:
         """`encode`, then `decode`."""
@@ -179,25 +186,7 @@ class Segmenter(nn.Module):
 
     def describe(self) -> list[Part]:
         """Parameters of each part, whether they are trained, and where they came from."""
-        members: dict[str, list[tuple[str, nn.Parameter]]] = {}
-        for name, parameter in self.named_parameters():
-            members.setdefault(_part_of(name), []).append((name, parameter))
-        parts = []
-        for part, parameters in members.items():
-            states = {parameter.requires_grad for _, parameter in parameters}
-            state = "mixed" if len(states) == 2 else "trained" if states == {True} else "frozen"
-            sources = dict.fromkeys(self.sources.get(name, NEW) for name, _ in parameters)
-            parts.append(
-                Part(part, sum(p.numel() for _, p in parameters), state, ", ".join(sources))
-            )
-        return parts
-
-
-def _part_of(name: str) -> str:
-    top = name.split(".")[0]
-    if ".adapter." in name:
-        return f"{top} adapters"
-    return next((part for part in PARTS if name.startswith(f"{part}.")), top)
+        return describe_parts(self, self.sources)
 
 
 def build_model(
@@ -206,6 +195,7 @@ def build_model(
     encoder_weights: str | Path | None = None,
     sam_checkpoint: str | Path | None = None,
     whole: bool = True,
+    text_files: Mapping[str, Path] | None = None,
 ) -> Segmenter:
     """Build a segmenter, load what there is, set the adapters and freeze what was loaded.
 
@@ -223,6 +213,7 @@ def build_model(
             state.
         whole: Without `sam_checkpoint`, take the prompt encoder and the decoder of
             `encoder_weights`, too. False: new ones.
+        text_files: `TextEncoder.files` as a run keeps them, instead of those that `config` names.
 
     Raises:
         UserError: An unknown size, a pattern that matches nothing, or a file of another size or
@@ -251,6 +242,8 @@ def build_model(
     if config.decoder_adapter is not None:
         adapter = config.decoder_adapter
         decoder.set_adapter(lambda width: adapter.build(DecoderBlockAdapter, width))
+    if config.text is not None:
+        loaded |= _add_text(segmenter, config.text.build(TextEncoder, text_files or {}))
     segmenter.freeze(frozenset(loaded - _matching(segmenter, config.trained)))
     return segmenter
 
@@ -305,6 +298,17 @@ def _load_sam(segmenter: Segmenter, file: _File, with_encoder: bool) -> set[str]
     weights.load_strictly(segmenter, tensors, file.path)
     keys = {key for key in current if with_encoder or not key.startswith(SAM_ENCODER_PREFIX)}
     _remember(segmenter, keys, file.path)
+    return keys
+
+
+def _add_text(segmenter: Segmenter, encoder: TextEncoder) -> set[str]:
+    """Add a text encoder; returns the keys that it has loaded."""
+    segmenter.text_encoder = encoder
+    keys = {f"{TEXT_PREFIX}{key}" for key in encoder.loaded}
+    segmenter.sources.update(dict.fromkeys(keys, str(encoder.files.get(WEIGHTS))))
+    for role, path in encoder.files.items():
+        segmenter.files[f"{TEXT_ROLE}{role}"] = path
+        segmenter.digests[str(path)] = sha256(path)
     return keys
 
 

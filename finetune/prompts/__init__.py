@@ -1,1 +1,1 @@
-"""Clicks and boxes as a user would place them, and how a model is trained on them."""
+"""Clicks, boxes, masks and texts as a user would give them, and how a model is trained on them."""

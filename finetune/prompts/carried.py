@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ class Carried(ClicksAndBoxes):
     truth is empty, so that the model learns to end.
     """
 
-    for_stacks: ClassVar[bool] = True
+    for_stacks = True
 
     lost: float = 0.2
     """A mask whose IoU with its object is below this is carried no further: it does not say which

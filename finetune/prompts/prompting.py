@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -41,20 +42,38 @@ class Prompting(ABC):
             prediction; in use it is then the same.
         multimask: Whether a first prompt that may mean several objects, a single click or a box,
             is answered by the best of SAM's three masks; in use it is then the same.
+        text_multimask: The same for a text without clicks.
+        asks_for_absent: Whether it also asks for what an image does not hold, so that images
+            without any target can be trained on.
     """
 
     previous_mask: bool = False
     multimask: bool = False
+    text_multimask: bool = False
+    asks_for_absent: bool = False
     gives_prompts: ClassVar[bool] = True
     """Whether it gives clicks, boxes and the like: False for decoders that take none."""
-    for_stacks: ClassVar[bool] = False
+    for_stacks: bool = False
     """Whether it prompts in one slice of a stack for its neighbours, too."""
 
-    def prepare(self, batch: SegmentationBatch, rng: np.random.Generator) -> Any:
-        """What `predictions` wants of a batch before any prediction: `batch.first`.
+    def begin(self, segmenter: Segmenter) -> None:
+        """Called once before training, with the model.
 
-        It runs in the loader's workers, while the device computes.
+        Raises:
+            UserError: It cannot prompt this model, or for these targets.
         """
+        return
+
+    def posed(self, batch: SegmentationBatch, rng: np.random.Generator) -> SegmentationBatch:
+        """The batch with the objects that are asked for as its masks, and `first` set.
+
+        By default it asks for each mask there is. It runs in the loader's workers, while the device
+        computes.
+        """
+        return replace(batch, first=self.prepare(batch, rng))
+
+    def prepare(self, batch: SegmentationBatch, rng: np.random.Generator) -> Any:
+        """What `predictions` wants of a batch before any prediction: `batch.first`, see `posed`."""
         return None
 
     @abstractmethod
@@ -69,7 +88,7 @@ class Prompting(ABC):
 
         Args:
             embeddings: (B, 256, h, w) of `Segmenter.encode`.
-            batch: Images and masks, none empty; masks lie inside the valid pixels.
+            batch: Images, and masks that lie inside the valid pixels, as `posed` gave them.
             rng: Source of all randomness.
         """
 

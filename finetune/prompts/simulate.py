@@ -1,4 +1,4 @@
-"""Clicks and boxes of one training step: a box or random clicks first, then clicks that correct."""
+"""What one step starts from, a box, random clicks or a rough mask, and the correcting clicks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -15,6 +15,7 @@ from finetune.model.segmenter import Segmenter
 from finetune.prompts.boxes import boxes_of, jitter_box
 from finetune.prompts.clicks import ClickSampling, random_clicks
 from finetune.prompts.corrections import Clicks, Corrections
+from finetune.prompts.masks import coarse, mask_logits, rough_mask
 from finetune.prompts.prompting import Prompting, Round
 
 
@@ -45,18 +46,26 @@ class ClicksAndBoxes(Prompting):
     """Rounds of correcting clicks after the first prediction that is trained on."""
     previous_mask: bool = True
     """Give the last prediction's logits with each correcting click, as SAM was trained."""
+    mask_share: float = 0.0
+    """Share of all training steps that start from a rough mask, as an earlier segmentation gives
+    it, rather than from boxes or clicks."""
+    mask_roughness: float = 0.2
+    """How rough that mask is, see `finetune.prompts.masks.rough_mask`."""
+    mask_only_share: float = 0.0
+    """Share of the later rounds that add no click: the last prediction is all that is new."""
     multimask: bool = True
     """Answer a single click or a box by SAM's three masks: trained by the best one's loss, and in
     use the one that the model expects most of. From the second click on there is one mask."""
 
     def __post_init__(self) -> None:
-        for name in ("box_share", "single_share"):
+        for name in ("box_share", "single_share", "mask_share", "mask_only_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"prompts.{name} {getattr(self, name)} must lie in 0..1")
-        if self.box_jitter < 0 or self.rounds < 0 or self.skipped_rounds < 0:
-            raise UserError(
-                "prompts.box_jitter, prompts.rounds and prompts.skipped_rounds must not be negative"
-            )
+        if self.mask_only_share and not self.previous_mask:
+            raise UserError("prompts.mask_only_share needs prompts.previous_mask")
+        for name in ("box_jitter", "rounds", "skipped_rounds", "mask_roughness"):
+            if getattr(self, name) < 0:
+                raise UserError(f"prompts.{name} is {getattr(self, name)}; it must not be negative")
 
     def prepare(self, batch: SegmentationBatch, rng: np.random.Generator) -> "First":
         """First prompts, and the truth at the decoder's resolution."""
@@ -64,12 +73,16 @@ class ClicksAndBoxes(Prompting):
         # What is predicted on padding has no loss and draws no click.
         image_area = batch.valid[batch.image].cpu().numpy()
         boxes: Tensor | None = None
+        masks: Tensor | None = None
         single = False
-        if rng.random() < self.box_share:
+        clicks = [(np.empty((0, 2), np.int64), np.empty(0, np.int64)) for _ in truths]
+        if self.mask_share and rng.random() < self.mask_share:
+            rough = [rough_mask(truth, rng, self.mask_roughness) for truth in coarse(truths)]
+            masks = mask_logits(np.stack(rough))
+        elif rng.random() < self.box_share:
             size = truths.shape[1:]
             jittered = [jitter_box(box, rng, size, self.box_jitter) for box in boxes_of(truths)]
             boxes = torch.from_numpy(np.stack(jittered)).float()
-            clicks = [(np.empty((0, 2), np.int64), np.empty(0, np.int64)) for _ in truths]
         else:
             single = rng.random() < self.single_share
             few = replace(self.clicks, max_positive=1, max_negative=0) if single else self.clicks
@@ -78,7 +91,7 @@ class ClicksAndBoxes(Prompting):
                 for truth, area in zip(truths, image_area, strict=True)
             ]
         corrections = Corrections(truths, image_area, truths.shape[-1] // MASK_STRIDE)
-        return First(clicks, boxes, single, corrections)
+        return First(clicks, boxes, single, corrections, masks)
 
     def predictions(
         self,
@@ -90,11 +103,19 @@ class ClicksAndBoxes(Prompting):
         """The skipped rounds, then `rounds + 1` trained ones."""
         first = batch.first or self.prepare(batch, rng)
         clicks, boxes = first.clicks, first.boxes
-        skipped = int(rng.integers(self.skipped_rounds + 1)) if boxes is None else 0
-        ambiguous = self.multimask and (first.single or boxes is not None)
-        previous: Tensor | None = None
+        starts_from_clicks = any(len(labels) for _, labels in clicks)
+        skipped = int(rng.integers(self.skipped_rounds + 1)) if starts_from_clicks else 0
+        means_several = first.single or boxes is not None or first.texts is not None
+        ambiguous = self.multimask and means_several
+        previous = first.masks
         for index in range(skipped + self.rounds + 1):
-            prompts = Prompts(batch.image.cpu(), *padded(clicks), boxes=boxes, masks=previous)
+            prompts = Prompts(
+                batch.image.cpu(),
+                *padded(clicks),
+                boxes=boxes,
+                masks=previous,
+                texts=first.texts,
+            )
             with torch.set_grad_enabled(torch.is_grad_enabled() and index >= skipped):
                 prompts = prompts.to(embeddings.device)
                 decoded = segmenter.decode(embeddings, prompts, ambiguous and index == 0)
@@ -104,6 +125,8 @@ class ClicksAndBoxes(Prompting):
             low_res = decoded.picked().low_res.detach()
             if self.previous_mask:
                 previous = low_res
+            if self.mask_only_share and rng.random() < self.mask_only_share:
+                continue
             predictions = (low_res[:, 0] > 0).cpu().numpy()
             clicks = first.corrections.add(predictions, clicks, rng)
 
@@ -118,6 +141,10 @@ class First(NamedTuple):
     """Whether each mask has one click on the object."""
     corrections: Corrections
     """Clicks that follow."""
+    masks: Tensor | None = None
+    """(M, 1, S / 4, S / 4) logits of rough masks, where the step starts from these."""
+    texts: tuple[str, ...] | None = None
+    """M texts, where the step starts from these."""
 
 
 def padded(clicks: list[Clicks]) -> tuple[Tensor | None, Tensor | None]:

@@ -42,6 +42,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
+            weights = weights["state_dict"]  # of a checkpoint of its training
     except pickle.UnpicklingError:
         raise UserError(f"{path} is not a weights file, or holds more than named tensors") from None
     except (OSError, RuntimeError, EOFError, SafetensorError) as error:

@@ -11,6 +11,7 @@ from finetune.model.losses import (
     bce_loss,
     dice_loss,
     focal_loss,
+    mask_dice,
     mask_iou,
 )
 
@@ -196,3 +197,24 @@ def test_of_alternatives_the_best_is_trained_and_the_iou_of_all():
     total.backward()
     trained = logits.grad.abs().sum((-2, -1)) > 0
     assert trained.tolist() == [[k == best[b] for k in range(3)] for b in range(2)]
+
+
+def test_what_is_not_there_is_learned_as_an_empty_mask_that_is_expected_to_be_right():
+    torch.manual_seed(0)
+    nothing = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
+    logits = (
+        torch.randn(1, 3, 16, 16) + torch.tensor([3.0, 1.0, 2.0])[:, None, None]
+    ).requires_grad_()
+    iou = torch.full((1, 3), 0.5, requires_grad=True)
+    assert dice_loss(logits, nothing) > 0.9
+    optimizer = torch.optim.Adam([logits, iou], 0.1)
+    for _ in range(150):
+        loss, _ = SegmentationLoss()(logits, nothing, None, iou)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    # The best of the three is trained; the others find something, and are expected to be wrong.
+    assert [bool((mask > 0).any()) for mask in logits[0]] == [True, False, True]
+    assert mask_iou(logits, nothing).tolist() == [[0, 1, 0]]
+    torch.testing.assert_close(iou, torch.tensor([[0.0, 1.0, 0.0]]), atol=0.05, rtol=0)
+    assert mask_dice(logits, nothing)[0, int(iou.argmax())] == 1

@@ -1,0 +1,122 @@
+"""A simulated user who says what to segment."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.common.errors import UserError
+from finetune.evaluation.protocols import Clicks, Protocol
+from finetune.evaluation.tables import ABSENT, PER_SLICE
+from finetune.inference.prompted import Answer, PromptedImage
+from finetune.prompts.text_bank import TextBank
+
+TEXT = "text"
+HELD_OUT = f"{TEXT}, held-out wording"
+
+
+@dataclass(frozen=True)
+class Text(Protocol):
+    """One text for each target, drawn from a file of texts; a volume is asked for it slice by
+    slice, with the target and without."""
+
+    bank: str = ""
+    """File of texts for each target, such as configs/text/amos.yaml."""
+    held_out: bool = True
+    """Give a second row, for wordings that the file keeps from training."""
+    absent: bool = True
+    """Ask for the targets that a case does not hold, too: the answer should be empty."""
+
+    every_slice = True
+
+    def __post_init__(self) -> None:
+        if not self.bank:
+            raise UserError("protocols: Text.bank: give a file such as configs/text/amos.yaml")
+
+    @cached_property
+    def _bank(self) -> TextBank:
+        return TextBank(self.bank)
+
+    @property
+    def asks_for_absent(self) -> bool:
+        """As its option says."""
+        return self.absent
+
+    def answers(
+        self,
+        prompted: PromptedImage,
+        truths: NDArray[np.bool_],
+        targets: Sequence[str],
+        rng: np.random.Generator,
+    ) -> dict[str, list[Answer]]:
+        """One row, or two."""
+        rows = {TEXT: self._asked(prompted, targets, rng)}
+        if self.held_out:
+            rows[HELD_OUT] = self._asked(prompted, targets, rng, held_out=True)
+        return rows
+
+    def absent_answers(
+        self, prompted: PromptedImage, targets: Sequence[str], rng: np.random.Generator
+    ) -> dict[str, list[Answer]]:
+        """One row."""
+        return {TEXT + ABSENT: self._asked(prompted, targets, rng)}
+
+    def _asked(
+        self,
+        prompted: PromptedImage,
+        targets: Sequence[str],
+        rng: np.random.Generator,
+        held_out: bool = False,
+    ) -> list[Answer]:
+        texts = [self._bank.draw([target], rng, held_out) for target in targets]
+        masks, logits = prompted.predict(texts=texts)
+        return [
+            Answer(mask, logits=logits[place : place + 1], others=1)
+            for place, mask in enumerate(masks)
+        ]
+
+
+@dataclass(frozen=True)
+class TextThenClicks(Clicks):
+    """A text first, then clicks, each at the largest error of the last prediction."""
+
+    numbers: tuple[int, ...] = (1, 3)
+    """Numbers of clicks after which the prediction is scored."""
+    bank: str = ""
+    """File of texts for each target, such as configs/text/amos.yaml."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.bank:
+            raise UserError("protocols: TextThenClicks.bank: give a file of texts")
+
+    @cached_property
+    def _bank(self) -> TextBank:
+        return TextBank(self.bank)
+
+    @property
+    def clicks(self) -> dict[str, int]:
+        """One row for each number."""
+        names = {self._row(number): number for number in sorted(self.numbers)}
+        return names | {name + PER_SLICE: number for name, number in names.items()}
+
+    def answers(
+        self,
+        prompted: PromptedImage,
+        truths: NDArray[np.bool_],
+        targets: Sequence[str],
+        rng: np.random.Generator,
+    ) -> dict[str, list[Answer]]:
+        """The answers after each number of clicks, or after the last one that was needed."""
+        texts = [self._bank.draw([target], rng) for target in targets]
+        steps = prompted.click_by_click(truths, max(self.numbers), texts)
+        return {
+            self._row(number): [taken[min(number, len(taken) - 1)] for taken in steps]
+            for number in self.numbers
+        }
+
+    @staticmethod
+    def _row(number: int) -> str:
+        return f"{number} click{'s' * (number > 1)} after a text"
