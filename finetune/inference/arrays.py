@@ -11,7 +11,7 @@ from finetune.inference.objects import Prompt, check_inside
 
 
 def names_of(target: str | Sequence[str] | None) -> list[str] | None:
-    """Names of targets, of which there may be one."""
+    """Names of targets, or texts, of which there may be one."""
     return [target] if isinstance(target, str) else None if target is None else list(target)
 
 
@@ -23,7 +23,7 @@ def count_objects(given: Sequence[Any]) -> int:
     """
     counts = [len(each) for each in given if each is not None]
     if not counts or not max(counts):
-        raise UserError("no prompt: give clicks, a box, a mask or a target")
+        raise UserError("no prompt: give clicks, a box, a mask, a text or a target")
     if len(set(counts)) > 1:
         raise UserError(f"the prompts are for different numbers of objects: {counts}")
     return counts[0]
@@ -35,6 +35,7 @@ def prompts_by_slice(
     box: ArrayLike | None = None,
     mask: NDArray[Any] | None = None,
     target: str | Sequence[str] | None = None,
+    text: str | Sequence[str] | None = None,
 ) -> list[dict[int, Prompt]]:
     """The prompts of `Predictor.predict_volume`, by slice for each object.
 
@@ -46,13 +47,16 @@ def prompts_by_slice(
     """
     depth, height, width = shape
     if names := names_of(target):
-        if not (clicks is None and box is None and mask is None):
+        if not (clicks is None and box is None and mask is None and text is None):
             raise UserError("target: is for models without prompts; give it alone")
         return [dict.fromkeys(range(depth), Prompt(target=name)) for name in names]
+    texts = names_of(text)
+    if texts and clicks is None and box is None and mask is None:
+        return [dict.fromkeys(range(depth), Prompt(text=each)) for each in texts]
     points = None if clicks is None else as_array(clicks, 3, 4, "clicks")
     boxes = None if box is None else as_array(box, 3, 5, "box")
     masks = None if mask is None else rough_masks(mask, shape)
-    count = count_objects([points, boxes, masks])
+    count = count_objects([points, boxes, masks, texts])
     objects: list[dict[int, Prompt]] = []
     for number in range(count):
         clicked = np.empty((0, 4)) if points is None else points[number]
@@ -73,6 +77,7 @@ def prompts_by_slice(
                 labels=here[:, 3].astype(np.int64),
                 box=there[0, :4] if len(there) else None,
                 mask=masks[number, place] if masks is not None and place in rough else None,
+                text=texts[number] if texts else None,
             )
             check_inside(prompts[place], (height, width))
         objects.append(prompts)

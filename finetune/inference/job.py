@@ -134,7 +134,7 @@ def _draw(job: Job, placed: list[Placed]) -> None:
         depth
         for each in job.wanted
         for depth, prompt in each.prompts.items()
-        if depth is not None and prompt.target is None
+        if depth is not None and prompt.says_where
     ]
     largest = int((job.labels > 0).sum((1, 2)).argmax()) if len(job.labels) > 1 else 0
     depth = min(prompted, default=largest)

@@ -37,6 +37,13 @@ class Prompt:
     """(H, W), a rough mask."""
     target: str | None = None
     """For a decoder that takes no prompts."""
+    text: str | None = None
+    """What is wanted in words, by themselves or with clicks and the like that correct it."""
+
+    @property
+    def says_where(self) -> bool:
+        """Whether it points to a place: a name or a text alone is for any slice."""
+        return bool(len(self.points)) or self.box is not None or self.mask is not None
 
 
 @dataclass(frozen=True)
@@ -58,13 +65,18 @@ class Wanted:
     @property
     def name(self) -> str:
         """What it is called in messages and in a DICOM-SEG."""
-        return self.target or f"object {self.value}"
+        texts = [prompt.text for prompt in self.prompts.values() if prompt.text]
+        return self.target or (texts[0] if texts else f"object {self.value}")
 
 
 def parse_objects(
-    clicks: str = "", box: str = "", target: str | None = None, first: int = 1
+    clicks: str = "",
+    box: str = "",
+    target: str | None = None,
+    first: int = 1,
+    text: str | None = None,
 ) -> list[Wanted]:
-    """Read `PredictConfig.clicks`, `PredictConfig.box` and `PredictConfig.target`.
+    """Read `clicks`, `box`, `target` and `text` of `PredictConfig`.
 
     Args:
         first: Value of the first object.
@@ -74,32 +86,32 @@ def parse_objects(
 
     Raises:
         UserError: One is not in its form, they speak of different numbers of objects, or a target
-            beside clicks or a box.
+            beside other prompts.
     """
-    given = {"clicks": clicks, "box": box, "target": target or ""}
+    given = {"clicks": clicks, "box": box, "target": target or "", "text": text or ""}
     parts = {
-        name: [part.strip() for part in text.split(BETWEEN_OBJECTS)]
-        for name, text in given.items()
-        if text.strip()
+        name: [part.strip() for part in value.split(BETWEEN_OBJECTS)]
+        for name, value in given.items()
+        if value.strip()
     }
     if "target" in parts and len(parts) > 1:
-        raise UserError("target: is for models without prompts; leave out --clicks and --box")
-    counts = {name: len(texts) for name, texts in parts.items()}
+        raise UserError("target: is for models without prompts; leave out all others")
+    counts = {name: len(values) for name, values in parts.items()}
     if len(set(counts.values())) > 1:
-        raise UserError(
-            f"box: {counts['box']} objects, and clicks: {counts['clicks']}; give each a part"
-            " between semicolons, which may be empty"
-        )
+        listed = " and ".join(f"{name}: {count} objects" for name, count in sorted(counts.items()))
+        raise UserError(f"{listed}; give each a part between semicolons, which may be empty")
     count = max(counts.values(), default=0)
     check_value(first + count - 1)
     objects = []
     for index in range(count):
-        prompts = parse_object(**{name: texts[index] for name, texts in parts.items()})
+        prompts = parse_object(**{name: values[index] for name, values in parts.items()})
         objects.append(Wanted(first + index, prompts, carry=None not in prompts))
     return objects
 
 
-def parse_object(clicks: str = "", box: str = "", target: str = "") -> dict[int | None, Prompt]:
+def parse_object(
+    clicks: str = "", box: str = "", target: str = "", text: str = ""
+) -> dict[int | None, Prompt]:
     """The prompts for one object, by slice.
 
     Raises:
@@ -109,32 +121,35 @@ def parse_object(clicks: str = "", box: str = "", target: str = "") -> dict[int 
         return {None: Prompt(target=target)}
     points: dict[int | None, list[list[float]]] = {}
     boxes: dict[int | None, NDArray[np.float64]] = {}
-    for text in _split(clicks):
-        x, y, *named, label = _numbers(text, (3, 4), "clicks", CLICK_FORM)
+    for word in _split(clicks):
+        x, y, *named, label = _numbers(word, (3, 4), "clicks", CLICK_FORM)
         if label not in (0, 1):
-            raise UserError(f"clicks: {text!r} has the label {label:g}; it must be 1 or 0")
-        points.setdefault(_slice(named, "clicks", text), []).append([x, y, label])
-    for text in _split(box):
-        values = _numbers(text, (4, 5), "box", BOX_FORM)
+            raise UserError(f"clicks: {word!r} has the label {label:g}; it must be 1 or 0")
+        points.setdefault(_slice(named, "clicks", word), []).append([x, y, label])
+    for word in _split(box):
+        values = _numbers(word, (4, 5), "box", BOX_FORM)
         edges = np.array(values[:4])
         if (edges[:2] >= edges[2:]).any():
-            raise UserError(f"box: {text!r} must have x0 < x1 and y0 < y1")
-        depth = _slice(values[4:], "box", text)
+            raise UserError(f"box: {word!r} must have x0 < x1 and y0 < y1")
+        depth = _slice(values[4:], "box", word)
         if depth in boxes:
             raise UserError(
-                f"box: {text!r} is another box of an object that has one; objects are separated by"
+                f"box: {word!r} is another box of an object that has one; objects are separated by"
                 f" {BETWEEN_OBJECTS!r}"
             )
         boxes[depth] = edges
     depths = points.keys() | boxes.keys()
+    if not depths and text:
+        return {None: Prompt(text=text)}
     if not depths:
-        raise UserError("no prompt: an object has neither clicks nor a box")
+        raise UserError("no prompt: an object has neither clicks nor a box nor a text")
     if None in depths and len(depths) > 1:
         raise UserError("clicks and box: some of an object name their slice, and others do not")
     prompts: dict[int | None, Prompt] = {}
     for depth in sorted(depths, key=lambda depth: depth or 0):
         given = np.array(points.get(depth, [])).reshape(-1, 3)
-        prompts[depth] = Prompt(given[:, :2], given[:, 2].astype(np.int64), boxes.get(depth))
+        labels = given[:, 2].astype(np.int64)
+        prompts[depth] = Prompt(given[:, :2], labels, boxes.get(depth), text=text or None)
     return prompts
 
 
@@ -151,7 +166,7 @@ def place(wanted: Wanted, depth: int, chosen: int | None) -> Wanted:
     named = [each for each in wanted.prompts if each is not None]
     if not named:
         (prompt,) = wanted.prompts.values()
-        if chosen is None and depth > 1 and prompt.target is not None:
+        if chosen is None and depth > 1 and not prompt.says_where:
             return replace(wanted, prompts=dict.fromkeys(range(depth), prompt), carry=False)
         if chosen is None and depth > 1:
             raise UserError(

@@ -32,9 +32,9 @@ class PredictConfig(ModelSource):
     `prompts`: a folder."""
     prompts: Path | None = None
     """CSV table of many images, whose model is loaded once. Columns: `file`; then `clicks`, or `x`,
-    `y` and `label` (default 1) of one click per row; `box`; `target`; `slice`, which alone is then
-    segmented; and `object`, its value in the mask, which must be there where a file has several
-    rows. Masks that are there already are skipped."""
+    `y` and `label` (default 1) of one click per row; `box`; `target`; `text`; `slice`, which alone
+    is then segmented; and `object`, its value in the mask, which must be there where a file has
+    several rows. Masks that are there already are skipped."""
     clicks: str = ""
     """Clicks as "x,y,label x,y,label": label 1 on the object, 0 on the background. Objects are
     separated by ";". In a volume "x,y,slice,label", or `slice` says the slice of all."""
@@ -48,6 +48,9 @@ class PredictConfig(ModelSource):
     target: str | None = None
     """Target to segment, or several separated by ";", for a model whose decoder takes no prompts.
     It sees every slice of a volume."""
+    text: str | None = None
+    """What is wanted in words, or several texts separated by ";", for a model that was trained with
+    texts. Clicks may correct it. By itself it is for every slice of a volume."""
     slice: int | None = None
     """The only slice of a volume, or frame of a DICOM file, that is segmented. null: prompts name
     their slices, and the mask is carried on to the others, each from the nearest prompted one."""
@@ -89,7 +92,7 @@ class PredictConfig(ModelSource):
             if self.suffix is not None:
                 raise UserError("suffix: is for --prompts; --output says the format of one mask")
             return
-        alone = ("clicks", "box", "mask", "target", "slice", "value", "add")
+        alone = ("clicks", "box", "mask", "target", "text", "slice", "value", "add")
         defaults = type(self).__dataclass_fields__
         given = [name for name in alone if getattr(self, name) != defaults[name].default]
         if given:

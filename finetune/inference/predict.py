@@ -25,7 +25,7 @@ def predict(config: PredictConfig, resolved: str) -> None:
 
         predict_table(config, config.prompts, resolved)
         return
-    wanted = parse_objects(config.clicks, config.box, config.target, config.value)
+    wanted = parse_objects(config.clicks, config.box, config.target, config.value, config.text)
     if not wanted and config.mask is None:
         raise UserError('no prompt: give --clicks "x,y,1" or --box "x0,y0,x1,y1"')
     kind = kind_of(config.input)

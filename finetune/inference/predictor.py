@@ -129,6 +129,7 @@ class Predictor:
         clicks: ArrayLike | None = None,
         box: ArrayLike | None = None,
         mask: NDArray[Any] | None = None,
+        text: str | Sequence[str] | None = None,
         target: str | Sequence[str] | None = None,
     ) -> tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]]:
         """The masks of one object, or of M, each by a prompt of the same kinds.
@@ -142,6 +143,7 @@ class Predictor:
                 column x covers x to x + 1.
             mask: Rough masks (H, W) or (M, H, W), bool or integers that are not 0 on the object; or
                 the logits of an earlier call, (S / 4, S / 4) or (M, S / 4, S / 4) float.
+            text: What is wanted in words, one text or M, for a model that was trained with texts.
             target: One or M names, for a decoder that takes no prompts.
 
         Returns:
@@ -162,15 +164,16 @@ class Predictor:
         boxes = None if box is None else as_array(box, 2, 4, "box")
         names = names_of(target)
         previous = None if mask is None else self._logits(mask, prompted)
-        count = count_objects([points, boxes, names, previous])
-        check_kinds(self.segmenter, target=names is not None, mask=previous is not None)
-        if names is not None and (previous is not None or points is not None or boxes is not None):
+        texts = names_of(text)
+        others = [points, boxes, previous, texts]
+        count = count_objects([names, *others])
+        check_kinds(self.segmenter, names is not None, previous is not None, texts is not None)
+        if names is not None and any(each is not None for each in others):
             raise UserError("target: is for models without prompts; give it alone")
         for number in range(count):
             here = Prompt() if points is None else Prompt(points[number])
             check_inside(replace(here, box=None if boxes is None else boxes[number]), size)
-        # A text is one more kind of prompt: it is to be passed on here.
-        decoded = prompted.decode(points, labels, boxes, previous, names)
+        decoded = prompted.decode(points, labels, boxes, previous, names, texts)
         scores = np.full(count, np.nan, np.float32)
         if decoded.iou is not None:
             scores = _numpy(decoded.iou[:, 0])
@@ -182,6 +185,7 @@ class Predictor:
         clicks: ArrayLike | None = None,
         box: ArrayLike | None = None,
         mask: NDArray[Any] | None = None,
+        text: str | Sequence[str] | None = None,
         target: str | Sequence[str] | None = None,
     ) -> NDArray[np.bool_]:
         """The masks of one object, or of M, in a volume that is prompted in some of its slices.
@@ -196,6 +200,7 @@ class Predictor:
             clicks: (n, 4) or (M, n, 4): x, y, slice, and 1 on the object or 0 on the background.
             box: (5,), (k, 5) in k slices, or (M, k, 5): x0, y0, x1, y1, slice.
             mask: Rough masks (D, H, W) or (M, D, H, W); a prompt in each slice that they mark.
+            text: One text or M, as in `predict`; alone it is for every slice.
             target: One or M names, for a decoder that takes no prompts.
 
         Returns:
@@ -208,12 +213,13 @@ class Predictor:
             raise UserError(
                 f"a volume has shape {volume.shape}; expected (D, H, W) or (D, H, W, 3)"
             )
-        objects = prompts_by_slice(volume.shape[:3], clicks, box, mask, target)
-        check_kinds(self.segmenter, target=target is not None, mask=mask is not None)
+        objects = prompts_by_slice(volume.shape[:3], clicks, box, mask, target, text)
+        check_kinds(self.segmenter, target is not None, mask is not None, text is not None)
         slices = PromptedVolume(self.segmenter, len(volume), lambda depth: np.array(volume[depth]))
         found = np.zeros((len(objects), *volume.shape[:3]), dtype=bool)
+        carry = not (clicks is None and box is None and mask is None)
         for number, prompts in enumerate(objects):
-            for depth, each in segment_volume(slices, prompts, carry=target is None):
+            for depth, each in segment_volume(slices, prompts, carry=carry):
                 found[number, depth] = each
         return found
 

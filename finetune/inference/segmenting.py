@@ -10,15 +10,16 @@ from data_prep.common.errors import UserError
 from finetune.inference.objects import Prompt, Wanted
 from finetune.inference.prompted import Answer, PromptedImage
 from finetune.inference.volume import PromptedVolume, carry_through
-from finetune.model.segmenter import Segmenter
+from finetune.model.segmenter import NO_TEXTS, Segmenter
 
 
-def check_kinds(segmenter: Segmenter, target: bool, mask: bool) -> None:
+def check_kinds(segmenter: Segmenter, target: bool, mask: bool, text: bool = False) -> None:
     """Refuse kinds of prompts that a model does not take.
 
     Args:
-        target: Whether a target is named; otherwise there are clicks, boxes or masks.
+        target: Whether a target is named; otherwise there are clicks, boxes, masks or texts.
         mask: Whether there is a rough mask, or logits of an earlier prediction.
+        text: Whether there is a text.
 
     Raises:
         UserError: Says what it takes.
@@ -29,6 +30,8 @@ def check_kinds(segmenter: Segmenter, target: bool, mask: bool) -> None:
         raise UserError(f"this model's decoder takes {wanted}, and no other prompt")
     if mask and not (takes_prompts and segmenter.previous_mask):
         raise UserError("mask: this model was not trained with masks as prompts")
+    if text and segmenter.text_encoder is None:
+        raise UserError(f"text: {NO_TEXTS}")
 
 
 def check_prompts(segmenter: Segmenter, wanted: Wanted) -> None:
@@ -38,14 +41,17 @@ def check_prompts(segmenter: Segmenter, wanted: Wanted) -> None:
         UserError: See `check_kinds`.
     """
     for prompt in wanted.prompts.values():
-        check_kinds(segmenter, prompt.target is not None, prompt.mask is not None)
+        named, rough, said = (
+            each is not None for each in (prompt.target, prompt.mask, prompt.text)
+        )
+        check_kinds(segmenter, named, rough, said)
 
 
 def segment(prompted: PromptedImage, prompt: Prompt) -> Answer:
     """What a model makes of a prompt for one object.
 
     Where the model was trained so, clicks are taken one after the other, the prediction after each
-    being part of the next prompt; otherwise all at once.
+    being part of the next prompt, and the first one after that of a text; otherwise all at once.
     """
     if prompt.target is not None:
         masks, logits = prompted.predict(targets=[prompt.target])
@@ -53,12 +59,13 @@ def segment(prompted: PromptedImage, prompt: Prompt) -> Answer:
     count = len(prompt.points)
     boxes = None if prompt.box is None else prompt.box[None]
     previous = None if prompt.mask is None else prompted.mask_prompts(prompt.mask[None])
+    texts = None if prompt.text is None else [prompt.text]
     step_by_step = prompted.segmenter.previous_mask and count
-    for number in range(1, count + 1) if step_by_step else [count]:
+    for number in range(texts is None, count + 1) if step_by_step else [count]:
         points, labels = prompt.points[None, :number], prompt.labels[None, :number]
         # the masks of the steps before the last one are not looked at
         decoded = prompted.decode(
-            points if count else None, labels if count else None, boxes, previous
+            points if number else None, labels if number else None, boxes, previous, texts=texts
         )
         previous = decoded.low_res
     assert previous is not None

@@ -19,7 +19,7 @@ from finetune.inference.objects import Prompt, Wanted, check_value, parse_object
 from finetune.inference.options import PredictConfig
 from finetune.inference.predict import load, reading
 
-COLUMNS = ("file", "object", "clicks", "x", "y", "label", "box", "target", "slice")
+COLUMNS = ("file", "object", "clicks", "x", "y", "label", "box", "target", "text", "slice")
 SUFFIXES = {"picture": ".png", "nifti": ".nii.gz", "dicom": ".png"}
 """Of masks, by the kind of image; a folder of a DICOM series gives NIfTI."""
 MAY_DIFFER = ("device", "threads", "prompts")
@@ -205,9 +205,9 @@ def prompts_of(row: Row) -> dict[int | None, Prompt]:
         if clicks:
             raise UserError("clicks: is there beside x and y; give one of them")
         clicks = ",".join((row.get("x", ""), row.get("y", ""), row.get("label") or "1"))
-    if row.get("target") and (clicks or row.get("box")):
-        raise UserError("target: is for models without prompts; leave clicks and box out")
-    prompts = parse_object(clicks, row.get("box", ""), row.get("target", ""))
+    if row.get("target") and (clicks or row.get("box") or row.get("text")):
+        raise UserError("target: is for models without prompts; leave clicks, box and text out")
+    prompts = parse_object(clicks, row.get("box", ""), row.get("target", ""), row.get("text", ""))
     depth = whole_number(row, "slice")
     if depth is None:
         return prompts
@@ -220,7 +220,7 @@ def together(before: Prompt | None, prompt: Prompt) -> Prompt:
     """Two prompts for the same object in the same slice, as one.
 
     Raises:
-        UserError: Both have a box, or one a target.
+        UserError: Both have a box or a text, or one a target.
     """
     if before is None:
         return prompt
@@ -228,10 +228,13 @@ def together(before: Prompt | None, prompt: Prompt) -> Prompt:
         raise UserError("object: has a target in one of its rows, and another row")
     if before.box is not None and prompt.box is not None:
         raise UserError("box: its object has one already in the same slice")
+    if before.text and prompt.text:
+        raise UserError("text: its object has one already in the same slice")
     return Prompt(
         np.concatenate([before.points, prompt.points]),
         np.concatenate([before.labels, prompt.labels]),
         prompt.box if before.box is None else before.box,
+        text=before.text or prompt.text,
     )
 
 

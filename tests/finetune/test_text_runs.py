@@ -4,24 +4,30 @@ import json
 import shutil
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import open_clip
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from PIL import Image
 from safetensors.torch import save_file
 
-from data_prep.common.cli import run_command
+from data_prep.common.cli import run_command, run_program
 from data_prep.common.components import Component
 from data_prep.common.errors import UserError
 from data_prep.records import Sample
+from finetune import Predictor
+from finetune.__main__ import COMMANDS
 from finetune.config import CaseSelection, ModelConfig, TrainConfig
 from finetune.data.cases import LabelledCases
 from finetune.evaluation import metrics
 from finetune.evaluation.evaluate import evaluate
 from finetune.evaluation.text import Text
 from finetune.inference.loading import SEGMENTER, load_segmenter
+from finetune.inference.objects import Prompt
 from finetune.inference.prompted import PromptedImage
+from finetune.inference.segmenting import segment
 from finetune.model.prompt_encoder import Prompts
 from finetune.model.segmenter import build_model
 from finetune.train import COMMAND
@@ -159,11 +165,58 @@ def test_a_run_travels_with_its_tower(loaded, make_shards, monkeypatch) -> None:
     Path("texts.yaml").unlink()  # only training and evaluation draw texts
     monkeypatch.chdir("far/away")
     assert torch.equal(answers(Path("run")), expected)
+    texts_in_use(expected, image)
     if loaded:
         torch.manual_seed(9)
         official(Path("run/sources/text_weights.safetensors"))
         with pytest.raises(UserError, match="was trained on other text_encoder weights than"):
             load_segmenter(Path("run"), CPU)
+
+
+def texts_in_use(expected: torch.Tensor, image: np.ndarray) -> None:
+    """A Predictor and the command, in an image and in a volume, by the run in this folder."""
+    texts, size = ["the disc", "square here"], image.shape
+    predictor = Predictor("run", "cpu")
+    predictor.set_image(image)
+    masks, _, logits = predictor.predict(text=texts)
+    assert np.array_equal(logits, expected[:, 0].numpy())
+    volume = predictor.predict_volume(np.stack([image] * 3), text=texts)
+    assert np.array_equal(volume, masks[:, None].repeat(3, axis=1))
+    carried = predictor.predict_volume(np.stack([image] * 3), clicks=[9, 9, 1, 1], text=texts[0])
+    prompt = Prompt(np.array([[9.0, 9.0]]), np.array([1]), text=texts[0])
+    prompted = PromptedImage(predictor.segmenter, image)
+    by_text, first = prompted.predict(texts=texts[:1])
+    previous = first if predictor.segmenter.previous_mask else None
+    corrected, _ = prompted.predict([[[9, 9]]], [[1]], previous=previous, texts=texts[:1])
+    assert np.array_equal(segment(prompted, prompt).mask, corrected[0])
+    assert np.array_equal(carried[0, 1], corrected[0]) and np.array_equal(by_text[0], masks[0])
+    with pytest.raises(UserError, match="different numbers of objects"):
+        predictor.predict(clicks=[9, 9, 1], text=texts)
+
+    Image.fromarray(image).save("image.png")
+    nibabel.save(nibabel.Nifti1Image(image[..., None].repeat(2, 2), np.eye(4)), "volume.nii.gz")
+    common = ["predict", "--run=run", "--no-overlay", "--device=cpu"]
+
+    def use(*options: str) -> None:
+        run_program("finetune", COMMANDS, [*common, *options])
+
+    words = "; ".join(texts)
+    run_program(
+        "finetune", COMMANDS, [*common, "--input=image.png", f"--text={words}", "--output=mask.png"]
+    )
+    label = np.where(masks[1], 2, masks[0])
+    assert np.array_equal(np.array(Image.open("mask.png")), label)
+    Path("table.csv").write_text(
+        f"file,object,text\nimage.png,1,{texts[0]}\nimage.png,2,{texts[1]}\n"
+    )
+    use("--input=.", "--prompts=table.csv", "--output=out")
+    assert np.array_equal(np.array(Image.open("out/image.png")), label)
+    run_program(
+        "finetune",
+        COMMANDS,
+        [*common, "--input=volume.nii.gz", "--text=the disc", "--output=masks.nii.gz"],
+    )
+    assert nibabel.load("masks.nii.gz").shape == (*size, 2)
 
 
 def test_a_resumed_run_goes_on_with_the_tower_that_it_kept(make_shards, read_losses) -> None:

@@ -29,6 +29,13 @@ def test_objects_are_separated_by_semicolons():
     assert parse_objects() == []
 
 
+def test_texts_are_for_every_slice_or_go_with_clicks():
+    alone, clicked = parse_objects("; 5,6,3,1", text="the liver; a tumour")
+    assert alone.prompts[None].text == alone.name == "the liver"
+    assert set(place(alone, 3, None).prompts) == {0, 1, 2} and not place(alone, 3, None).carry
+    assert list(clicked.prompts) == [3] and clicked.prompts[3].text == "a tumour" and clicked.carry
+
+
 def test_prompts_may_name_their_slice():
     (wanted,) = parse_objects("5,6,3,1 7,8,9,0 1,1,3,0", "1,2,8,9,3 0,0,4,4,1")
     assert wanted.carry and list(wanted.prompts) == [1, 3, 9]
@@ -41,7 +48,7 @@ def test_prompts_may_name_their_slice():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"clicks": "1,2,1; 3,4,1", "box": "1,2,3,4"}, "box: 1 objects, and clicks: 2"),
+        ({"clicks": "1,2,1; 3,4,1", "box": "1,2,3,4"}, "box: 1 objects and clicks: 2"),
         ({"clicks": "1,2,1;"}, "no prompt: an object has neither"),
         ({"clicks": "1,2,3,1 4,5,1"}, "some of an object name their slice"),
         ({"clicks": "1,2,1", "box": "1,2,3,4,5"}, "some of an object name their slice"),
@@ -51,6 +58,8 @@ def test_prompts_may_name_their_slice():
         ({"box": "1,2,3,4 1,1,2,2"}, "another box of an object that has one"),
         ({"box": "1,2,3,4,5,6"}, "not of the form x0,y0,x1,y1 or x0,y0,x1,y1,slice"),
         ({"clicks": "1,2,1", "target": "disc"}, "target: is for models without prompts"),
+        ({"text": "a disc", "target": "disc"}, "target: is for models without prompts"),
+        ({"text": "a; b", "clicks": "1,2,1"}, "clicks: 1 objects and text: 2 objects; give each"),
         ({"clicks": "1,1,1;1,1,1", "first": 254}, "a mask holds objects 1 to 254"),
     ],
 )

@@ -141,7 +141,7 @@ def test_adapters_can_be_left_out(predictor, image, seeing, glow):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "no prompt: give clicks, a box, a mask or a target"),
+        ({}, "no prompt: give clicks, a box, a mask, a text or a target"),
         ({"clicks": [[1, 2]]}, r"clicks: has shape \(1, 2\); expected 3 numbers each"),
         ({"clicks": [[1, 2, 2]]}, "its label, 1 or 0"),
         ({"clicks": [[80, 2, 1]]}, r"clicks: \(80, 2\) lies outside"),
