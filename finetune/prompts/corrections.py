@@ -26,7 +26,8 @@ class Corrections:
     """
 
     def __init__(self, truths: NDArray[np.bool_], area: NDArray[np.bool_], side: int) -> None:
-        self.truths, self.area = truths, area
+        # Copies: a worker of the loader moves the memory of a batch's tensors to hand them over.
+        self.truths, self.area = truths.copy(), area.copy()
         self.block = truths.shape[-1] // side
         self.small_truths = most(truths, self.block)
         self.small_area = most(area, self.block)

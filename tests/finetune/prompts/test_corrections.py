@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.ndimage import gaussian_filter
 
 from finetune.prompts.clicks import next_click
@@ -72,3 +73,14 @@ def test_thin_objects_are_corrected_pixel_by_pixel() -> None:
     all_right = corrections.small_truths.copy()
     all_right[0] = False
     assert corrections.add(all_right, [NO_CLICKS] * 2, np.random.default_rng(0))[1] is NO_CLICKS
+
+
+def test_truths_stay_when_the_batch_is_handed_over():
+    """A loader's worker moves tensors to shared memory, and what showed theirs showed anything."""
+    masks = torch.rand(2, 16, 16) > 0.5
+    expected = masks.numpy().copy()
+    corrections = Corrections(masks.numpy(), masks.numpy(), 4)
+    masks.share_memory_()
+    masks.zero_()
+    for kept in (corrections.truths, corrections.area):
+        assert np.array_equal(kept, expected) and not np.shares_memory(kept, masks.numpy())
