@@ -134,6 +134,21 @@ def hub():
 
 
 @pytest.fixture
+def refused(publish, capsys):
+    """The line that publishing is refused with; `publish` is of the tests that use it."""
+
+    def start(*options: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            publish(*options)
+        assert stopped.value.code == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ")
+        return error
+
+    return start
+
+
+@pytest.fixture
 def on_hub(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The hub, which this process is logged in to; failed requests are tried again at once."""
     hub.token = "hf_secret"

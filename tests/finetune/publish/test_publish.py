@@ -80,21 +80,6 @@ def publish(folder):
     return start
 
 
-@pytest.fixture
-def refused(publish, capsys):
-    """The line that publishing is refused with."""
-
-    def start(*options: str) -> str:
-        with pytest.raises(SystemExit) as stopped:
-            publish(*options)
-        assert stopped.value.code == 2
-        error = capsys.readouterr().err.splitlines()[-1]
-        assert error.startswith("error: ")
-        return error
-
-    return start
-
-
 def same(one, other) -> bool:
     states = one.state_dict(), other.state_dict()
     return states[0].keys() == states[1].keys() and all(

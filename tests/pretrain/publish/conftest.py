@@ -45,18 +45,3 @@ def publish(run):
         run_program("python -m pretrain", COMMANDS, ["publish", *given])
 
     return start
-
-
-@pytest.fixture
-def refused(publish, capsys):
-    """The line that publishing is refused with."""
-
-    def start(*options: str) -> str:
-        with pytest.raises(SystemExit) as stopped:
-            publish(*options)
-        assert stopped.value.code == 2
-        error = capsys.readouterr().err.splitlines()[-1]
-        assert error.startswith("error: ")
-        return error
-
-    return start
