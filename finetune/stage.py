@@ -128,6 +128,12 @@ class SegmentationStage(Stage):
             raise UserError(
                 f"data.stack is 1, and {chosen} learns from neighbouring slices; set it to 5, say"
             )
+        if options.data.stack > 1 and not (together or self.prompting.for_stacks):
+            raise UserError(
+                f"data.stack is {options.data.stack}, and neither the encoder's adapter nor the"
+                " prompts look at neighbouring slices; set it to 1, or choose them as"
+                " configs/finetune/msa_3d.yaml does"
+            )
         # others need not look at the neighbours of a slice in use
         self.segmenter.stack = options.data.stack if together else 1
         self.cache = open_cache(options, self.segmenter, self.dataset)
@@ -171,6 +177,7 @@ class SegmentationStage(Stage):
             "text_multimask": self.prompting.text_multimask,
             "stack": self.segmenter.stack,
             "fingerprint": cases.shards.fingerprint,
+            "prompts": self.prompting.digest,
         }
         return {SOURCES: self.segmenter.frozen_sources(), DATA: data}
 
@@ -179,8 +186,18 @@ class SegmentationStage(Stage):
         keep_weights(run, self.segmenter)
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """What was trained."""
+        """What was trained.
+
+        Raises:
+            UserError: The prompts are drawn from something else now.
+        """
         restore(self.segmenter, checkpoint)
+        digest = (checkpoint.document(DATA) or {}).get("prompts")
+        if digest != self.prompting.digest:
+            raise UserError(
+                "prompts: their file of texts has changed since the last checkpoint, so that other"
+                " texts would be drawn; put it back, or start a new run"
+            )
 
     def describe(self) -> Iterable[str]:
         """What is trained, what is frozen and where it came from."""
@@ -190,7 +207,7 @@ class SegmentationStage(Stage):
         if self.decoder_of_encoder and "sam" in self.segmenter.files:
             yield "--encoder is a whole SAM checkpoint: prompt encoder and decoder are from it, too"
         if self.cache is not None:
-            count = len(self.dataset) * (self.options.data.views or 1)
+            count = self.dataset.images * (self.options.data.views or 1)
             size = f"{count} embeddings, up to {count * self.cache.entry_bytes / 1e9:.2g} GB"
             yield f"data.cache: {size} in {self.cache.folder}"
         yield f"targets {', '.join(self.dataset.targets)}"

@@ -1,7 +1,6 @@
 """Judging a segmenter while it trains, on patients that are kept from it, to find the best one."""
 
 import sys
-import zlib
 from typing import cast
 
 import numpy as np
@@ -10,7 +9,7 @@ from accelerate.utils import gather_object
 
 from data_prep.common.errors import UserError
 from finetune.data.cases import LabelledCases, Part
-from finetune.evaluation.labelled import encode_labelled
+from finetune.evaluation.labelled import encode_labelled, generator_of
 from finetune.evaluation.metrics import dice
 from finetune.evaluation.protocols import (
     FILLED_BOX,
@@ -38,7 +37,9 @@ class Validation(Evaluator):
 
     Images are prompted as in evaluation, slice by slice: at each number of clicks and by the exact
     box, or by the target alone where the decoder takes no prompts. The mean of these rows is the
-    score; the checkpoint with the highest is kept in the run folder as `best`. Whole volumes, where
+    score; the checkpoint with the highest is kept in the run folder as `best`. Texts are also given
+    for targets that an image does not hold, some images that hold none among them: their row is the
+    share that is answered by an empty mask. Whole volumes, where
     some are asked for, are prompted in one slice by one click or the box, and their rows count
     among the others.
 
@@ -77,7 +78,7 @@ class Validation(Evaluator):
         """Find the images.
 
         Raises:
-            UserError: Nothing is kept from training.
+            UserError: Nothing is kept from training, or there are texts that cannot be given.
         """
         if not isinstance(stage, SegmentationStage):
             raise UserError("evaluators: Validation is for finetune/train.py")
@@ -91,9 +92,15 @@ class Validation(Evaluator):
             accelerator.print(f"{line}: {share} of so few groups is none; see data.validation")
         chosen = np.random.default_rng(self.seed).permutation(count)[: self.max_images]
         self.images = [self.cases.images[index] for index in sorted(chosen.tolist())]
+        if any(protocol.asks_for_absent for protocol in self.prompting):
+            some = np.random.default_rng([self.seed, 2]).permutation(len(self.cases.empty))
+            some = some[: len(self.images) // 4]
+            self.images += [self.cases.empty[index] for index in sorted(some.tolist())]
         self.volumes = self._choose_volumes()
         if not stage.segmenter.decoder.takes_prompts:
             self.prompting, self.volumes = [TargetOnly()], []
+        for protocol in self.prompting:
+            protocol.begin(stage.segmenter, list(self.cases.targets))
 
     def evaluate(self, stage: Stage, accelerator: Accelerator) -> Judgement:
         """Judge the segmenter as it is now, and keep it if it is the best so far."""
@@ -107,15 +114,23 @@ class Validation(Evaluator):
         for place in range(accelerator.process_index, len(self.images), accelerator.num_processes):
             key, pixels, truths = self.cases.read(self.images[place])
             names = self.cases.names(self.images[place])
+            absent = [name for name in self.cases.targets if name not in names]
             with accelerator.autocast():
                 segmenter = trained.segmenter
                 prompted = encode_labelled(segmenter, self.cases, self.images[place], pixels)
                 for protocol in self.prompting:
-                    rng = np.random.default_rng([self.seed, zlib.crc32(key.encode())])
-                    for row, answers in protocol.answers(prompted, truths, names, rng).items():
+                    rng = generator_of(self.seed, key)
+                    given = protocol.answers(prompted, truths, names, rng) if names else {}
+                    for row, answers in given.items():
                         pairs = zip(answers, truths, strict=True)
                         dices = [dice(answer.mask, truth) for answer, truth in pairs]
                         found.append((place, row, float(np.mean(dices))))
+                    if not absent or not protocol.asks_for_absent:
+                        continue
+                    rng = generator_of(self.seed, key)
+                    for row, answers in protocol.absent_answers(prompted, absent, rng).items():
+                        empty = [not answer.mask.any() for answer in answers]
+                        found.append((place, row, float(np.mean(empty))))
         for number in range(
             accelerator.process_index, len(self.volumes), accelerator.num_processes
         ):
@@ -142,7 +157,7 @@ class Validation(Evaluator):
         record = self.cases.shards.record(number)
         assert record.mask is not None
         volume = PromptedVolume(segmenter, len(record.image), record.image.__getitem__)
-        rng = np.random.default_rng([self.seed, zlib.crc32(record.key.encode())])
+        rng = generator_of(self.seed, record.key)
         found = []
         for name, values in self.cases.targets.items():
             truth = np.isin(record.mask, values)

@@ -18,6 +18,10 @@ from finetune.data.cases import LabelledCases, LabelledImage, Part
 from pretrain.encoder.geometry import Resize
 from pretrain.encoder.pixels import as_pixels, stack_pixels
 
+VIEWS_VERSION = 1
+"""To be raised when a view of an image comes to have other pixels: kept embeddings then count no
+more."""
+
 
 class View(NamedTuple):
     """One of the finite number of ways in which an image is shown, see `data.views`."""
@@ -137,17 +141,27 @@ class SegmentationDataset(Dataset):
             for target in range(len(self.targets))
         ]
 
+        if config.stack > 1 and all(image.depth is None for image in self.cases.images):
+            raise UserError(
+                f"data.stack is {config.stack}, and {config.shards} has no volumes; set it to 1"
+            )
+
     def __len__(self) -> int:
         return len(self.cases.images)
+
+    @property
+    def images(self) -> int:
+        """How many images one view of each sample shows at most, slices of stacks among them."""
+        without = len(self.cases.empty) if self.config.without_targets else 0
+        return (len(self) + without) * self.config.stack
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """(n,) int64, n = len(self): the images of one epoch, a pure function of (seed, epoch).
 
-        Numbers from n on are images without targets, which replace others.
-
         Targets take turns, in random order within each round. Each draws, from the images that hold
         it, one of those drawn least so far in this epoch. So where all images hold all targets an
-        epoch is a permutation, and where a target is rare its images come several times.
+        epoch is a permutation, and where a target is rare its images come several times. Numbers
+        from n on are images without targets, which replace others.
         """
         generator = np.random.default_rng([self.seed, epoch])
         rank = generator.permutation(len(self))  # decides between images drawn equally often

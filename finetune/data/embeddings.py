@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from data_prep.common.errors import UserError
 from data_prep.common.files import write_json
 from finetune.config import TrainConfig
-from finetune.data.dataset import SegmentationBatch, SegmentationDataset, View
+from finetune.data.dataset import VIEWS_VERSION, SegmentationBatch, SegmentationDataset, View
 from finetune.model.prompt_encoder import PROMPT_WIDTH
 from finetune.model.segmenter import Segmenter
 from pretrain.sizes import PATCH
@@ -155,8 +155,8 @@ def open_cache(
         raise UserError(
             f"data.cache: the image encoder is trained ({len(trained)} parameters, first"
             f" image_encoder.{trained[0]}), so its embeddings change; leave data.cache out, or"
-            " freeze it: --model.encoder_adapter null, nothing of it in model.trained, and weights"
-            " of a whole SAM checkpoint, whose neck is trained"
+            " freeze it: --model.encoder_adapter null, nothing of it in model.trained, and the"
+            " encoder of a whole SAM checkpoint (the neck of one of stage one is trained here)"
         )
     data = asdict(options.data)
     changes = {k: v for k, v in data.items() if k not in (*WITHOUT_EFFECT, "views", "cache")}
@@ -166,6 +166,7 @@ def open_cache(
         "precision": options.precision,
         "data": dataset.cases.shards.fingerprint,
         "seed": options.seed,
+        "views": VIEWS_VERSION,
         "changes": changes,
     }
     return EmbeddingCache(options.data.cache, identity, shape_of(options.model.image_size))

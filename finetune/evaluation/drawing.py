@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from finetune.data.cases import LabelledCases, LabelledImage
-from finetune.evaluation.labelled import encode_labelled
+from finetune.evaluation.labelled import encode_labelled, generator_of
 from finetune.evaluation.protocols import Protocol
 from finetune.evaluation.tables import Row, Summary, summarise
 from finetune.inference.pictures import outline, show
@@ -47,12 +48,19 @@ def draw_results(
     for name, rank in {"worst": 0, "median": len(ranked) // 2, "best": -1}.items():
         row = ranked[rank]
         image, pixels, truth = _largest(cases, record_of[row.case], row.target)
+        held = tuple(cases.held(image.record))
+        index = list(cases.targets).index(row.target)
         answers: dict[str, Answer] = {}
         prompted = encode_labelled(segmenter, cases, image, pixels)
         for protocol in protocols:
-            rng = np.random.default_rng(seed)
-            found = protocol.answers(prompted, truth[None], [row.target], rng)
-            answers |= {key: members[0] for key, members in found.items()}
+            # as it was judged, with all that was drawn for other targets
+            whole = protocol.every_slice or not protocol.gives_prompts or image.depth is None
+            asked = replace(image, targets=held) if whole else image
+            rng = generator_of(seed, row.case if whole else f"{row.case}/{image.depth}")
+            _, _, truths = cases.read(asked)
+            found = protocol.answers(prompted, truths, cases.names(asked), rng)
+            place = asked.targets.index(index)
+            answers |= {key: members[place] for key, members in found.items()}
         title = f"{name}: {row.target}, Dice {row.dice:.3f} ({name_ranked})"
         draw_case(pixels, truth, answers, title, folder / f"{name}.png")
 

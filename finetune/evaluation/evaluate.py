@@ -5,7 +5,6 @@ scored as a volume, empty where nothing was predicted.
 """
 
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -21,6 +20,7 @@ from finetune.config import EvaluateConfig
 from finetune.data.cases import LabelledCases, LabelledImage
 from finetune.evaluation import metrics
 from finetune.evaluation.drawing import draw_results
+from finetune.evaluation.labelled import generator_of
 from finetune.evaluation.protocols import Protocol
 from finetune.evaluation.tables import (
     ABSENT,
@@ -110,7 +110,7 @@ class _Case:
                 self.slices[image.depth or 0],
                 truths,
                 self.cases.names(image),
-                _generator(seed, key),
+                generator_of(seed, key),
             )
             for row, members in answers.items():
                 for target, answer in zip(image.targets, members, strict=True):
@@ -119,7 +119,7 @@ class _Case:
                     kept.prompts = answer.prompts + (0 if one_for_all else kept.prompts)
         for target in self._wanted() if self.is_volume else ():
             name = list(self.cases.targets)[target]
-            random = _generator(seed, f"{self.key}/{name}")
+            random = generator_of(seed, f"{self.key}/{name}")
             truth = self._truth(target)[None]
             for row, (whole,) in protocol.volume_answers(
                 self.slices, truth, [name], random
@@ -169,7 +169,7 @@ class _Case:
         if not absent or not protocol.asks_for_absent:
             return found
         for image in self._whole(absent):
-            random = _generator(seed, self.key)
+            random = generator_of(seed, self.key)
             prompted, asked = self.slices[image.depth or 0], self.cases.names(image)
             for row, answers in protocol.absent_answers(prompted, asked, random).items():
                 for target, answer in zip(absent, answers, strict=True):
@@ -210,10 +210,6 @@ class _Answered:
         return whole
 
 
-def _generator(seed: int, key: str) -> np.random.Generator:
-    return np.random.default_rng([seed, zlib.crc32(key.encode())])
-
-
 def _unpack(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.bool_]:
     return np.unpackbits(packed, count=int(np.prod(shape))).astype(bool).reshape(shape)
 
@@ -231,6 +227,8 @@ def evaluate_run(config: EvaluateConfig, resolved: str) -> None:
     for protocol in protocols:
         require_prompts(segmenter.decoder, "protocols", protocol)
     cases = LabelledCases(config.data, config.seed)
+    for protocol in protocols:
+        protocol.begin(segmenter, list(cases.targets))
     (output / "figures").mkdir(parents=True, exist_ok=True)
     rows = evaluate(segmenter, cases, protocols, config.tolerance, config.seed, config.hd95)
     summaries = summarise(rows, list(cases.targets))

@@ -1,13 +1,24 @@
-"""A labelled image, encoded as it is in use."""
+"""A labelled image as it is in use: encoded, and with what is random in its prompts."""
 
+import zlib
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data.cases import LabelledCases, LabelledImage
 from finetune.inference.prompted import PromptedImage
 from finetune.inference.stacks import encode_around
 from finetune.model.segmenter import Segmenter
+
+
+def generator_of(seed: int, key: str) -> np.random.Generator:
+    """Source of what is random in the prompts for an image or a volume.
+
+    Args:
+        key: Of the record; of a slice that is prompted by itself followed by `/` and its depth.
+    """
+    return np.random.default_rng([seed, zlib.crc32(key.encode())])
 
 
 def encode_labelled(

@@ -12,6 +12,7 @@ from data_prep.common.errors import UserError
 from finetune.evaluation.tables import IN_ONE_SLICE, PER_SLICE
 from finetune.inference.prompted import Answer, PromptedImage
 from finetune.inference.volume import PromptedVolume, propagate
+from finetune.model.segmenter import Segmenter
 from finetune.prompts.boxes import boxes_of, jitter_box
 
 FILLED_BOX = "filled box"
@@ -39,6 +40,14 @@ class Protocol(ABC):
     """Whether it gives clicks, boxes and the like: False for decoders that take none."""
     every_slice: ClassVar[bool] = False
     """Whether one prompt is for a whole volume, all slices of which are asked for it."""
+
+    def begin(self, segmenter: Segmenter, targets: Sequence[str]) -> None:
+        """See that it can ask a model for these targets, before any case is judged.
+
+        Raises:
+            UserError: It cannot.
+        """
+        return
 
     @property
     def asks_for_absent(self) -> bool:

@@ -11,10 +11,33 @@ from data_prep.common.errors import UserError
 from finetune.evaluation.protocols import Clicks, Protocol
 from finetune.evaluation.tables import ABSENT, PER_SLICE
 from finetune.inference.prompted import Answer, PromptedImage
+from finetune.model.segmenter import NO_TEXTS, Segmenter
 from finetune.prompts.text_bank import TextBank
 
 TEXT = "text"
 HELD_OUT = f"{TEXT}, held-out wording"
+
+
+def require_texts(
+    segmenter: Segmenter, bank: TextBank, targets: Sequence[str], held_out: bool = False
+) -> None:
+    """Refuse a model that takes no texts, and targets that have none.
+
+    Args:
+        held_out: Whether wordings that are kept from training are asked for, too.
+
+    Raises:
+        UserError: Says which.
+    """
+    if segmenter.text_encoder is None:
+        raise UserError(f"protocols: {NO_TEXTS}")
+    bank.check(targets)
+    for target in targets if held_out else ():
+        if not bank.texts(target, held_out=True):
+            raise UserError(
+                f"{bank.path}: has no held-out text for {target}; add some, or give Text"
+                " {held_out: false}"
+            )
 
 
 @dataclass(frozen=True)
@@ -38,6 +61,10 @@ class Text(Protocol):
     @cached_property
     def _bank(self) -> TextBank:
         return TextBank(self.bank)
+
+    def begin(self, segmenter: Segmenter, targets: Sequence[str]) -> None:
+        """Read the texts."""
+        require_texts(segmenter, self._bank, targets, self.held_out)
 
     @property
     def asks_for_absent(self) -> bool:
@@ -95,6 +122,10 @@ class TextThenClicks(Clicks):
     @cached_property
     def _bank(self) -> TextBank:
         return TextBank(self.bank)
+
+    def begin(self, segmenter: Segmenter, targets: Sequence[str]) -> None:
+        """Read the texts."""
+        require_texts(segmenter, self._bank, targets)
 
     @property
     def clicks(self) -> dict[str, int]:

@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
 from data_prep.common.errors import UserError
 from data_prep.common.messages import nearest
 from finetune.model.decoder import Decoded
-from finetune.model.prompt_encoder import MASK_STRIDE, ROUGH, Prompts
+from finetune.model.prompt_encoder import Prompts, mask_logits
 from finetune.model.segmenter import Segmenter
 from pretrain.encoder.geometry import Resize
 from pretrain.encoder.pixels import as_pixels, normalise_pixels
@@ -137,13 +136,8 @@ class PromptedImage:
         return np.stack([(self.resize.restore(each) > 0).cpu().numpy() for each in low_res[:, 0]])
 
     def mask_prompts(self, masks: NDArray[np.bool_]) -> Tensor:
-        """Rough masks (M, H, W) as logits (M, 1, S / 4, S / 4), to be given as `previous`.
-
-        They are the log odds of the share of each low-resolution pixel that the mask covers.
-        """
-        square = self.resize.image(torch.from_numpy(masks).float())  # (M, S, S)
-        covered = avg_pool2d(square[:, None], MASK_STRIDE)
-        return torch.logit(covered, ROUGH).to(self.device)
+        """Rough masks (M, H, W) as logits (M, 1, S / 4, S / 4), to be given as `previous`."""
+        return mask_logits(self.resize.image(torch.from_numpy(masks).float())).to(self.device)
 
     def _indices(self, targets: Sequence[str]) -> Tensor:
         known = list(self.segmenter.targets)
@@ -181,8 +175,12 @@ class PromptedImage:
         active = list(range(len(objects)))
         low_res: Tensor | None = None  # of the active objects
         if texts is not None:
-            predictions, low_res = self.predict(texts=texts)
-            answers = [[Answer(mask, others=1)] for mask in predictions]
+            masks, low_res = self.predict(texts=texts)
+            answers = [
+                [Answer(mask, logits=low_res[place : place + 1], others=1)]
+                for place, mask in enumerate(masks)
+            ]
+            predictions = masks.copy()
         for _ in range(clicks):
             wrong = []  # positions in `active`
             for position, index in enumerate(active):

@@ -13,9 +13,9 @@ from finetune.model.segmenter import Segmenter
 def stack_around(depth: int, count: int, slices: int) -> tuple[range, list[int]]:
     """The stack in which a slice of a volume is encoded.
 
-    A volume is covered by stacks of which each begins half a stack after the one before, the last
-    one earlier, so that it ends with the volume. Of those that hold a slice the one is taken that
-    has it nearest to its middle, the first of two equals.
+    A volume is covered by stacks of which each begins half a stack after the one before; the last
+    one begins earlier if need be, so that it ends with the volume. Of those that hold a slice the
+    one is taken that has it nearest to its middle, the first of two equals.
 
     Args:
         depth: The slice.

@@ -23,9 +23,9 @@ def dice_loss(
     """Soft Dice, 1 - (2 sum(p t) + smooth) / (sum(p) + sum(t) + smooth), a scalar in 0..1.
 
     Denominator without squares and smooth 1 as in MaskFormer, from which SAM takes it. For an empty
-    target that is sum(p) / (sum(p) + smooth): next to 1 and without a gradient until all but a few
-    pixels are gone. There the loss is log(1 + sum(p)) / log(1 + pixels) instead, which also falls
-    from 1 to 0 as the prediction empties, with a gradient at any size of what is found.
+    target that would be sum(p) / (sum(p) + smooth), which is close to 1 and nearly flat until all
+    but a few pixels are gone. There the loss is log(1 + sum(p)) / log(1 + pixels) instead: it also
+    falls from 1 to 0 as the prediction empties, but has a gradient at any size of the prediction.
     """
     return _dice(logits, targets, valid, smooth).mean()
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from pretrain.encoder.stock import PromptEncoder
 from pretrain.sizes import PATCH
@@ -74,6 +75,20 @@ class Prompts:
         given = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         moved: dict[str, Any] = {name: value.to(device) for name, value in given.items()}
         return replace(self, **moved)
+
+
+def mask_logits(masks: Tensor) -> Tensor:
+    """Masks as the logits that SAM takes as a mask prompt.
+
+    They are the log odds of the share of each low-resolution pixel that a mask covers.
+
+    Args:
+        masks: (M, S, S) float in 0..1.
+
+    Returns:
+        (M, 1, S / 4, S / 4), within the bounds of `ROUGH`.
+    """
+    return torch.logit(avg_pool2d(masks[:, None], MASK_STRIDE), ROUGH)
 
 
 def build_prompt_encoder(image_size: int) -> PromptEncoder:

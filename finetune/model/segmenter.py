@@ -59,9 +59,9 @@ class Segmenter(nn.Module):
             prediction, as it did in training.
         multimask: Whether an ambiguous first prompt is answered by the best of several masks, as
             it was in training.
+        text_multimask: The same for a text without clicks.
         stack: Number of neighbouring slices of a volume that it encodes together, as it did in
             training.
-        text_multimask: The same for a text without clicks.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class Segmenter(nn.Module):
         self.files: dict[str, Path] = {}
         self.previous_mask = True
         self.multimask = False
-        self.stack = 1
         self.text_multimask = False
+        self.stack = 1
 
     def encode(self, images: Tensor, stacks: Sequence[int] = ()) -> Tensor:
         """Image embeddings.

@@ -29,7 +29,9 @@ class Carried(ClicksAndBoxes):
     does it: each next slice is prompted with the box of the last slice's mask and, with
     `previous_mask`, with its logits; until nothing is left of the mask, or what is left does not
     overlap the mask before. All of these predictions are trained on. Where the object has ended the
-    truth is empty, so that the model learns to end.
+    truth is empty, so that the model learns to end. Each distance from the prompted slices is a
+    round, and weighs as much as any other, however few masks have come so far; `dice_last` is that
+    of the masks that came farthest.
     """
 
     for_stacks = True

@@ -118,11 +118,14 @@ def _weights_of(model: str, pretrained: str) -> Path:
     except Exception as error:  # whatever the network and the Hub answer
         repository, _, name = known.get("hf_hub", "").rpartition("/")
         wanted = f"{name or WEIGHTS_NAMES[0]} of {repository} on the Hugging Face Hub"
+        # a file does not say that its weights want another activation than the architecture has
+        other = f"{model.replace('/', '-')}-quickgelu"
+        named = known.get("quick_gelu") and other in open_clip.list_models()
         raise UserError(
             f"{OPTION}.pretrained: the weights {pretrained} of {model} are not on this machine and"
             f" cannot be fetched ({_reason(repository, error)}); fetch"
             f" {wanted if repository else known.get('url')} elsewhere, and give the file:"
-            f" --{OPTION}.pretrained FILE"
+            f"{f' --{OPTION}.model {other}' if named else ''} --{OPTION}.pretrained FILE"
         ) from None
 
 

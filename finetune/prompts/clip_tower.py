@@ -62,9 +62,12 @@ class ClipTower(nn.Module):
         """The states of each text, computed in one batch."""
         device = next(self.parameters()).device
         ids, lengths = zip(*(self.tokenizer(text) for text in texts), strict=True)
-        pooled, tokens = self.text(torch.cat(ids).to(device))
+        words = torch.cat(ids).to(device)
+        pooled, tokens = self.text(words)
+        # Some towers of transformers give no state for the token that they pool.
+        without = words.shape[1] - tokens.shape[1]
         return [
-            States(pooled[place : place + 1], tokens[place, :length])
+            States(pooled[place : place + 1], tokens[place, : length - without])
             for place, length in enumerate(lengths)
         ]
 

@@ -29,8 +29,8 @@ class Corrections:
         # Copies: a worker of the loader moves the memory of a batch's tensors to hand them over.
         self.truths, self.area = truths.copy(), area.copy()
         self.block = truths.shape[-1] // side
-        self.small_truths = most(truths, self.block)
-        self.small_area = most(area, self.block)
+        self.small_truths = _most(truths, self.block)
+        self.small_area = _most(area, self.block)
         kept = self.small_truths.sum((1, 2)) * self.block**2
         self.thin = kept < KEPT * truths.sum((1, 2))  # (M,)
         offsets = np.arange(self.block) - (self.block - 1) / 2
@@ -75,7 +75,7 @@ class Corrections:
         return corner + np.array([column, row])
 
 
-def most(masks: NDArray[np.bool_], block: int) -> NDArray[np.bool_]:
+def _most(masks: NDArray[np.bool_], block: int) -> NDArray[np.bool_]:
     """(M, S, S) -> (M, S / block, S / block): whether at least half of each block is True."""
     count, side = len(masks), masks.shape[-1] // block
     # rows first: whole lines are added up at once

@@ -2,12 +2,7 @@
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-
-from finetune.model.prompt_encoder import MASK_STRIDE, ROUGH
-from finetune.prompts.corrections import most
 
 WAVES = 4
 """A mask is bent by displacements that are drawn at so many points along each side of its box."""
@@ -57,33 +52,6 @@ def rough_mask(
     rough = np.zeros_like(mask)
     rough[area] = np.asarray(distance) > growth
     return rough if rough.any() else mask.copy()
-
-
-def mask_logits(masks: NDArray[np.bool_]) -> Tensor:
-    """Masks at the decoder's resolution as the logits that SAM takes as a mask prompt.
-
-    They are as sure as those of a user's mask, see `ROUGH`.
-
-    Args:
-        masks: (M, S / 4, S / 4) bool, see `coarse`.
-
-    Returns:
-        (M, 1, S / 4, S / 4) float32.
-    """
-    return torch.logit(torch.from_numpy(masks).float(), ROUGH)[:, None]
-
-
-def coarse(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Masks (M, S, S) at the decoder's resolution, (M, S / 4, S / 4).
-
-    A pixel is on the object where at least half of its block is; of an object too thin for that,
-    where any of it is. So only empty masks become empty.
-    """
-    blocks = most(masks, MASK_STRIDE)
-    side = blocks.shape[-1]
-    for index in np.flatnonzero(~blocks.any((1, 2))):
-        blocks[index] = masks[index].reshape(side, MASK_STRIDE, side, MASK_STRIDE).any((1, 3))
-    return blocks
 
 
 def signed_distance(mask: NDArray[np.bool_]) -> NDArray[np.float32]:

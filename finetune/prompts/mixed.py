@@ -14,6 +14,7 @@ from data_prep.common.given import component_mapping
 from finetune.data.dataset import SegmentationBatch
 from finetune.model.segmenter import Segmenter
 from finetune.prompts.prompting import Prompting, Round
+from finetune.prompts.simulate import ClicksAndBoxes
 
 BASE = "finetune.prompts.prompting.Prompting"
 
@@ -41,9 +42,12 @@ class Mixed(Prompting):
             raise UserError(f"prompts.shares: give one each for {', '.join(self.kinds)}")
         if self.shares and (min(self.shares.values()) < 0 or not sum(self.shares.values())):
             raise UserError("prompts.shares must not be negative, and not all 0")
-        kinds = self._built.values()
+        kinds = [kind for name, kind in self._built.items() if self.shares.get(name, 1.0)]
         if len({kind.previous_mask for kind in kinds}) > 1:
             raise UserError("prompts.kinds: previous_mask must be the same in all of them")
+        pointing = [kind for kind in kinds if isinstance(kind, ClicksAndBoxes)]
+        if len({kind.multimask for kind in pointing}) > 1:
+            raise UserError("prompts.kinds: multimask must be the same in all with clicks or boxes")
         self.previous_mask = all(kind.previous_mask for kind in kinds)
         self.multimask = any(kind.multimask for kind in kinds)
         self.text_multimask = any(kind.text_multimask for kind in kinds)
@@ -68,17 +72,17 @@ class Mixed(Prompting):
         """Let every kind begin."""
         for kind in self._built.values():
             kind.begin(segmenter)
+        digests = [kind.digest for kind in self._built.values() if kind.digest is not None]
+        self.digest = " ".join(digests) or None
 
     def posed(self, batch: SegmentationBatch, rng: np.random.Generator) -> SegmentationBatch:
         """The batch as one kind asks for its objects; where it has none, one that needs none."""
         fit = {
             name: self.shares.get(name, 1.0)
             for name, kind in self._built.items()
-            if len(batch.masks) or kind.asks_for_absent
+            if (len(batch.masks) or kind.asks_for_absent) and self.shares.get(name, 1.0)
         }
         weights = np.array(list(fit.values()))
-        if not weights.sum():
-            weights = np.ones_like(weights)
         name = list(fit)[int(rng.choice(len(fit), p=weights / weights.sum()))]
         posed = self._built[name].posed(batch, rng)
         return replace(posed, first=Chosen(name, posed.first))

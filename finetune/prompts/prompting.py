@@ -47,6 +47,8 @@ class Prompting(ABC):
             without any target can be trained on.
     """
 
+    digest: str | None = None
+    """SHA-256 of what prompts are drawn from besides the batch; None for nothing."""
     previous_mask: bool = False
     multimask: bool = False
     text_multimask: bool = False

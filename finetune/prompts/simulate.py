@@ -10,12 +10,12 @@ from torch import Tensor
 
 from data_prep.common.errors import UserError
 from finetune.data.dataset import SegmentationBatch
-from finetune.model.prompt_encoder import MASK_STRIDE, Prompts
+from finetune.model.prompt_encoder import MASK_STRIDE, Prompts, mask_logits
 from finetune.model.segmenter import Segmenter
 from finetune.prompts.boxes import boxes_of, jitter_box
 from finetune.prompts.clicks import ClickSampling, random_clicks
 from finetune.prompts.corrections import Clicks, Corrections
-from finetune.prompts.masks import coarse, mask_logits, rough_mask
+from finetune.prompts.masks import rough_mask
 from finetune.prompts.prompting import Prompting, Round
 
 
@@ -77,8 +77,8 @@ class ClicksAndBoxes(Prompting):
         single = False
         clicks = [(np.empty((0, 2), np.int64), np.empty(0, np.int64)) for _ in truths]
         if self.mask_share and rng.random() < self.mask_share:
-            rough = [rough_mask(truth, rng, self.mask_roughness) for truth in coarse(truths)]
-            masks = mask_logits(np.stack(rough))
+            rough = [rough_mask(truth, rng, self.mask_roughness) for truth in truths]
+            masks = mask_logits(torch.from_numpy(np.stack(rough)).float())
         elif rng.random() < self.box_share:
             size = truths.shape[1:]
             jittered = [jitter_box(box, rng, size, self.box_jitter) for box in boxes_of(truths)]

@@ -28,7 +28,8 @@ class ClipText(TextEncoder):
             open_clip_config.json and weights, such as BiomedCLIP's; a file like that config; or
             hf:org/name on the Hugging Face Hub.
         pretrained: Weights of a named architecture: a file, or what open_clip calls them, such as
-            openai. null: a new tower, which is trained.
+            openai. null: a new tower, which is trained. A file does not say which activation its
+            weights want: OpenAI's are of ViT-B-16-quickgelu and the like.
         pooled: Give the decoder one token for the whole text, instead of one for each of its
             tokens.
         max_tokens: Tokens given for a text, whatever its length: of longer ones the first and the

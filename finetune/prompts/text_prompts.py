@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from data_prep.common.errors import UserError
+from data_prep.common.files import sha256
 from finetune.data.dataset import SegmentationBatch
 from finetune.model.prompt_encoder import MASK_STRIDE
 from finetune.model.segmenter import NO_TEXTS, Segmenter
@@ -73,6 +74,7 @@ class Texts(Prompting):
             raise UserError(f"prompts: {NO_TEXTS}")
         self._bank.check(segmenter.targets)
         self._targets = segmenter.targets
+        self.digest = sha256(self._bank.path)
 
     def posed(self, batch: SegmentationBatch, rng: np.random.Generator) -> SegmentationBatch:
         """`texts` objects for each image, each of them what a text names."""

@@ -219,7 +219,9 @@ def texts_in_use(expected: torch.Tensor, image: np.ndarray) -> None:
     assert nibabel.load("masks.nii.gz").shape == (*size, 2)
 
 
-def test_a_resumed_run_goes_on_with_the_tower_that_it_kept(make_shards, read_losses) -> None:
+def test_a_resumed_run_goes_on_with_the_tower_that_it_kept(
+    make_shards, read_losses, capsys
+) -> None:
     official(Path("clip.safetensors"))
     shards = make_shards([shapes(seed) for seed in range(8)], LABELS)
     options = ["--model.text.pretrained=clip.safetensors", "--optim.batch_size=2"]
@@ -234,6 +236,12 @@ def test_a_resumed_run_goes_on_with_the_tower_that_it_kept(make_shards, read_los
     Path("clip.safetensors").unlink()
     train(shards, *options, "--optim.steps=4", "--resume=auto")
     assert read_losses(run) == whole
+    shutil.rmtree(latest_checkpoint(run).folder)
+    (run / "DONE").unlink()
+    Path("texts.yaml").write_text(BANK.replace("circle", "ring"))
+    with pytest.raises(SystemExit):
+        train(shards, *options, "--optim.steps=4", "--resume=auto")
+    assert "their file of texts has changed" in capsys.readouterr().err
 
 
 def test_without_a_text_encoder_nothing_is_new(run_folder) -> None:
@@ -271,6 +279,7 @@ def test_without_a_text_encoder_nothing_is_new(run_folder) -> None:
             "data.without_targets: only t",
         ),
         (["--data.without_targets=1"], "data.without_targets is 1.0; it must be in 0..1, below 1"),
+        (["--data.stack=3"], "data.stack is 3, and"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_before_a_run_is_made(
@@ -284,6 +293,31 @@ def test_what_does_not_fit_together_is_refused_before_a_run_is_made(
     with pytest.raises(SystemExit):
         train(shards, *steps, *options)
     assert message in capsys.readouterr().err and not Path("run").exists()
+
+
+def test_texts_of_validation_are_read_before_the_first_step(make_shards, capsys) -> None:
+    """And a model that answers to everything is not the best."""
+    shards = make_shards([shapes(seed) for seed in range(12)], LABELS)
+    options = ["--optim.steps=2", "--optim.batch_size=2", "--optim.warmup_steps=0"]
+    options += ["--data.validation=0.5", "--evaluators.validation=finetune.validation.Validation"]
+    options += ["--evaluators.validation.every=2", "--log_every=1"]
+    Path("others.yaml").write_text(BANK.replace("square: {", "cup: {"))
+    with pytest.raises(SystemExit):
+        train(shards, *options, "--evaluators.validation.bank=others.yaml")
+    assert "has no texts for target 'square'" in capsys.readouterr().err
+    assert not Path("run/metrics.jsonl").exists()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    shutil.rmtree("run", ignore_errors=True)
+    run = train(shards, *options, "--evaluators.validation.bank=texts.yaml")
+    (line,) = [row for row in lines_of(run) if "validation/score" in row]
+    rows = {name.removeprefix("validation/"): line[name] for name in line if "validation/" in name}
+    assert {"text", "text,_absent", "box"} <= rows.keys()
+    score = rows.pop("score")
+    assert score == pytest.approx(np.mean(list(rows.values()))) and 0 <= rows["text,_absent"] <= 1
+
+
+def lines_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_config_of_an_earlier_version_has_no_texts(tmp_path) -> None:

@@ -146,6 +146,9 @@ def test_clicks_correct_a_text(make_shards, organs, bank) -> None:
     assert [len(taken) for taken in steps] == [4, 1]  # the tumour is right by its text
     assert [answer.prompts for answer in steps[0]] == [1, 2, 3, 4]
     assert steps[0][1].labels.tolist() == [1] and truth[0][tuple(steps[0][1].points[0][::-1])]
+    by_text, logits = prompted.predict(texts=["liver", "the tumour"])
+    assert np.array_equal(steps[0][0].mask, by_text[0])  # later clicks do not change it
+    assert torch.equal(steps[0][0].logits, logits[:1])
     dices = [metrics.dice(answer.mask, truth[0]) for answer in steps[0]]
     assert dices[0] < dices[1]
     cases = LabelledCases(CaseSelection(shards=make_shards([organs(1, (64, 64), 5)], LABELS)))

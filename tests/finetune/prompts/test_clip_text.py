@@ -195,7 +195,8 @@ def test_what_is_missing_is_named_with_where_to_put_it(clip, bert, tmp_path, mon
         (
             {"pretrained": "openai"},
             r"fetch open_clip_model\.safetensors of timm/vit_base_patch16_clip_224\.openai on the"
-            r" Hugging Face Hub elsewhere, and give the file: --model\.text\.pretrained FILE",
+            r" Hugging Face Hub elsewhere, and give the file: --model\.text\.model"
+            r" ViT-B-16-quickgelu --model\.text\.pretrained FILE",
         ),
         (
             {"model": "hf:org/name"},

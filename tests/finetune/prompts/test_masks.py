@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.prompts.masks import coarse, mask_logits, rough_mask, signed_distance
+from finetune.inference.prompted import PromptedImage
+from finetune.model.prompt_encoder import mask_logits
+from finetune.prompts.masks import rough_mask, signed_distance
 
 
 def disc(side: int, centre: tuple[float, float], radius: float) -> np.ndarray:
@@ -42,7 +44,7 @@ def test_nothing_stays_nothing_and_something_something() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_distances_to_the_edge_and_logits(seed: int) -> None:
+def test_distances_to_the_edge(seed: int) -> None:
     mask = np.random.default_rng(seed).random((11, 13)) < 0.3
     rows, columns = np.indices(mask.shape)
     found = signed_distance(mask)
@@ -51,18 +53,20 @@ def test_distances_to_the_edge_and_logits(seed: int) -> None:
         nearest = np.sqrt(((rows - row) ** 2 + (columns - column) ** 2)[other].min())
         expected = (nearest - 0.5) * (1 if inside else -1)
         assert found[row, column] == pytest.approx(expected, abs=1e-5)
-    logits = mask_logits(np.stack([mask, np.zeros_like(mask), np.ones_like(mask)]))
-    assert logits.shape == (3, 1, 11, 13) and logits.dtype == torch.float32
-    assert torch.equal(logits[0, 0] > 0, torch.from_numpy(mask))
+
+
+def test_a_mask_prompt_is_the_log_odds_of_what_is_covered(discs) -> None:
+    masks = np.random.default_rng(0).random((3, 64, 64)) < 0.3
+    masks[1], masks[2] = False, True
+    logits = mask_logits(torch.from_numpy(masks).float())
+    assert logits.shape == (3, 1, 16, 16) and logits.dtype == torch.float32
+    for row, column in np.ndindex(16, 16):
+        share = masks[0, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].mean()
+        share = min(max(share, 0.001), 0.999)
+        odds = np.log(share / (1 - share))
+        assert float(logits[0, 0, row, column]) == pytest.approx(odds, abs=1e-4)
     sure = float(np.log(0.999 / 0.001))
     assert logits[1].unique().tolist() == pytest.approx([-sure], abs=1e-4)
     assert logits[2].unique().tolist() == pytest.approx([sure], abs=1e-4)
-
-
-def test_the_decoders_pixels_are_on_the_object_where_half_of_them_is() -> None:
-    masks = np.zeros((2, 16, 16), bool)
-    masks[0, 4:8, 4:6] = True  # half of a block
-    masks[0, 8, 8] = True  # too little
-    masks[1, 12:14, 3] = True  # all that there is
-    blocks = coarse(masks)
-    assert np.argwhere(blocks).tolist() == [[0, 1, 1], [1, 3, 0]]
+    prompted = PromptedImage(discs, np.zeros((64, 64), np.uint8))
+    assert torch.equal(prompted.mask_prompts(masks), logits)  # in use as in training

@@ -192,7 +192,7 @@ def test_a_rough_mask_may_come_first_and_rounds_may_add_no_click() -> None:
         assert prompts[0].points is None and prompts[0].boxes is None
         assert not any(multimask for _, multimask in model.asked)  # a mask says which object
         truths = batch.masks.reshape(3, 16, 4, 16, 4).float().mean((2, 4)) >= 0.5
-        guess = prompts[0].masks[:, 0] > 0
+        guess = prompts[0].masks[:, 0] >= 0
         overlap = (guess & truths).sum((1, 2)) / (guess | truths).sum((1, 2))
         assert guess.shape == truths.shape and overlap.min() > 0.2
         for later in prompts[1:]:
