@@ -101,7 +101,10 @@ def errors_of(line: int) -> Iterator[None]:
     except UserError as error:
         raise BadRowError(line, str(error).replace("input: ", "file: ", 1)) from None
     except OSError as error:
-        raise BadRowError(line, f"{error.filename}: {error.strerror}") from None
+        reason = error.strerror or type(error).__name__
+        raise BadRowError(
+            line, f"{error.filename}: {reason}" if error.filename else reason
+        ) from None
     except (ValueError, MemoryError) as error:  # whose text may quote a header
         raise BadRowError(line, f"it cannot be used ({type(error).__name__})") from None
 
