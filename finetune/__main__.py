@@ -13,7 +13,7 @@ COMMANDS = {
         (EvaluateConfig,),
     ),
     "predict": Command(
-        "Segment objects in new images by clicks, boxes or rough masks.",
+        "Segment objects in new images by clicks, boxes, rough masks, texts or targets.",
         "finetune.inference.predict:predict",
         (PredictConfig,),
     ),

@@ -63,7 +63,7 @@ ADDED = {
     " finetune predict --sam ": "--image_size 64",
     " data_prep benchmark": "--images 6 --photographs 2 --workers 1 --repeats 1",
     " pretrain benchmark": "--encoder_size vit_t --sizes 224 --repeats 1 --parts attention",
-    " finetune benchmark": "--encoder_size vit_t --click_size 128 --images 2 --repeats 1",
+    " finetune benchmark": "--encoder_size vit_t --image_size 64 --parts click --repeats 1",
 }
 """What is added to a command that holds these words, so that it takes seconds."""
 

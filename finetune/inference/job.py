@@ -2,42 +2,18 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.common.errors import UserError
-from finetune.inference.files.base import ImageFile, Masks, Reading
-from finetune.inference.files.opening import open_image
+from finetune.inference.files.base import ImageFile, Masks
 from finetune.inference.objects import Wanted, check_inside, place, with_rough_masks
 from finetune.inference.overlay import draw_overlay
 from finetune.inference.segmenting import Placed, check_prompts, draw_object
+from finetune.inference.task import Task
 from finetune.inference.volume import PromptedVolume
 from finetune.model.segmenter import Segmenter
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """What to do with one image; see `PredictConfig`."""
-
-    input: Path
-    output: Path
-    wanted: list[Wanted]
-    reading: Reading = field(default_factory=Reading)
-    mask: Path | None = None
-    add: bool = False
-    overlay: bool = True
-
-    @property
-    def picture(self) -> Path:
-        """Where the picture of the mask over the image goes."""
-        return self.output.with_name(f"{stem(self.output.name)}_overlay.png")
-
-    def is_done(self) -> bool:
-        """Whether all that it writes is there."""
-        return self.output.exists() and (self.picture.exists() or not self.overlay)
 
 
 @dataclass(frozen=True)
@@ -51,40 +27,23 @@ class Job:
     """(D, H, W): what is there already."""
 
 
-def stem(name: str) -> str:
-    """A file's name without its suffix, of which .nii.gz is one."""
-    return name[: -len(".nii.gz")] if name.lower().endswith(".nii.gz") else Path(name).stem
+def prepare(task: Task, image: ImageFile) -> Job:
+    """Read the masks that are there, and check the prompts.
 
-
-def check_new(task: Task) -> None:
-    """Refuse to overwrite anything, or to add to what is not there.
+    Args:
+        image: What `task.input` holds.
 
     Raises:
-        UserError: Names the file.
+        UserError: A mask or a prompt cannot be used.
     """
-    if task.add:
-        if not task.output.is_file():
-            raise UserError(f"add: {task.output} is not there; leave --add out")
-        return
-    for path in (task.output, task.picture) if task.overlay else (task.output,):
-        if path.exists():
-            raise UserError(f"output: {path} is there already; give another name")
-
-
-def prepare(task: Task) -> Job:
-    """Read an image, and the masks that are there, and check the prompts.
-
-    Raises:
-        UserError: The image, a mask or a prompt cannot be used.
-    """
-    image = open_image(task.input, task.reading)
     wanted = [place(each, image.depth, image.chosen) for each in task.wanted]
     for each in wanted:
         for prompt in each.prompts.values():
             check_inside(prompt, image.size)
     image.check_output(task.output)
     if task.mask is not None:
-        wanted = with_rough_masks(wanted, image.read_masks(task.mask), image.chosen)
+        rough = image.read_masks(task.mask)
+        wanted = with_rough_masks(wanted, rough, image.chosen, task.value)
     if task.add:
         labels = image.read_masks(task.output)
     else:
@@ -129,7 +88,8 @@ def finish(
 
 
 def _draw(job: Job, placed: list[Placed]) -> None:
-    """The picture of a slice: of a volume the first one that was prompted, or that holds most."""
+    """The picture of a slice: of a volume the first one that was prompted, or else the chosen one,
+    or else the one that holds most."""
     prompted = [
         depth
         for each in job.wanted
@@ -137,7 +97,7 @@ def _draw(job: Job, placed: list[Placed]) -> None:
         if depth is not None and prompt.says_where
     ]
     largest = int((job.labels > 0).sum((1, 2)).argmax()) if len(job.labels) > 1 else 0
-    depth = min(prompted, default=largest)
+    depth = min(prompted, default=largest if job.image.chosen is None else job.image.chosen)
     shown = [each.prompts[depth] for each in job.wanted if depth in each.prompts]
     draw_overlay(
         job.image.read(depth),

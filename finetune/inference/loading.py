@@ -143,9 +143,10 @@ def rebuild(
     Raises:
         UserError: See `build_model`.
     """
-    named: dict[str, Path | str | None] = {"encoder": config.encoder, "sam": config.sam}
+    given: dict[str, Path | str | None] = {"encoder": config.encoder, "sam": config.sam}
     kept = kept_weights(run)
-    named = dict(kept) or named
+    # a published model may have the files of its text encoder alone
+    named = {role: path for role, path in kept.items() if role in given} or given
     text = {
         role.removeprefix(TEXT_ROLE): path
         for role, path in kept.items()

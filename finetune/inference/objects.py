@@ -101,7 +101,8 @@ def parse_objects(
         listed = " and ".join(f"{name}: {count} objects" for name, count in sorted(counts.items()))
         raise UserError(f"{listed}; give each a part between semicolons, which may be empty")
     count = max(counts.values(), default=0)
-    check_value(first + count - 1)
+    if count:
+        check_value(first + count - 1)
     objects = []
     for index in range(count):
         prompts = parse_object(**{name: values[index] for name, values in parts.items()})
@@ -170,8 +171,8 @@ def place(wanted: Wanted, depth: int, chosen: int | None) -> Wanted:
             return replace(wanted, prompts=dict.fromkeys(range(depth), prompt), carry=False)
         if chosen is None and depth > 1:
             raise UserError(
-                f"slice: the image has {depth} slices; give --slice 0 to {depth - 1}, or name the"
-                f" slice in each prompt ({CLICK_FORM.split()[-1]})"
+                f"slice: the image has {depth} slices; choose one of 0 to {depth - 1}, or name it"
+                f" in each prompt ({CLICK_FORM.split()[-1]})"
             )
         return replace(wanted, prompts={chosen or 0: prompt}, carry=False)
     if chosen is not None:
@@ -200,21 +201,41 @@ def check_inside(prompt: Prompt, size: tuple[int, int]) -> None:
 
 
 def with_rough_masks(
-    wanted: Sequence[Wanted], masks: NDArray[np.uint8], chosen: int | None
+    wanted: Sequence[Wanted],
+    masks: NDArray[np.uint8],
+    chosen: int | None,
+    first: int | None = None,
 ) -> list[Wanted]:
-    """Objects with the rough masks of a mask file; values that were not asked for are added.
+    """Objects with the rough masks of a mask file.
+
+    A mask of a single object is for the one that is asked for, whatever its value in the file. Of
+    several objects each keeps its value, and those that were not asked for are added.
 
     Args:
         masks: (D, H, W) values of objects, 0 elsewhere.
         chosen: The only slice to segment, if one was chosen.
+        first: The value that the first object is to have, if that was said.
 
     Raises:
-        UserError: There is no object in them, or in the chosen slice.
+        UserError: There is no object in them, or in the chosen slice, or values that do not fit
+            those that are asked for.
     """
     depths = range(len(masks)) if chosen is None else [chosen]
     objects = {each.value: each for each in wanted}
+    numbers = sorted({int(value) for each in masks for value in np.unique(each)} - {0})
+    if len(numbers) == 1 and len(objects) <= 1:
+        value = next(iter(objects), first or numbers[0])
+        masks, numbers = np.where(masks > 0, np.uint8(value), np.uint8(0)), [value]
+    elif len(numbers) == 1 and numbers[0] not in objects:
+        listed = ", ".join(map(str, objects))
+        raise UserError(f"mask: it holds object {numbers[0]}, and the prompts are for {listed}")
+    elif len(numbers) > 1 and first not in (None, numbers[0]):
+        raise UserError(
+            f"value: the first object of the mask is {numbers[0]}, not {first}; leave --value out,"
+            " or give a mask of one object"
+        )
     found = 0
-    for number in sorted({int(value) for each in masks for value in np.unique(each)} - {0}):
+    for number in numbers:
         kept = objects.get(number, Wanted(number, {}, carry=len(depths) > 1))
         prompts = dict(kept.prompts)
         for depth in depths:
@@ -229,12 +250,12 @@ def with_rough_masks(
 
 
 def check_value(value: int) -> None:
-    """Refuse an object whose value would not fit into a mask.
+    """Refuse an object whose value cannot be in a mask.
 
     Raises:
         UserError: Says how many fit.
     """
-    if value > MAX_OBJECTS:
+    if not 1 <= value <= MAX_OBJECTS:
         raise UserError(f"object {value}: a mask holds objects 1 to {MAX_OBJECTS}")
 
 

@@ -34,7 +34,7 @@ class PredictConfig(ModelSource):
     """CSV table of many images, whose model is loaded once. Columns: `file`; then `clicks`, or `x`,
     `y` and `label` (default 1) of one click per row; `box`; `target`; `text`; `slice`, which alone
     is then segmented; and `object`, its value in the mask, which must be there where a file has
-    several rows. Masks that are there already are skipped."""
+    several rows. Masks that are there already are skipped, unless their rows have changed."""
     clicks: str = ""
     """Clicks as "x,y,label x,y,label": label 1 on the object, 0 on the background. Objects are
     separated by ";". In a volume "x,y,slice,label", or `slice` says the slice of all."""
@@ -44,7 +44,7 @@ class PredictConfig(ModelSource):
     Objects are separated by ";". In a volume "x0,y0,x1,y1,slice"."""
     mask: Path | None = None
     """Rough mask to improve, by itself or with clicks and boxes: a file in the geometry of the
-    input, with the values of the objects."""
+    input, of one object, or of several with their values."""
     target: str | None = None
     """Target to segment, or several separated by ";", for a model whose decoder takes no prompts.
     It sees every slice of a volume."""
@@ -65,8 +65,9 @@ class PredictConfig(ModelSource):
     """Intensities shown as black and white: `auto` (the file's own window, else percentiles),
     `percentile` (0.5 to 99.5), `full` or two numbers such as [-160, 240]. null: as in the data that
     the run was trained on, and `auto` without a run."""
-    value: int = 1
-    """Value of the first object in the mask; further ones count up."""
+    value: int | None = None
+    """Value of the first object in the mask; further ones count up. null: 1, or with `mask` alone
+    the values in its file."""
     add: bool = False
     """Add to the mask that is there: a slice or pixels to an object of the same value, or another
     object with --value 2 and so on."""
@@ -84,7 +85,7 @@ class PredictConfig(ModelSource):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_window(self.window)
-        if not 1 <= self.value <= MAX_OBJECTS:
+        if self.value is not None and not 1 <= self.value <= MAX_OBJECTS:
             raise UserError(f"value is {self.value}; it must be 1 to {MAX_OBJECTS}")
         if self.run is None and not self.adapters:
             raise UserError("adapters: SAM as it is has none; leave --no-adapters out")

@@ -10,9 +10,10 @@ from tqdm import tqdm
 from data_prep.common.errors import UserError
 from data_prep.options import Window
 from finetune.inference.files.base import Reading
-from finetune.inference.files.opening import kind_of
+from finetune.inference.files.opening import kind_of, open_image
 from finetune.inference.objects import parse_objects
 from finetune.inference.options import PredictConfig
+from finetune.inference.task import Task, check_new
 
 if TYPE_CHECKING:
     from finetune.model.segmenter import Segmenter
@@ -25,23 +26,26 @@ def predict(config: PredictConfig, resolved: str) -> None:
 
         predict_table(config, config.prompts, resolved)
         return
-    wanted = parse_objects(config.clicks, config.box, config.target, config.value, config.text)
+    wanted = parse_objects(config.clicks, config.box, config.target, config.value or 1, config.text)
     if not wanted and config.mask is None:
-        raise UserError('no prompt: give --clicks "x,y,1" or --box "x0,y0,x1,y1"')
+        raise UserError(
+            'no prompt: give --clicks "x,y,1", --box "x0,y0,x1,y1", --mask FILE, --text or --target'
+        )
     kind = kind_of(config.input)
-    from finetune.inference.job import Task, check_new, describe, finish, prepare  # with PyTorch
-
     task = Task(
         input=config.input,
         output=config.output,
         wanted=wanted,
-        reading=reading(config, has_window=kind != "picture"),
+        value=config.value,
         mask=config.mask,
         add=config.add,
         overlay=config.overlay,
     )
     check_new(task)
-    job = prepare(task)
+    from finetune.inference.job import describe, finish, prepare  # with PyTorch
+
+    image = open_image(task.input, reading(config, has_window=kind != "picture"))
+    job = prepare(task, image)
     segmenter = load(config)
     alone = job.image.depth == 1 or config.slice is not None
     with tqdm(desc="predict", unit="slice", mininterval=1, disable=alone) as slices:

@@ -21,7 +21,7 @@ from finetune.inference.arrays import (
     prompts_by_slice,
     rough_masks,
 )
-from finetune.inference.files.base import Reading
+from finetune.inference.files.base import Reading, SliceError
 from finetune.inference.files.opening import open_image
 from finetune.inference.loading import find_device, has_adapters, load_model, trained_window
 from finetune.inference.objects import Prompt, check_inside
@@ -39,7 +39,7 @@ class Predictor:
     coordinates are pixels (x, y) of the image, from 0 at the top left.
 
     Args:
-        run_or_hub: Run folder of finetune/train.py.
+        run_or_hub: Run folder of finetune/train.py, or `hf:org/name` of a published one.
         device: `cpu`, `cuda`, `mps`, or `auto`: a GPU if there is one.
         encoder: Where the image encoder that the run was trained on lies now, for a run that does
             not keep it.
@@ -118,9 +118,13 @@ class Predictor:
         if isinstance(image, np.ndarray):
             pixels = image
         else:
-            file = open_image(Path(image), Reading(self.window))
+            slices = f"{image}: holds slices; give one, or all to predict_volume, as an array"
+            try:
+                file = open_image(Path(image), Reading(self.window))
+            except SliceError:
+                raise UserError(slices) from None
             if file.is_volume:
-                raise UserError(f"{image}: holds slices; give them to predict_volume as an array")
+                raise UserError(slices)
             pixels = file.read(0)
         self._prompted, self._pixels = PromptedImage(self.segmenter, pixels), pixels
 

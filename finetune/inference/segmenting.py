@@ -1,6 +1,7 @@
 """Objects that a user asks for, segmented in an image or in the slices of a volume."""
 
 from collections.abc import Iterator, Mapping
+from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,10 @@ def check_kinds(segmenter: Segmenter, target: bool, mask: bool, text: bool = Fal
     """
     takes_prompts = segmenter.decoder.takes_prompts
     if takes_prompts == target:
-        wanted = "clicks or a box" if takes_prompts else "a target (--target NAME)"
+        kinds = ["clicks", "a box", "a mask", "a text"]
+        can = (True, True, segmenter.previous_mask, segmenter.text_encoder is not None)
+        *others, last = compress(kinds, can)
+        wanted = f"{', '.join(others)} or {last}" if takes_prompts else "a target (--target NAME)"
         raise UserError(f"this model's decoder takes {wanted}, and no other prompt")
     if mask and not (takes_prompts and segmenter.previous_mask):
         raise UserError("mask: this model was not trained with masks as prompts")

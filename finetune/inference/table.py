@@ -1,51 +1,31 @@
 """Many images, prompted by a table: the model is loaded once, and a bad row stops no other."""
 
 import sys
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import yaml
 from tqdm import tqdm
 
 from data_prep.common.cli import write_resolved_config
 from data_prep.common.errors import UserError
-from data_prep.common.messages import nearest
-from data_prep.layouts._tables import read_numbered
-from finetune.inference.files.base import Reading
-from finetune.inference.files.opening import kind_of
-from finetune.inference.job import Task, finish, prepare, stem
-from finetune.inference.objects import Prompt, Wanted, check_value, parse_object
+from finetune.inference.done import Done
+from finetune.inference.files.base import Reading, SliceError
+from finetune.inference.files.opening import kind_of, open_image, stem
+from finetune.inference.job import Job, finish, prepare
 from finetune.inference.options import PredictConfig
 from finetune.inference.predict import load, reading
+from finetune.inference.rows import BadRowError, Listed, objects_of, read_images
+from finetune.inference.task import Task
 
-COLUMNS = ("file", "object", "clicks", "x", "y", "label", "box", "target", "text", "slice")
-SUFFIXES = {"picture": ".png", "nifti": ".nii.gz", "dicom": ".png"}
-"""Of masks, by the kind of image; a folder of a DICOM series gives NIfTI."""
 MAY_DIFFER = ("device", "threads", "prompts")
 """Options that another start in the same folder may change."""
 
-Row = dict[str, str]
-
-
-@dataclass
-class Listed:
-    """An image of the table, and its rows by their line."""
-
-    name: str
-    """As the table has it, relative to the input folder."""
-    rows: dict[int, Row] = field(default_factory=dict)
-
-
-class BadRowError(Exception):
-    """What is wrong with a row."""
-
-    def __init__(self, line: int, reason: object) -> None:
-        super().__init__(f"line {line}: {reason}")
-
 
 def predict_table(config: PredictConfig, table: Path, resolved: str) -> None:
-    """Segment all images of a table; what is there already is kept.
+    """Segment all images of a table; what is there already is kept, unless its rows have changed.
 
     Raises:
         UserError: The table or the model cannot be used; or, when all else is done, rows that could
@@ -60,57 +40,32 @@ def predict_table(config: PredictConfig, table: Path, resolved: str) -> None:
     faults = skipped = 0
     how = reading(config, has_window=True)
     segmenter = None
-    outputs: dict[Path, str] = {}
+    done = Done(config.output, config.input, config.overlay)
     with tqdm(total=len(images), desc="predict", unit="image", mininterval=1) as progress:
         for listed in images:
             try:
-                task = task_of(listed, config, how)
-                first = next(iter(listed.rows))
-                if (other := outputs.setdefault(task.output, listed.name)) != listed.name:
-                    raise BadRowError(first, f"its mask has the name of that of {other}")
-                if task.is_done():
+                if done.holds(listed):
                     skipped += 1
                 else:
+                    job = job_of(listed, config, how, done)
                     if segmenter is None:
                         segmenter = load(config)
-                    try:
-                        job = prepare(task)
-                    except (UserError, OSError) as error:
-                        raise BadRowError(first, error) from None
-                    try:
+                    if done.has_changed(listed):
+                        progress.write(f"{listed.name}: its rows have changed, so it is done again")
+                    with errors_of(listed.line):
                         finish(job, segmenter, config.adapters)
-                    except UserError as error:
-                        raise BadRowError(first, error) from None
+                        done.add(listed, job.task.output)
             except BadRowError as error:
                 faults += 1
                 progress.write(f"error: {table}, {error}", file=sys.stderr)
             progress.update()
-    done = len(images) - faults - skipped
-    print(f"{config.output}: {done} masks written, {skipped} were there already")
+    written = len(images) - faults - skipped
+    print(f"{config.output}: {written} masks written, {skipped} were there already")
     if faults:
         raise UserError(
             f"prompts: {faults} of {len(images)} images of {table} were not segmented, as said"
             " above; correct their rows and start again: the others are kept"
         )
-
-
-def read_images(table: Path) -> list[Listed]:
-    """The images of a table, in the order of their first row.
-
-    Raises:
-        UserError: It cannot be read, has no rows, or a column of a name that is not known.
-    """
-    rows = read_numbered(table, ("file",))
-    if not rows:
-        raise UserError(f"{table}: has no rows below its header")
-    for name in rows[0][1]:
-        if name not in COLUMNS:
-            hint = nearest(name, COLUMNS) or f"; there are {', '.join(COLUMNS)}"
-            raise UserError(f"{table}: there is no column {name!r}{hint}")
-    images: dict[str, Listed] = {}
-    for line, row in rows:
-        images.setdefault(row["file"], Listed(row["file"])).rows[line] = row
-    return list(images.values())
 
 
 def take_folder(output: Path, resolved: str) -> None:
@@ -134,119 +89,62 @@ def take_folder(output: Path, resolved: str) -> None:
     write_resolved_config(output, resolved)
 
 
-def task_of(listed: Listed, config: PredictConfig, how: Reading) -> Task:
-    """What to do with an image.
+@contextmanager
+def errors_of(line: int) -> Iterator[None]:
+    """Whatever an image brings about, as an error of its row.
 
     Raises:
-        BadRowError: A row is wrong.
+        BadRowError: Something was raised that is for a user, or that a file can bring about.
     """
-    first = next(iter(listed.rows))
-    path = Path(listed.name)
-    if not listed.name or path.is_absolute() or ".." in path.parts:
-        raise BadRowError(first, f"file: {listed.name!r} is not a path below the input folder")
-    source = config.input / path
     try:
-        kind = kind_of(source)
+        yield
     except UserError as error:
-        raise BadRowError(first, str(error).replace("input: ", "file: ", 1)) from None
-    suffix = config.suffix or (".nii.gz" if source.is_dir() else SUFFIXES[kind])
-    return Task(
-        input=source,
-        output=config.output / path.with_name(stem(path.name) + suffix),
-        wanted=objects_of(listed.rows),
-        # pictures have no series
-        reading=how if kind == "dicom" else replace(how, series=None),
-        overlay=config.overlay,
-    )
+        raise BadRowError(line, str(error).replace("input: ", "file: ", 1)) from None
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise BadRowError(
+            line, f"{error.filename}: {reason}" if error.filename else reason
+        ) from None
+    except (ValueError, MemoryError) as error:  # whose text may quote a header
+        raise BadRowError(line, f"it cannot be used ({type(error).__name__})") from None
 
 
-def objects_of(rows: dict[int, Row]) -> list[Wanted]:
-    """The objects of an image, by the lines of its rows.
+def job_of(listed: Listed, config: PredictConfig, how: Reading, done: Done) -> Job:
+    """An image with its objects, ready to be segmented.
 
     Raises:
-        BadRowError: A row is wrong.
+        BadRowError: A row is wrong, or the image cannot be used.
     """
-    objects: dict[int, list[tuple[int, dict[int | None, Prompt]]]] = {}
-    for line, row in rows.items():
+    with errors_of(listed.line):
+        path = Path(listed.name)
+        if not path.name or path.is_absolute() or ".." in path.parts:
+            raise UserError(f"file: {listed.name!r} is not a path below the input folder")
+        source = config.input / path
+        kind = kind_of(source)
+        wanted, chosen = objects_of(listed.rows)
         try:
-            if len(rows) > 1 and not row.get("object"):
-                raise UserError("object: must say which one, as its file has several rows")
-            value = whole_number(row, "object") or 1
-            check_value(value)
-            objects.setdefault(value, []).append((line, prompts_of(row)))
-        except UserError as error:
-            raise BadRowError(line, error) from None
-    wanted = []
-    for value, given in sorted(objects.items()):
-        prompts: dict[int | None, Prompt] = {}
-        for line, found in given:
-            for depth, prompt in found.items():
-                try:
-                    prompts[depth] = together(prompts.get(depth), prompt)
-                except UserError as error:
-                    raise BadRowError(line, error) from None
-        if None in prompts and len(prompts) > 1:
-            raise BadRowError(
-                given[0][0], "slice: some rows of its object have one, others have none"
-            )
-        chosen = any(rows[line].get("slice") for line, _ in given)
-        wanted.append(Wanted(value, prompts, carry=not chosen and None not in prompts))
-    return wanted
+            image = open_image(source, _reading_of(kind, replace(how, slice=chosen)))
+        except SliceError:
+            if chosen is None and any(row.get("slice") for row in listed.rows.values()):
+                raise UserError(
+                    f"slice: {source} is not a volume; all of its rows must name the same slice"
+                ) from None
+            raise
+        name = (path.name if source.is_dir() else stem(path.name)) + (
+            config.suffix or image.outputs[0]
+        )
+        task = Task(
+            input=source,
+            output=config.output / path.with_name(name),
+            wanted=wanted,
+            overlay=config.overlay,
+        )
+        done.claim(task, listed)
+        return prepare(task, image)
 
 
-def prompts_of(row: Row) -> dict[int | None, Prompt]:
-    """The prompts of a row, by slice.
-
-    Raises:
-        UserError: Names the column.
-    """
-    clicks = row.get("clicks", "")
-    if row.get("x") or row.get("y"):
-        if clicks:
-            raise UserError("clicks: is there beside x and y; give one of them")
-        clicks = ",".join((row.get("x", ""), row.get("y", ""), row.get("label") or "1"))
-    if row.get("target") and (clicks or row.get("box") or row.get("text")):
-        raise UserError("target: is for models without prompts; leave clicks, box and text out")
-    prompts = parse_object(clicks, row.get("box", ""), row.get("target", ""), row.get("text", ""))
-    depth = whole_number(row, "slice")
-    if depth is None:
-        return prompts
-    if None not in prompts:
-        raise UserError("slice: clicks or box name their slice themselves; leave one out")
-    return {depth: prompts[None]}
-
-
-def together(before: Prompt | None, prompt: Prompt) -> Prompt:
-    """Two prompts for the same object in the same slice, as one.
-
-    Raises:
-        UserError: Both have a box or a text, or one a target.
-    """
-    if before is None:
-        return prompt
-    if before.target is not None or prompt.target is not None:
-        raise UserError("object: has a target in one of its rows, and another row")
-    if before.box is not None and prompt.box is not None:
-        raise UserError("box: its object has one already in the same slice")
-    if before.text and prompt.text:
-        raise UserError("text: its object has one already in the same slice")
-    return Prompt(
-        np.concatenate([before.points, prompt.points]),
-        np.concatenate([before.labels, prompt.labels]),
-        prompt.box if before.box is None else before.box,
-        text=before.text or prompt.text,
-    )
-
-
-def whole_number(row: Row, column: str) -> int | None:
-    """A whole number of a row, None if it is empty.
-
-    Raises:
-        UserError: It is no number, or negative.
-    """
-    text = row.get(column, "")
-    if not text:
-        return None
-    if not text.isdecimal():
-        raise UserError(f"{column}: {text!r} is not a whole number")
-    return int(text)
+def _reading_of(kind: str, how: Reading) -> Reading:
+    """Options of a table without those that are for its images of other kinds."""
+    if kind == "picture":
+        return replace(how, plane=None, channel=0, series=None)
+    return replace(how, series=None) if kind == "nifti" else replace(how, channel=0)

@@ -1,10 +1,12 @@
 """The model card of an adapted model: what it segments, what it needs, what made it."""
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from data_prep.common.files import sha256
 from data_prep.common.results import markdown_table, table_cell
 from finetune.inference.published import Need
 from finetune.publish.config import PublishOptions
@@ -65,11 +67,13 @@ def _use(config: PublishOptions, facts: RunFacts) -> list[str]:
     files = [] if config.with_sources else [need for need in facts.needs if not _is_on_hub(need)]
     named = "".join(f" --{need.role} {need.source or f'{need.role}.safetensors'}" for need in files)
     name = f"{HUB}{config.repo}"
-    if facts.segmenter.decoder.takes_prompts:
-        prompt, call = '--clicks "120,88,1"', "points=[[[120, 88]]], labels=[[1]]"
+    target = next(iter(facts.data.get("targets", {})), "lesion")
+    if not facts.segmenter.decoder.takes_prompts:
+        prompt, call = f"--target {shlex.quote(target)}", f"target={target!r}"
+    elif facts.segmenter.text_encoder is not None:
+        prompt, call = f"--text {shlex.quote(target)}", f"text={target!r}"
     else:
-        target = next(iter(facts.data["targets"]))
-        prompt, call = f'--target "{target}"', f'targets=["{target}"]'
+        prompt, call = '--clicks "120,88,1"', "clicks=[[120, 88, 1]]"
     given = "".join(
         f', {need.role}="{need.source or f"{need.role}.safetensors"}"' for need in files
     )
@@ -83,14 +87,11 @@ def _use(config: PublishOptions, facts: RunFacts) -> list[str]:
             ]
         ),
         code_block(
-            "import numpy as np",
-            "from PIL import Image",
-            "from finetune.inference.loading import find_device, load_segmenter",
-            "from finetune.inference.prompted import PromptedImage",
+            "from finetune import Predictor",
             "",
-            f'segmenter = load_segmenter("{name}", find_device("auto"){given})',
-            'image = PromptedImage(segmenter, np.array(Image.open("image.png")))',
-            f"masks, _ = image.predict({call})  # (1, H, W) bool",
+            f'predictor = Predictor("{name}"{given})',
+            'predictor.set_image("image.png")  # or an array, (H, W) or (H, W, 3)',
+            f"masks, scores, logits = predictor.predict({call})  # masks: (1, H, W) bool",
         ),
     ]
 
@@ -99,10 +100,11 @@ def _needs(config: PublishOptions, facts: RunFacts) -> list[str]:
     """The files that it was built on, and how to get them."""
     if not facts.needs:
         return ["Nothing but this repository: all of its weights are in it."]
-    rows = []
+    here = "in the folder `sources` of this repository"
+    rows = [(role, f"`{sha256(path)}`", here) for role, path in facts.texts.items()]
     for need in facts.needs:
         if config.with_sources:
-            how = "in the folder `sources` of this repository"
+            how = here
         elif _is_on_hub(need):
             how = f"is fetched from `{need.source}` by itself"
         elif need.source in OFFICIAL.values():

@@ -13,7 +13,8 @@ class PublishOptions(RunRepoOptions):
 
     Trained weights, what rebuilds the model around them and the card leave this machine, and
     nothing else of the run: no optimiser, no metrics, no path, no record key, no picture. Frozen
-    weights are named by their SHA-256, and are uploaded only with `with_sources`. Look at
+    weights of encoder and decoder are named by their SHA-256, and are uploaded only with
+    `with_sources`; the files of a text tower always are, and its licence must allow it. Look at
     everything first with `dry_run`. Log in with `hf auth login`. Started again, it sends what has
     not arrived. The model is loaded by `--run hf:org/name`.
     """

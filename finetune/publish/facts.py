@@ -24,11 +24,14 @@ from finetune.inference.loading import (
 from finetune.inference.published import Need
 from finetune.model.kept import kept_weights
 from finetune.model.segmenter import Segmenter
+from finetune.model.text import TEXT_ROLE
+from finetune.prompts.clip_files import CONFIG
 from finetune.validation import SCORE
 from pretrain.encoder.weights import HUB, find_weights
 from pretrain.engine.checkpoint import Checkpoint, checkpoints_of
 from pretrain.engine.metrics import read_metrics
 from pretrain.publish.facts import (
+    CLASS,
     WORDS,
     SetFacts,
     describe_set,
@@ -67,6 +70,9 @@ class RunFacts:
     needs: list[Need]
     files: Mapping[str, Path]
     """The files needed, by role."""
+    texts: Mapping[str, Path]
+    """The files of what embeds texts, by role; they are always published, as nothing else says
+    where they could be had."""
     size: str
     """Name of the encoder's size."""
     score: float | None
@@ -90,7 +96,8 @@ class RunFacts:
         """The same for all states of one run: of its recipe, seed, data and frozen weights."""
         may_change = TrainConfig.MAY_CHANGE
         fixed = {k: v for k, v in self.recipe.items() if not k.startswith(may_change)}
-        parts = [fixed, self.shards.fingerprint, [need.sha256 for need in self.needs]]
+        files = [need.sha256 for need in self.needs] + [*map(sha256, self.texts.values())]
+        parts = [fixed, self.shards.fingerprint, files]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def public_config(self) -> dict[str, Any]:
@@ -129,18 +136,23 @@ def read_run(run: Path, last: bool = False) -> RunFacts:
     trained = checkpoint.document(DATA) or {}
     trained["previous_mask"] = trained_with_previous_mask(config, trained)
     sources = checkpoint.document(SOURCES) or segmenter.frozen_sources()
-    needs, files = _needs(run, config, sources)
+    kept = kept_weights(run)
+    texts = {role: path for role, path in kept.items() if role.startswith(TEXT_ROLE)}
+    needs, files = _needs(kept, config, sources)
+    options = yaml.safe_load(resolved)
+    _name_tower(options, texts)
     digest = trained.pop("fingerprint", "")[:12]
     rows = read_metrics(run)
     return RunFacts(
         checkpoint=checkpoint,
         segmenter=segmenter,
         config=config,
-        options=yaml.safe_load(resolved),
+        options=options,
         data=trained,
         sources=sources,
         needs=needs,
         files=files,
+        texts=texts,
         size=next(name for name, size in SIZES.items() if size == segmenter.image_encoder.size),
         score=checkpoint.document(SCORE),
         step=int(checkpoint.folder.name.removeprefix("step-")),
@@ -152,12 +164,22 @@ def read_run(run: Path, last: bool = False) -> RunFacts:
     )
 
 
+def _name_tower(options: dict[str, Any], texts: Mapping[str, Path]) -> None:
+    """Leave a tower's architecture in the options only where it is open_clip's, and as a word."""
+    text = options["model"].get("text")
+    if text and text["class_path"].endswith(".ClipText"):
+        model = text["init_args"].pop("model", None)
+        if model is not None and f"{TEXT_ROLE}{CONFIG}" not in texts:  # else a file says it
+            text["init_args"]["model"] = model.replace("/", "-")
+
+
 def _needs(
-    run: Path, config: TrainConfig, sources: list[dict[str, str]]
+    kept: Mapping[str, Path], config: TrainConfig, sources: list[dict[str, str]]
 ) -> tuple[list[Need], dict[str, Path]]:
-    """The files that frozen weights are read from, and where they are."""
+    """The files that frozen weights of encoder and decoder are read from, and where they are."""
     given = {"encoder": config.encoder, "sam": config.sam}
-    files = kept_weights(run) or {k: find_weights(v) for k, v in given.items() if v is not None}
+    files = {role: path for role, path in kept.items() if role in given}
+    files = files or {k: find_weights(v) for k, v in given.items() if v is not None}
     frozen = {source["sha256"] for source in sources}
     needs = []
     for role, path in files.items():
@@ -177,12 +199,12 @@ def _steps(run: Path, config: TrainConfig) -> int:
 
 
 def _public(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested options without those whose values could be paths."""
+    """Nested options without those whose values could be paths; `trained` is of patterns."""
     kept: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
             kept[name] = _public(value)
-        elif name == "trained" or is_public(value, may_be_word=True):  # patterns of parameters
+        elif name == "trained" or is_public(value, True, is_class=name == CLASS):
             kept[name] = value
     return kept
 

@@ -35,9 +35,9 @@ def publish(config: PublishOptions, resolved: str) -> None:
 def write_folder(folder: Path, config: PublishOptions, facts: RunFacts, results: list[str]) -> None:
     """Everything that is published of a run: a checkpoint that loads as a run does, and a card."""
     weights = facts.checkpoint.weights_file(SEGMENTER)
-    files = {weights.name: weights}
-    if config.with_sources:
-        files |= {f"{FOLDER}/{k}{path.suffix}": path for k, path in facts.files.items()}
+    sources = {**facts.texts, **(facts.files if config.with_sources else {})}
+    files = {f"{FOLDER}/{role}{path.suffix}": path for role, path in sources.items()}
+    files[weights.name] = weights
     for name, path in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(path, folder / name)

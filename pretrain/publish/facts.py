@@ -27,6 +27,10 @@ INCIDENTAL = ("threads", "log_every", "save_every", "keep", "data.workers")
 WORDS = ("encoder_size", "precision", "objectives", "optim", "data.split", "data.augmentation")
 """Beginnings of options whose values may be words; those of all others may be numbers."""
 
+CLASS = "class_path"
+"""Option that names a class."""
+FILE_NAME = re.compile(r".*\.[A-Za-z]\w*")
+
 CLASSES_LISTED = 20
 """Where a set has more classes, their names, which were those of folders, are left out."""
 
@@ -149,20 +153,28 @@ def public_options(
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
             found |= public_options(value, f"{name}.", words)
-        elif not name.startswith(PRIVATE + INCIDENTAL) and is_public(value, name.startswith(words)):
+            continue
+        may_be_shown = is_public(value, name.startswith(words), is_class=key == CLASS)
+        if may_be_shown and not name.startswith(PRIVATE + INCIDENTAL):
             found[name] = value
     return found
 
 
-def is_public(value: Any, may_be_word: bool) -> bool:
+def is_public(value: Any, may_be_word: bool, is_class: bool = False) -> bool:
     """Whether the value of an option is a number, truth value, null, or a word if it may be one.
 
-    A word is no path with folders; a list is public if all of its items are.
+    What could name a file is not a word: a path with folders, a name with a suffix, the name of
+    something in the working folder. A list is public if all of its items are.
+
+    Args:
+        is_class: It is the dotted path of a class.
     """
     if isinstance(value, list):
-        return all(is_public(item, may_be_word) for item in value)
+        return all(is_public(item, may_be_word, is_class) for item in value)
     if isinstance(value, str):
-        return may_be_word and re.fullmatch(r"[\w.+-]*", value) is not None
+        if not may_be_word or re.fullmatch(r"[\w.+-]*", value) is None:
+            return False
+        return is_class or not value or not (FILE_NAME.fullmatch(value) or Path(value).exists())
     return value is None or isinstance(value, bool | int | float)
 
 

@@ -55,7 +55,7 @@ class Discs(nn.Module):
 
     image_size = 64
     targets = ("liver", "tumour", "both")
-    previous_mask, multimask, stack = True, False, 1
+    previous_mask, multimask, stack, text_encoder = True, False, 1, None
     decoder = SimpleNamespace(takes_prompts=True)
 
     def __init__(self) -> None:

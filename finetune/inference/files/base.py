@@ -97,14 +97,36 @@ class ImageFile(ABC):
             )
 
 
+class SliceError(UserError):
+    """Of several slices none was chosen, or one that is not there."""
+
+    def __init__(self, path: Path, depth: int) -> None:
+        super().__init__(f"slice: {path} has {depth} slices; choose one of 0 to {depth - 1}")
+
+
 def check_slice(chosen: int | None, depth: int, path: Path) -> None:
     """Refuse a slice that is not there.
 
     Raises:
-        UserError: Says how many there are.
+        SliceError: Says how many there are.
     """
     if chosen is not None and not 0 <= chosen < depth:
-        raise UserError(f"slice: {path} has {depth} slices; give --slice 0 to {depth - 1}")
+        raise SliceError(path, depth)
+
+
+def check_unused(reading: Reading, path: Path, what: str, *options: str) -> None:
+    """Refuse options that would do nothing.
+
+    Args:
+        what: What the file is, for the message.
+        options: Names of options that are not for it.
+
+    Raises:
+        UserError: Names the option.
+    """
+    for name in options:
+        if getattr(reading, name) != getattr(Reading, name):
+            raise UserError(f"{name}: {path} is {what}; leave it out")
 
 
 def values_of(mask: NDArray[Any], path: Path) -> NDArray[np.uint8]:

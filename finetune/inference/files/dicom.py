@@ -23,7 +23,9 @@ from finetune.inference.files.base import (
     ImageFile,
     Masks,
     Reading,
+    SliceError,
     check_slice,
+    check_unused,
     values_of,
 )
 from finetune.inference.files.dicom_seg import write_seg
@@ -70,6 +72,7 @@ def _open_stack(path: Path, found: list[FoundStack], reading: Reading) -> "Dicom
             f"input: {path} holds {len(stacks)} volumes; choose one with --series:"
             f" {'; '.join(listed)}{more}"
         )
+    check_unused(reading, path, "DICOM, not 4D NIfTI", "channel")
     number = reading.series or 0
     if not 0 <= number < len(stacks):
         raise UserError(f"series: {path} holds {len(stacks)} volumes, 0 to {len(stacks) - 1}")
@@ -85,6 +88,7 @@ class DicomImage(ImageFile):
     is_volume = False
 
     def __init__(self, path: Path, reading: Reading) -> None:
+        check_unused(reading, path, "not a volume", "plane", "channel", "series")
         self._path, self._frame = path, reading.slice or 0
         count = 0
         for index, frame in enumerate(read_frames(read_header(path), 8, reading.window)):
@@ -92,7 +96,7 @@ class DicomImage(ImageFile):
             if index == self._frame:  # the others are counted, not kept
                 self._pixels = frame.image
         if count > 1 and reading.slice is None:
-            raise UserError(f"slice: {path} has {count} slices; give --slice 0 to {count - 1}")
+            raise SliceError(path, count)
         check_slice(reading.slice, count, path)
         self.depth, self.size = 1, (self._pixels.shape[0], self._pixels.shape[1])
 

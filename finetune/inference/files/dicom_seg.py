@@ -118,4 +118,6 @@ def _segmentation(images: Sequence[Dataset], planes: NDArray[np.uint8], masks: M
         software_versions=version(MAKER),
         device_serial_number="0",
         series_description="Segmentation",
+        # not that of the images: names of objects may be in any script
+        specific_character_set="ISO_IR 192",
     )

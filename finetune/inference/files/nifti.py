@@ -21,6 +21,7 @@ from finetune.inference.files.base import (
     Masks,
     Reading,
     check_slice,
+    check_unused,
     values_of,
 )
 
@@ -32,6 +33,7 @@ class NiftiFile(ImageFile):
     """A volume, windowed as a whole."""
 
     def __init__(self, path: Path, reading: Reading) -> None:
+        check_unused(reading, path, "not DICOM", "series")
         self._image = load_nifti(path)
         self._plane: Plane = reading.plane or "axial"
         self._voxels = volume_from_nifti(self._image, self._plane, reading.channel).array

@@ -9,6 +9,8 @@ from data_prep.records import NotAnImage, Unreadable
 from finetune.inference.files.base import NIFTI_SUFFIXES, ImageFile, Reading
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+"""Usual ones; a DICOM file may have any name, or be named by a UID, which has dots."""
 
 
 def kind_of(path: Path) -> str:
@@ -36,6 +38,14 @@ def kind_of(path: Path) -> str:
     )
 
 
+def stem(name: str) -> str:
+    """A file's name without the suffix of an image; other dots belong to the name."""
+    for suffix in (*NIFTI_SUFFIXES[::-1], *PICTURE_SUFFIXES, *DICOM_SUFFIXES):
+        if name.lower().endswith(suffix) and len(name) > len(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
 def open_image(path: Path, reading: Reading) -> ImageFile:
     """An image, read and ready to be segmented.
 
@@ -44,8 +54,6 @@ def open_image(path: Path, reading: Reading) -> ImageFile:
     """
     opener: Callable[[Path, Reading], ImageFile]
     kind = kind_of(path)
-    if reading.series is not None and kind != "dicom":
-        raise UserError(f"series: {path} is no folder of DICOM series; leave --series out")
     if kind == "nifti":
         from finetune.inference.files.nifti import NiftiFile as opener
     elif kind == "dicom":

@@ -13,7 +13,14 @@ from data_prep.options import ReadOptions
 from data_prep.readers.images import read_image
 from data_prep.readers.masks import read_label_map
 from data_prep.records import Unreadable
-from finetune.inference.files.base import ONLY_OBJECT, ImageFile, Masks, Reading, values_of
+from finetune.inference.files.base import (
+    ONLY_OBJECT,
+    ImageFile,
+    Masks,
+    Reading,
+    check_unused,
+    values_of,
+)
 
 LOSSY = (".jpg", ".jpeg")
 
@@ -24,8 +31,7 @@ class PictureFile(ImageFile):
     is_volume = False
 
     def __init__(self, path: Path, reading: Reading) -> None:
-        if reading.slice is not None:
-            raise UserError(f"slice: {path} is a single picture; leave --slice out")
+        check_unused(reading, path, "a single picture", "slice", "plane", "channel", "series")
         self._pixels = read_image(path, ReadOptions(window=reading.window)).array
         self.depth, self.size = 1, (self._pixels.shape[0], self._pixels.shape[1])
 

@@ -23,7 +23,7 @@ class Glow(nn.Module):
 
     image_size, stack = SIDE, 1
     targets = ("bright", "dark")
-    previous_mask, multimask = True, False
+    previous_mask, multimask, text_encoder = True, False, None
 
     def __init__(self, takes_prompts: bool = True) -> None:
         super().__init__()

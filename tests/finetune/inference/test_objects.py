@@ -77,7 +77,7 @@ def test_each_prompt_finds_its_slice():
     assert list(place(target, 4, None).prompts) == [0, 1, 2, 3]
     assert list(place(target, 4, 2).prompts) == [2]
     for wanted, depth, chosen, message in (
-        (plain, 9, None, "has 9 slices; give --slice 0 to 8, or name the slice"),
+        (plain, 9, None, "has 9 slices; choose one of 0 to 8, or name it in each prompt"),
         (named, 9, 2, "leave --slice out"),
         (named, 2, None, "2 is not one of the image's slices, 0 to 1"),
     ):
@@ -100,3 +100,25 @@ def test_rough_masks_join_the_objects_of_their_value():
     assert [each.value for each in with_rough_masks([other], masks, 1)] == [1, 2]
     with pytest.raises(UserError, match="it is empty in slice 0"):
         with_rough_masks([], masks, 0)
+
+
+def test_a_rough_mask_of_one_object_is_for_the_object_that_is_asked_for():
+    masks = np.zeros((1, 6, 6), np.uint8)
+    masks[0, :2] = 1
+    (second,) = with_rough_masks([], masks, None, 2)
+    assert second.value == 2 and second.prompts[0].mask.sum() == 12
+    clicked = parse_objects("0,0,1", first=2)[0]
+    (both,) = with_rough_masks([place(clicked, 1, None)], masks, None, 2)
+    assert both.value == 2 and both.prompts[0].mask.any() and len(both.prompts[0].points) == 1
+    masks[masks > 0] = 7
+    (kept,) = with_rough_masks([], masks, None)
+    assert kept.value == 7  # as the file says, where nothing else is said
+    (first,) = with_rough_masks([place(parse_objects("0,0,1")[0], 1, None)], masks, None)
+    assert first.value == 1 and first.prompts[0].mask.any()
+    several = [place(each, 1, None) for each in parse_objects("0,0,1; 1,1,1")]
+    with pytest.raises(UserError, match="it holds object 7, and the prompts are for 1, 2"):
+        with_rough_masks(several, masks, None)
+    masks[0, 4:] = 8
+    with pytest.raises(UserError, match="value: the first object of the mask is 7, not 2; leave"):
+        with_rough_masks([], masks, None, 2)
+    assert [each.value for each in with_rough_masks([], masks, None, 7)] == [7, 8]

@@ -152,7 +152,7 @@ def test_one_frame_of_a_dicom_file_is_segmented(with_discs, tmp_path, capsys):
     output = f"--output={tmp_path / 'b.png'}"
     for options in ([], [f"--slice={len(shown)}"], ["--slice=-1"]):
         found = error_of(capsys, f"--input={source}", output, "--box=30,40,90,100", *options)
-        assert f"has {len(shown)} slices; give --slice 0 to {len(shown) - 1}" in found
+        assert f"has {len(shown)} slices; choose one of 0 to {len(shown) - 1}" in found
 
 
 def test_the_real_model_answers(run_folder, tmp_path):
@@ -167,7 +167,7 @@ def test_the_real_model_answers(run_folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "no prompt: give --clicks"),
+        ([], 'no prompt: give --clicks "x,y,1", --box "x0,y0,x1,y1", --mask FILE, --text or'),
         (["--clicks=90,30,1"], "clicks: (90, 30) lies outside the image, which is 90 pixels wide"),
         (["--clicks=5,-1,1"], "clicks: (5, -1) lies outside"),
         (["--clicks=5,5"], "clicks: '5,5' is not of the form x,y,label"),
@@ -176,7 +176,10 @@ def test_the_real_model_answers(run_folder, tmp_path):
         (["--box=1,2,3"], "box: '1,2,3' is not of the form x0,y0,x1,y1"),
         (["--box=9,2,3,4"], "must have x0 < x1"),
         (["--box=1,2,3,200"], "box: (3, 200) lies outside"),
-        (["--clicks=5,5,1", "--slice=2"], "is a single picture"),
+        (["--clicks=5,5,1", "--slice=2"], "slice: "),
+        (["--clicks=5,5,1", "--plane=axial"], "photo.png is a single picture; leave it out"),
+        (["--clicks=5,5,1", "--channel=1"], "channel: "),
+        (["--clicks=5,5,1", "--series=0"], "series: "),
         (["--clicks=5,5,1", "--output=mask.nii.gz"], "must end in .png"),
         (["--clicks=5,5,1", "--input=missing.png"], "missing.png does not exist"),
     ],
@@ -202,7 +205,7 @@ def test_unusable_files_are_told_in_one_line(with_discs, capsys, tmp_path):
     whole = f"--output={tmp_path / 'mask.nii'}"
     for options in ([], ["--slice=5"], ["--slice=-1"]):
         found = error_of(capsys, f"--input={scan}", whole, "--box=1,1,2,2", *options)
-        assert "has 5 slices; give --slice 0 to 4" in found
+        assert "has 5 slices; choose one of 0 to 4" in found
 
 
 def test_nothing_is_overwritten(with_discs, capsys, tmp_path):

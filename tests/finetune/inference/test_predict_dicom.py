@@ -13,7 +13,8 @@ from scipy.spatial import KDTree
 
 from data_prep.readers.dicom_seg import seg_masks
 from data_prep.readers.dicom_series import load_series
-from finetune.inference.files.base import Reading
+from finetune.inference.files.base import Masks, Reading
+from finetune.inference.files.dicom_seg import write_seg
 from finetune.inference.files.opening import open_image
 
 TURN = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]
@@ -214,6 +215,45 @@ def test_several_volumes_in_a_folder_are_listed(glow, predict, refused, write_se
     (tmp_path / "empty").mkdir()
     given = (f"--input={tmp_path / 'empty'}", f"--output={tmp_path / 'm.nii'}", "--clicks=9,9,1,1")
     assert "holds no DICOM series" in refused(glow, *given)
+
+
+def test_options_that_would_do_nothing_are_refused(glow, refused, write_series, tmp_path):
+    folder, _, _ = write_series()
+    output, box = f"--output={tmp_path / 'mask.png'}", "--box=30,40,90,100"
+    single = f"--input={get_testdata_file('CT_small.dcm')}"
+    for option in ("plane=coronal", "channel=1", "series=0"):
+        found = refused(glow, single, output, box, f"--{option}")
+        assert "is not a volume; leave it out" in found and option.partition("=")[0] in found
+    found = refused(glow, f"--input={folder}", output, box, "--slice=1", "--channel=1")
+    assert "channel: " in found and "is DICOM, not 4D NIfTI; leave it out" in found
+
+
+def test_the_picture_shows_the_chosen_slice(headed, predict, write_series, tmp_path):
+    folder, _, _ = write_series()
+    given = (f"--input={folder}", "--target=bright")
+    predict(headed, *given, f"--output={tmp_path / 'mask.nii.gz'}", "--slice=2")
+    predict(headed, *given, f"--output={tmp_path / 'mask.nii.gz'}", "--slice=4", "--add")
+    predict(headed, *given, f"--output={tmp_path / 'alone.nii.gz'}", "--slice=4")
+    added, alone = (tmp_path / f"{name}_overlay.png" for name in ("mask", "alone"))
+    assert added.read_bytes() == alone.read_bytes()
+
+
+@pytest.mark.parametrize("charset", [None, "ISO_IR 100", "ISO 2022 IR 87"])
+def test_objects_may_be_named_in_any_script(write_series, tmp_path, charset):
+    name = {None: "Roe^Jane", "ISO_IR 100": "Müller^Jörg"}.get(charset, "山田^太郎")
+    _, paths, values = write_series()
+    for path in paths:
+        image = pydicom.dcmread(path)
+        if charset:
+            image.SpecificCharacterSet = ["", charset] if "2022" in charset else charset
+        image.PatientName = name
+        image.save_as(path)
+    texts = {1: "肝臓の腫瘍", 2: "опухоль, größer"}
+    masks = Masks(values, texts)
+    write_seg(tmp_path / "mask.dcm", [(path, 0) for path in paths], values, masks)
+    seg = highdicom.seg.segread(tmp_path / "mask.dcm")
+    assert [each.SegmentLabel for each in seg.SegmentSequence] == list(texts.values())
+    assert str(pydicom.dcmread(tmp_path / "mask.dcm").PatientName) == name
 
 
 def test_files_that_were_anonymised_give_a_dicom_seg(glow, predict, write_series, tmp_path):

@@ -133,7 +133,7 @@ def test_a_head_sees_every_slice(headed, predict, write_scan, wander, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--clicks=5,5,1"], "or name the slice in each prompt"),
+        (["--clicks=5,5,1"], "or name it in each prompt"),
         (["--clicks=5,5,9,1"], "9 is not one of the image's slices, 0 to 8"),
         (["--clicks=5,5,2,1", "--slice=2"], "leave --slice out"),
         (["--clicks=5,5,2,1", "--output=mask.png"], "must end in .nii.gz or .nii"),

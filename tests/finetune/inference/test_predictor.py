@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydicom.data import get_testdata_file
 
 import finetune
 from data_prep.common.errors import UserError
@@ -156,7 +157,7 @@ def test_adapters_can_be_left_out(predictor, image, seeing, glow):
             r"mask: has shape \(40, 70\) and type bool; expected \(50, 70\)",
         ),
         ({"mask": np.ones((50, 70))}, r"mask: logits of shape \(50, 70\); expected \(16, 16\)"),
-        ({"target": "liver"}, "this model's decoder takes clicks or a box"),
+        ({"target": "liver"}, "this model's decoder takes clicks, a box or a mask, and no other"),
     ],
 )
 def test_what_does_not_fit_is_told_in_one_line(seeing, glow, image, given, message):
@@ -192,8 +193,10 @@ def test_images_that_cannot_be_used_are_refused(seeing, glow, tmp_path):
     data = np.zeros((8, 9, 5), np.int16)
     data[2:5] = 7
     nibabel.save(nibabel.Nifti1Image(data, np.eye(4)), tmp_path / "scan.nii")
-    with pytest.raises(UserError, match=r"scan\.nii: holds slices; give them to predict_volume"):
+    with pytest.raises(UserError, match=r"scan\.nii: holds slices; give one, or all to predict_v"):
         predictor.set_image(tmp_path / "scan.nii")
+    with pytest.raises(UserError, match=r"color\.dcm: holds slices; give one, or all to predict_v"):
+        predictor.set_image(get_testdata_file("examples_ybr_color.dcm"))
     with pytest.raises(UserError, match="values of type int16"):
         predictor.set_image(data[0])
     with pytest.raises(UserError, match=r"none\.png does not exist"):

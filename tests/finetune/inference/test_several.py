@@ -84,6 +84,41 @@ def test_a_mask_that_is_there_is_added_to(glow, predict, refused, squares, tmp_p
     assert np.array_equal(read(tmp_path / "mask.png"), np.array([0, 3, 1, 2])[squares])
 
 
+def test_a_rough_mask_is_improved_as_the_object_of_value(glow, predict, refused, squares, tmp_path):
+    """So that another object of the mask that is there is left alone."""
+    predict(glow, *files(tmp_path), "--clicks=50,10,1")
+    Image.fromarray((squares == 1) * np.uint8(255)).save(tmp_path / "rough.png")
+    given = (f"--mask={tmp_path / 'rough.png'}", "--value=2", "--add")
+    predict(glow, *files(tmp_path), *given)
+    assert np.array_equal(read(tmp_path / "mask.png"), np.array([0, 2, 1, 0])[squares])
+    predict(glow, *files(tmp_path), *given, "--clicks=10,10,1")
+    assert np.array_equal(read(tmp_path / "mask.png"), np.array([0, 2, 1, 0])[squares])
+    given = (f"--mask={tmp_path / 'mask.png'}", "--value=3")
+    assert "value: the first object of the mask is 1, not 3" in refused(
+        glow, *files(tmp_path, "new.png"), *given
+    )
+
+
+def test_the_input_is_never_replaced(glow, refused, squares, tmp_path):
+    before = (tmp_path / "photo.png").read_bytes()
+    given = (f"--input={tmp_path / 'photo.png'}", "--clicks=10,10,1", "--add")
+    (tmp_path / "link.png").symlink_to("photo.png")
+    for name in ("photo.png", "link.png"):
+        assert "is the input itself; give another name" in refused(
+            glow, *given, f"--output={tmp_path / name}"
+        )
+    Image.fromarray(squares).save(tmp_path / "mask.png")
+    (tmp_path / "photo.png").rename(tmp_path / "mask_overlay.png")
+    given = (f"--input={tmp_path / 'mask_overlay.png'}", *given[1:])
+    output = f"--output={tmp_path / 'mask.png'}"
+    assert "mask_overlay.png is the input itself" in refused(glow, *given, output)
+    assert (tmp_path / "mask_overlay.png").read_bytes() == before
+    Image.fromarray(squares).save(tmp_path / "photo.png")
+    given = (f"--mask={tmp_path / 'mask_overlay.png'}", *given[1:], output)
+    assert "would be replaced by the picture" in refused(glow, *files(tmp_path)[:1], *given)
+    assert (tmp_path / "mask_overlay.png").read_bytes() == before
+
+
 def test_a_mask_of_another_image_is_not_added_to(glow, refused, squares, tmp_path):
     Image.fromarray(np.zeros((64, 60), np.uint8)).save(tmp_path / "mask.png")
     before = (tmp_path / "mask.png").read_bytes()

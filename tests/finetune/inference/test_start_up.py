@@ -40,6 +40,24 @@ def test_the_command_alone_needs_no_pytorch():
     assert not loaded & {*HEAVY, *MEDICAL, "torch", "cv2"}
 
 
+def test_a_mask_that_is_there_is_refused_before_anything_heavy_or_the_hub(tmp_path):
+    for name in ("photo.png", "mask.png"):
+        Image.fromarray(np.zeros((50, 70), np.uint8)).save(tmp_path / name)
+    options = [f"--input={tmp_path / 'photo.png'}", f"--output={tmp_path / 'mask.png'}"]
+    options += ["--run=hf:clinic/absent", "--clicks=9,9,1"]
+    loaded = loaded_after(
+        f"""
+import contextlib
+from data_prep.common.cli import run_program
+from finetune.__main__ import COMMANDS
+with contextlib.suppress(SystemExit):
+    run_program("finetune", COMMANDS, ["predict", *{options}])
+    raise AssertionError("it was not refused")
+"""
+    )
+    assert not loaded & {*HEAVY, *MEDICAL, "torch"}
+
+
 @pytest.fixture
 def files(run_folder, tmp_path):
     Image.fromarray(np.zeros((50, 70), np.uint8)).save(tmp_path / "photo.png")

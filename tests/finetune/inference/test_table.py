@@ -90,8 +90,11 @@ def test_a_second_start_makes_what_is_missing(glow, run_table, tmp_path, capsys)
         ('b.png,x,"1,1,1",,', "object: 'x' is not a whole number"),
         ('b.png,255,"1,1,1",,', "a mask holds objects 1 to 254"),
         ('b.png,,"1,1,1",,2', "slice"),
-        ('scan.nii.gz,,"1,1,1",,9', "9 is not one of the image's slices"),
+        ('scan.nii.gz,,"1,1,1",,9', "has 6 slices; choose one of 0 to 5"),
         ('scan.nii.gz,,"1,1,1",,', "has 6 slices"),
+        ('b.png,0,"1,1,1",,', "object 0: a mask holds objects 1 to 254"),
+        ('.,,"1,1,1",,', "'.' is not a path below the input folder"),
+        (f'{"b" * 300}.png,,"1,1,1",,', "File name too long"),
         ('a.png,,"1,1,1",,', "object: must say which one, as its file has several rows"),
     ],
 )
@@ -139,7 +142,9 @@ def test_two_images_do_not_share_a_mask(glow, run_table, folder, tmp_path, capsy
     Image.fromarray(np.zeros((20, 20), np.uint8)).save(folder / "a.bmp")
     with pytest.raises(SystemExit):
         run_table(glow, 'file,clicks\na.png,"9,9,1"\na.bmp,"9,9,1"\n')
-    assert "line 3: its mask has the name of that of a.png" in capsys.readouterr().err
+    assert (
+        "line 3: a.png would be written for it, and is written for a.png" in capsys.readouterr().err
+    )
     assert np.array_equal(read(tmp_path / "masks" / "a.png"), (SQUARES == 1) * 255)
 
 
@@ -174,3 +179,97 @@ def test_masks_of_two_models_are_not_mixed(glow, run_table, tmp_path, capsys):
         run_table(glow, TABLE, output="other")
     assert "holds other files" in capsys.readouterr().err
     assert (tmp_path / "other" / "a.png").read_text() == "mine"
+
+
+def test_an_image_whose_rows_have_changed_is_done_again(glow, run_table, tmp_path, capsys):
+    run_table(glow, TABLE, "--no-overlay")
+    masks = tmp_path / "masks"
+    before = {path: path.stat().st_mtime_ns for path in masks.rglob("*.*") if path.is_file()}
+    changed = TABLE.replace('b.png,2,,"3,3,17,17"', 'b.png,2,,"19,39,51,61"')
+    header, *lines = changed.splitlines()
+    moved = "\n".join([header, *lines[2:], *lines[:2]])  # where a row stands says nothing
+    capsys.readouterr()
+    assert run_table(glow, moved, "--no-overlay") == [1]
+    said = capsys.readouterr().out
+    assert "b.png: its rows have changed, so it is done again" in said
+    assert "1 masks written, 3 were there already" in said
+    assert np.array_equal(read(masks / "b.png"), (SQUARES == 2) * 2)
+    for name in ("a.png", "more/c.png", "scan.nii.gz"):
+        assert (masks / name).stat().st_mtime_ns == before[masks / name]
+    assert run_table(glow, moved, "--no-overlay") == []
+
+
+def test_a_killed_run_does_again_what_it_did_not_note(glow, run_table, tmp_path, capsys):
+    run_table(glow, TABLE, "--no-overlay")
+    record = tmp_path / "masks" / "rows.jsonl"
+    whole = record.read_bytes()
+    record.write_bytes(whole[:-9])  # it was writing the line of the last image
+    assert run_table(glow, TABLE, "--no-overlay") == [1]
+    assert "1 masks written, 3 were there already" in capsys.readouterr().out
+    assert record.read_bytes() == whole
+    record.write_bytes(b"nonsense\n" + whole)
+    with pytest.raises(SystemExit):
+        run_table(glow, TABLE, "--no-overlay")
+    assert "rows.jsonl: line 1 is damaged" in capsys.readouterr().err
+
+
+def test_a_row_that_is_bad_when_it_is_changed_leaves_its_mask(glow, run_table, tmp_path, capsys):
+    run_table(glow, TABLE, "--no-overlay")
+    with pytest.raises(SystemExit):
+        run_table(glow, TABLE.replace('"3,3,17,17"', '"3,3,99,17"'), "--no-overlay")
+    assert "lies outside the image" in capsys.readouterr().err
+    assert np.array_equal(read(tmp_path / "masks" / "b.png"), (SQUARES == 1) * 2)
+    assert run_table(glow, TABLE, "--no-overlay") == []
+
+
+def test_a_mask_is_not_the_picture_of_another(glow, run_table, folder, tmp_path, capsys):
+    Image.fromarray(SQUARES).save(folder / "a_overlay.png")
+    with pytest.raises(SystemExit):
+        run_table(glow, 'file,clicks\na.png,"9,9,1"\na_overlay.png,"9,9,1"\n')
+    line = "line 3: a_overlay.png would be written for it, and is written for a.png"
+    assert line in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["comma", "semicolon"])
+def test_tables_of_spreadsheets_are_read(glow, run_table, tmp_path, form):
+    """With a byte order mark, lines that end in CR and LF, and empty rows at the end."""
+    mark = ";" if form == "semicolon" else ","
+    rows = [["file", "object", "clicks"], ["a.png", "1", "10,10,1"], ["b.png", "", "10,10,1"]]
+    cells = [[f'"{cell}"' if mark in cell else cell for cell in row] for row in rows]
+    text = "".join(f"{mark.join(row)}\r\n" for row in [*cells, ["", "", ""]])
+    run_table(glow, f"\ufeff{text}", "--no-overlay")
+    for name in ("a.png", "b.png"):
+        assert np.array_equal(read(tmp_path / "masks" / name), (SQUARES == 1) * 255)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file;x;y\na.png;10,5;12\n", "x: '10,5' has a decimal comma; write a point"),
+        ('file,clicks,label\na.png,"9,9,1",1\n', "label: is that of x and y"),
+        ('file,box,label\na.png,"3,3,9,9",1\n', "label: is that of x and y"),
+    ],
+)
+def test_cells_that_would_be_misread_or_ignored_are_refused(glow, run_table, capsys, text, message):
+    with pytest.raises(SystemExit):
+        run_table(glow, text)
+    assert f"line 2: {message}" in capsys.readouterr().err
+
+
+def test_a_folder_that_may_not_be_read_stops_no_other_row(
+    glow, run_table, tmp_path, capsys, monkeypatch
+):
+    from finetune.inference import table
+
+    kind_of = table.kind_of
+
+    def denied(path):
+        if path.name == "b.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return kind_of(path)
+
+    monkeypatch.setattr(table, "kind_of", denied)
+    with pytest.raises(SystemExit):
+        run_table(glow, TABLE, "--no-overlay")
+    assert "b.png: Permission denied" in capsys.readouterr().err
+    assert (tmp_path / "masks" / "scan.nii.gz").is_file()

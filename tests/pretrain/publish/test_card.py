@@ -106,12 +106,15 @@ def test_results_of_evaluators_and_hours_are_those_of_the_metrics(run) -> None:
     assert "it is that of the weights that training started from" in card
 
 
-def test_options_that_name_files_or_records_are_left_out() -> None:
+def test_options_that_name_files_or_records_are_left_out(tmp_path, monkeypatch) -> None:
+    (tmp_path / "smiths").mkdir()
+    monkeypatch.chdir(tmp_path)
+    files = {"file": "/a/b", "bank": "smith.yaml", "all": ["a.pth"], "folder": "smiths"}
     config = {
         "output": "runs/x",
         "start_from": "hf:org/name",
         "data": {"shards": ["A", "B"], "weights": [1, 2.5], "split": "train", "workers": 3},
-        "objectives": {"mae": {"class_path": "mine.Loss", "init_args": {"file": "/a/b", "n": 3}}},
+        "objectives": {"mae": {"class_path": "mine.Loss", "init_args": {**files, "n": 3}}},
         "optim": {"lr": 0.1, "betas": [0.9, 0.95], "clip": None},
         "evaluators": {"knn": {"init_args": {"shards": ["C"]}}},
         "skip_keys": ["0f3a"],
