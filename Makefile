@@ -20,7 +20,7 @@ quickstart: $(STAMP)
 	  --output "out/quickstart-$$(basename "$$QUICKSTART_DATA")")
 
 # Four files at a time, two on each of two cores, since many tests wait for others' processes; the
-# file that takes longest is the first.
+# files that take longest come first.
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 

@@ -210,6 +210,8 @@ class SegmentationStage(Stage):
             count = self.dataset.images * (self.options.data.views or 1)
             size = f"{count} embeddings, up to {count * self.cache.entry_bytes / 1e9:.2g} GB"
             yield f"data.cache: {size} in {self.cache.folder}"
+        if self.options.data.validation and not self.options.evaluators:
+            yield "warning: data.validation keeps groups apart, and no evaluator judges them"
         yield f"targets {', '.join(self.dataset.targets)}"
 
 

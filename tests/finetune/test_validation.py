@@ -49,7 +49,9 @@ def train(run: Path, shards: Path, *options: str) -> list[dict[str, float]]:
     return [row for row in rows if f"validation/{SCORE}" in row]
 
 
-def test_a_run_keeps_its_best_and_training_is_as_without(shallow, labelled_shards, tmp_path):
+def test_a_run_keeps_its_best_and_training_is_as_without(
+    shallow, labelled_shards, tmp_path, capsys
+):
     run = tmp_path / "run"
     rows = train(run, labelled_shards, *VALIDATED, "--optim.steps=4")
     assert [row["step"] for row in rows] == [2, 4]
@@ -74,11 +76,14 @@ def test_a_run_keeps_its_best_and_training_is_as_without(shallow, labelled_shard
     assert all(torch.equal(last[name], tensor) for name, tensor in weights.items())
     assert other in scores
 
+    no_judge = "no evaluator judges them"
+    assert no_judge not in capsys.readouterr().out
     plain = tmp_path / "plain"
     train(plain, labelled_shards, "--data.validation=0.25", "--optim.steps=4")
     unjudged = latest_checkpoint(plain).weights(SEGMENTER)
     assert all(torch.equal(unjudged[name], tensor) for name, tensor in weights.items())
     assert best_checkpoint(plain) is None
+    assert no_judge in capsys.readouterr().out
 
 
 def test_a_better_score_replaces_and_steps_that_are_repeated_do_not_count(tmp_path):
