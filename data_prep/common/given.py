@@ -262,22 +262,33 @@ def _deeply_merged(before: Mapping[str, Any], new: Mapping[str, Any]) -> dict[st
     merged = dict(before)
     for name, value in new.items():
         old = merged.get(name)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[name] = _deeply_merged(old, value) if both else value  # type: ignore[arg-type]
+        if not isinstance(old, Mapping) or not isinstance(value, Mapping):
+            merged[name] = value
+        elif "class_path" in old:
+            merged[name] = _merged(old, value, name)
+        else:
+            merged[name] = _deeply_merged(old, value)
     return merged
 
 
 def _with_option(value: Any, name: str, new: Any, place: str) -> dict[str, Any]:
-    """A component's value with one option changed; another class starts without options."""
+    """A component's value with one option changed; another class starts without options.
+
+    The option may be one of a component inside it, such as `kinds.text.bank`.
+    """
     if name in ("", "class_path"):
         return {"class_path": new, "init_args": {}}
     mapping = component_mapping(value, place)
     *parents, last = name.removeprefix("init_args.").split(".")
     mapping["init_args"] = target = dict(mapping["init_args"])
-    for parent in parents:
+    for depth, parent in enumerate(parents, 1):
         inside = target.get(parent)
         if not isinstance(inside, Mapping | None):
             raise UserError(f"{place}: there is no such option; {parent} holds {inside!r}")
+        if inside and "class_path" in inside:
+            inner = ".".join([*parents[depth:], last])
+            target[parent] = _with_option(inside, inner, new, place)
+            return mapping
         target[parent] = target = dict(inside or {})
     target[last] = new
     return mapping

@@ -52,6 +52,21 @@ def test_a_second_file_changes_what_it_names_and_leaves_the_rest(tmp_path):
     assert config.objectives["mae"] == before_one.objectives["mae"]
 
 
+def test_an_option_of_a_component_inside_another_is_given_once(tmp_path):
+    options = [f"--config={ROOT / 'configs/finetune/msa_text.yaml'}", *STAGE_ONE]
+    second = write(tmp_path / "second.yaml", "prompts: {kinds: {text: {bank: x}}}\n")
+    dotted = "--prompts.kinds.text.bank=x"
+    for option in (dotted, second, "--prompts={kinds: {text: {bank: x}}}"):
+        config, _ = parse(TrainConfig, "train", [*options, option])
+        text = config.prompts.init_args["kinds"]["text"]
+        assert text["init_args"] == {"bank": "x", "rounds": 1}
+        assert set(text) == {"class_path", "init_args"}
+    swapped = "--prompts.kinds.text.class_path=TargetsOnly"
+    config, _ = parse(TrainConfig, "train", [*options, dotted, swapped])
+    text = config.prompts.init_args["kinds"]["text"]
+    assert text == {"class_path": "TargetsOnly", "init_args": {}}
+
+
 def test_a_mapping_of_values_is_replaced_whole(tmp_path):
     """Fractions of a split, say, which must sum to 1."""
     recipe = write(tmp_path / "recipe.yaml", "split: {train: 0.6, val: 0.2, test: 0.2}\n")
