@@ -105,7 +105,7 @@ def draw_dice_by_clicks(
                 (line,) = axes.plot(numbers, means, marker="o", label=way)
                 low, high = [row.dice.low for row in shown], [row.dice.high for row in shown]
                 axes.fill_between(numbers, low, high, color=line.get_color(), alpha=0.15)
-        axes.set(title=targets[index], xlabel="clicks", xticks=sorted(clicks.values()))
+        axes.set(title=targets[index], xlabel="clicks", xticks=sorted({*clicks.values()}))
     grid[0, 0].set(ylabel="Dice", ylim=(0, 1))
     if len(grid[0, 0].get_lines()) > 1:
         grid[0, 0].legend()
@@ -119,7 +119,7 @@ def draw_case(
     title: str,
     path: Path,
 ) -> None:
-    """An image, the truth, and the model's answers to some prompts, side by side.
+    """An image, the truth, and the model's answers to some prompts, up to six in a row.
 
     Args:
         image: (H, W) or (H, W, 3), uint8 or uint16.
@@ -128,16 +128,22 @@ def draw_case(
     """
     height, width = truth.shape
     panels = 2 + len(answers)
-    figure = Figure(figsize=(2.4 * panels, 2.4 * height / width + 0.6), layout="constrained")
-    row = figure.subplots(1, panels, squeeze=False)[0]
-    show(row[0], image)
-    row[0].set_title("image")
-    show(row[1], image, truth)
-    row[1].set_title("truth")
-    for axes, (name, answer) in zip(row[2:], answers.items(), strict=True):
+    columns = min(panels, 6)
+    rows = -(-panels // columns)
+    size = (2.4 * columns, (2.4 * height / width + 0.3) * rows + 0.3)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    first, second = next(grid), next(grid)
+    show(first, image)
+    first.set_title("image")
+    show(second, image, truth)
+    second.set_title("truth")
+    for (name, answer), axes in zip(answers.items(), grid, strict=False):
         show(axes, image, answer.mask, answer.points, answer.labels, answer.box)
         outline(axes, truth)
         axes.set_title(name)
+    for axes in grid:
+        axes.axis("off")
     figure.suptitle(title)
     save_figure(figure, path)
 
