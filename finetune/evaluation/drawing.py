@@ -14,8 +14,10 @@ from finetune.data.cases import LabelledCases, LabelledImage
 from finetune.evaluation.labelled import encode_labelled, generator_of
 from finetune.evaluation.protocols import Protocol
 from finetune.evaluation.tables import Row, Summary, summarise
+from finetune.evaluation.volume_pictures import draw_volume
 from finetune.inference.pictures import outline, show
 from finetune.inference.prompted import Answer
+from finetune.inference.volume import PromptedVolume
 from finetune.model.segmenter import Segmenter
 from pretrain.engine.figures import save_figure
 
@@ -30,7 +32,8 @@ def draw_results(
 ) -> None:
     """Write dice_by_clicks.png, best.png, median.png and worst.png into `folder`.
 
-    Cases are ranked by Dice after the most clicks (without clicks, by the first protocol).
+    Cases are ranked by Dice after the most clicks (without clicks, by the first protocol). Of
+    volumes that were prompted as a whole there is also best_volume.png and so on.
 
     Args:
         rows: All rows that `evaluate` gave for these cases.
@@ -40,9 +43,8 @@ def draw_results(
     clicks = {name: number for name, number in clicks_of(protocols).items() if name in given}
     if clicks:
         draw_dice_by_clicks({"": summarise(rows)}, clicks, folder / "dice_by_clicks.png")
-    keys = dict.fromkeys(row.case for row in rows)
-    records = dict.fromkeys(image.record for image in cases.images)
-    record_of = dict(zip(keys, records, strict=True))  # both in stored order
+    first_of = {image.record: image for image in reversed(cases.images)}
+    record_of = {cases.read(image)[0].partition("/")[0]: n for n, image in first_of.items()}
     name_ranked = list(clicks)[-1] if clicks else rows[0].protocol
     ranked = sorted((row for row in rows if row.protocol == name_ranked), key=lambda row: row.dice)
     for name, rank in {"worst": 0, "median": len(ranked) // 2, "best": -1}.items():
@@ -62,7 +64,11 @@ def draw_results(
             place = asked.targets.index(index)
             answers |= {key: members[place] for key, members in found.items()}
         title = f"{name}: {row.target}, Dice {row.dice:.3f} ({name_ranked})"
-        draw_case(pixels, truth, answers, title, folder / f"{name}.png")
+        if answers:
+            draw_case(pixels, truth, answers, title, folder / f"{name}.png")
+        if image.depth is not None:
+            record, path = record_of[row.case], folder / f"{name}_volume.png"
+            _draw_volume(segmenter, cases, record, row, protocols, seed, title, path)
 
 
 def clicks_of(protocols: Sequence[Protocol]) -> dict[str, int]:
@@ -146,6 +152,30 @@ def draw_case(
         axes.axis("off")
     figure.suptitle(title)
     save_figure(figure, path)
+
+
+def _draw_volume(
+    segmenter: Segmenter,
+    cases: LabelledCases,
+    record: int,
+    row: Row,
+    protocols: Sequence[Protocol],
+    seed: int,
+    title: str,
+    path: Path,
+) -> None:
+    """What protocols about volumes gave for one target, as `evaluate` asked; else nothing."""
+    stored = cases.shards.record(record)
+    assert stored.mask is not None
+    truth = np.isin(stored.mask, cases.targets[row.target])
+    volume = PromptedVolume(segmenter, len(stored.image), stored.image.__getitem__)
+    masks: dict[str, NDArray[np.bool_]] = {}
+    for protocol in protocols:
+        rng = generator_of(seed, f"{row.case}/{row.target}")
+        found = protocol.volume_answers(volume, truth[None], [row.target], rng)
+        masks |= {name: answers[0].mask for name, answers in found.items()}
+    if masks:
+        draw_volume(stored.image, truth, masks, title, path)
 
 
 def _largest(

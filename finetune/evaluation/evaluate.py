@@ -229,10 +229,15 @@ def evaluate_run(config: EvaluateConfig, resolved: str) -> None:
     cases = LabelledCases(config.data, config.seed)
     for protocol in protocols:
         protocol.begin(segmenter, list(cases.targets))
-    (output / "figures").mkdir(parents=True, exist_ok=True)
     rows = evaluate(segmenter, cases, protocols, config.tolerance, config.seed, config.hd95)
+    if not rows:
+        raise UserError(
+            "protocols: there was nothing to ask about these cases; Propagated is for volumes, and"
+            " a target that no case holds can only be asked for by text"
+        )
     summaries = summarise(rows, list(cases.targets))
 
+    (output / "figures").mkdir(parents=True, exist_ok=True)
     write_resolved_config(output, resolved)
     write_text(output / "results.csv", results_csv(rows))
     write_text(output / "summary.csv", summary_csv(summaries))

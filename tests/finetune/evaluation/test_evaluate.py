@@ -237,6 +237,16 @@ def test_the_command_writes_tables_and_figures(make_shards, organs, run_folder, 
     assert stop.value.code == 2
 
 
+def test_protocols_that_ask_nothing_are_refused(make_shards, organs, run_folder, tmp_path, capsys):
+    shards, output = make_shards([organs(0)], LABELS), tmp_path / "evaluation"
+    arguments = [f"--run={run_folder}", f"--data.shards={shards}", "--data.split=train"]
+    arguments += [f"--output={output}", "--device=cpu", "--protocols=[Propagated]"]
+    with pytest.raises(SystemExit) as stop:
+        run_program("finetune", COMMANDS, ["evaluate", *arguments])
+    assert stop.value.code == 2 and not output.exists()
+    assert "nothing to ask about these cases; Propagated is for" in capsys.readouterr().err
+
+
 def test_the_command_scores_by_monai_and_lists_targets_without_a_case(
     make_shards, organs, run_folder, tmp_path, capsys
 ):

@@ -8,9 +8,10 @@ from data_prep.common.errors import UserError
 from data_prep.records import Sample
 from finetune.config import CaseSelection
 from finetune.data.cases import LabelledCases
-from finetune.evaluation import metrics
+from finetune.evaluation import drawing, metrics
 from finetune.evaluation.evaluate import evaluate
 from finetune.evaluation.protocols import Box, Clicks, Propagated, Protocol, TargetOnly
+from finetune.evaluation.volume_pictures import draw_volume
 from finetune.inference.prompted import Answer, PromptedImage
 from finetune.inference.volume import PromptedVolume, propagate
 from finetune.model.decoder import Decoded
@@ -92,6 +93,28 @@ def test_one_slice_is_prompted_and_named(make_shards):
     assert list(rows) == [*names, "box per slice", "filled box per slice"]
     assert [rows[name].prompts for name in rows] == [1, 1, 1, 5, 5]  # one click left no error
     assert [row.dice for row in rows.values()] == [1.0] * 5
+
+
+def test_pictures_of_volumes_show_what_was_scored(make_shards, organs, tmp_path, monkeypatch):
+    mixed = make_shards([organs(0, (64, 64)), tube((2, 7)), tube((1, 5))], {"liver": [1, 2]})
+    cases = LabelledCases(CaseSelection(shards=mixed))
+    drawn = {}
+
+    def draw(slices, truth, answers, title, path):
+        drawn[path.name] = {name: metrics.dice(mask, truth) for name, mask in answers.items()}
+        draw_volume(slices, truth, answers, title, path)
+        assert path.stat().st_size > 1000
+
+    monkeypatch.setattr(drawing, "draw_volume", draw)
+    protocols = [Propagated((1,))]
+    rows = evaluate(Bright(), cases, protocols)
+    assert len({row.case for row in rows}) == 2
+    drawing.draw_results(Bright(), cases, rows, protocols, 0, tmp_path)
+    names = {"worst_volume.png", "median_volume.png", "best_volume.png"}
+    assert set(drawn) == names
+    assert {path.name for path in tmp_path.glob("*.png")} == names | {"dice_by_clicks.png"}
+    scores = {row.protocol: row.dice for row in rows}
+    assert all(found == scores for found in drawn.values())
 
 
 class Everywhere(TargetOnly):
