@@ -150,7 +150,10 @@ class TrainConfig(RunOptions):
 
     RENAMED: ClassVar[dict[str, str]] = {"model.encoder": "model.encoder_size"}
 
-    MAY_CHANGE: ClassVar[tuple[str, ...]] = (*RunOptions.MAY_CHANGE, "data.cache")
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = (
+        *RunOptions.MAY_CHANGE,
+        *("data.cache", "data.shards", "model.recompute_blocks"),
+    )
 
     data: SegmentationDataConfig
     """The labelled images."""

@@ -158,6 +158,10 @@ class SegmentationStage(Stage):
         """Record keys, with the depth of a slice."""
         return batch.keys
 
+    def bound(self, per_pass: int, processes: int) -> dict[str, Any]:
+        """The images, wherever they lie."""
+        return {"data.shards of fingerprint": self.dataset.cases.shards.fingerprint[:12]}
+
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """What is trained."""
         return {SEGMENTER: self.segmenter.trained_state_dict()}

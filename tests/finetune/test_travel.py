@@ -1,5 +1,6 @@
 """A run needs nothing outside its folder, and old ones can be told where their weights are now."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -22,6 +23,7 @@ from pretrain.engine.checkpoint import latest_checkpoint
 from pretrain.sizes import SIZES, EncoderSize
 
 CPU = torch.device("cpu")
+RECOMPUTED = "--model.recompute_blocks=true"
 ENCODER = Path("pretrained/checkpoints/step-00000001/encoder.safetensors")
 
 
@@ -169,6 +171,31 @@ def test_the_pretraining_run_may_go_on(train) -> None:
     shutil.rmtree(latest_checkpoint(run).folder)
     train("--encoder=pretrained", "--resume=auto")
     assert same(load_segmenter(run, CPU), trained)
+
+
+def test_a_run_goes_on_with_its_data_elsewhere_but_not_with_others(
+    train, labelled_shards, tmp_path, capsys
+) -> None:
+    run = train("--encoder=pretrained")
+    trained = load_segmenter(run, CPU)
+
+    def go_on(shards: Path) -> None:
+        (run / "DONE").unlink()
+        shutil.rmtree(latest_checkpoint(run).folder)
+        train("--encoder=pretrained", "--resume=auto", f"--data.shards={shards}", RECOMPUTED)
+
+    moved = shutil.copytree(labelled_shards, tmp_path / "moved")
+    go_on(moved)
+    assert same(load_segmenter(run, CPU), trained)
+    document = moved / "dataset.json"
+    other = json.loads(document.read_text())
+    other["splits"]["train"]["shards"][0]["sha256"] = "0" * 64
+    document.write_text(json.dumps(other))
+    with pytest.raises(SystemExit) as stop:
+        go_on(moved)
+    assert stop.value.code == 2
+    assert "was started with data.shards of fingerprint" in capsys.readouterr().err
+    assert latest_checkpoint(run).folder.name == "step-00000001"
 
 
 def test_where_weights_are_now_can_be_said_and_is_checked() -> None:
