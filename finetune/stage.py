@@ -216,6 +216,8 @@ class SegmentationStage(Stage):
             yield f"data.cache: {size} in {self.cache.folder}"
         if self.options.data.validation and not self.options.evaluators:
             yield "warning: data.validation keeps groups apart, and no evaluator judges them"
+        if self.options.data.without_targets and not self.dataset.cases.empty:
+            yield "data.without_targets has no effect here: each image holds a target"
         yield f"targets {', '.join(self.dataset.targets)}"
 
 

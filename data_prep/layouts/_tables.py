@@ -12,7 +12,9 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     return [row for _, row in read_numbered(path, columns)]
 
 
-def read_numbered(path: Path, columns: Sequence[str] = ()) -> list[tuple[int, dict[str, str]]]:
+def read_numbered(
+    path: Path, columns: Sequence[str] = (), strict: bool = False
+) -> list[tuple[int, dict[str, str]]]:
     """Rows of a CSV file with a header, each a dict by column, without surrounding blanks.
 
     With each comes the number of its (last) line. Files .tab and .tsv are separated by tabs, others
@@ -20,6 +22,7 @@ def read_numbered(path: Path, columns: Sequence[str] = ()) -> list[tuple[int, di
 
     Args:
         columns: Names that must be there.
+        strict: Refuse what would be dropped: cells beyond the header, and columns of one name.
 
     Raises:
         UserError: The file is empty, is not UTF-8, cannot be read or lacks one of `columns`.
@@ -39,11 +42,18 @@ def read_numbered(path: Path, columns: Sequence[str] = ()) -> list[tuple[int, di
             header = [name.strip() for name in reader.fieldnames or []]
             if missing := [name for name in columns if name not in header]:
                 raise UserError(f"{path}: has no column {missing[0]!r}, only {', '.join(header)}")
+            if strict and (twice := [name for name in header if header.count(name) > 1]):
+                raise UserError(f"{path}: has two columns {twice[0]!r}")
             reader.fieldnames = header
-            return [
-                (reader.line_num, {name: (row[name] or "").strip() for name in header})
-                for row in reader
-            ]
+            rows = []
+            for row in reader:
+                if strict and any(row.get(None) or ()):
+                    raise UserError(
+                        f"{path}, line {reader.line_num}: has more cells than the header; a cell"
+                        " with commas needs quotes"
+                    )
+                rows.append((reader.line_num, {name: row[name].strip() for name in header}))
+            return rows
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8; save it as UTF-8") from error
     except (OSError, csv.Error) as error:

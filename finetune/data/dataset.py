@@ -134,8 +134,7 @@ class SegmentationDataset(Dataset):
         part = Part(config.validation, False) if config.validation else None
         self.cases = LabelledCases(config, seed, part)
         self.targets = list(self.cases.targets)
-        if config.without_targets and not self.cases.empty:
-            raise UserError(f"data.without_targets: each image of {config.shards} holds a target")
+        self._empty = self.cases.empty if config.without_targets else []
         self._holding = [
             np.array([n for n, image in enumerate(self.cases.images) if target in image.targets])
             for target in range(len(self.targets))
@@ -152,8 +151,7 @@ class SegmentationDataset(Dataset):
     @property
     def images(self) -> int:
         """How many images one view of each sample shows at most, slices of stacks among them."""
-        without = len(self.cases.empty) if self.config.without_targets else 0
-        return (len(self) + without) * self.config.stack
+        return (len(self) + len(self._empty)) * self.config.stack
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """(n,) int64, n = len(self): the images of one epoch, a pure function of (seed, epoch).
@@ -180,8 +178,8 @@ class SegmentationDataset(Dataset):
                 drawn[image] += 1
                 order.append(image)
         found = np.array(order[: len(self)], np.int64)
-        if self.config.without_targets:
-            empty = len(self) + generator.integers(len(self.cases.empty), size=len(self))
+        if self._empty:
+            empty = len(self) + generator.integers(len(self._empty), size=len(self))
             return np.where(generator.random(len(self)) < self.config.without_targets, empty, found)
         return found
 
@@ -196,7 +194,7 @@ class SegmentationDataset(Dataset):
         index, draw = item if isinstance(item, tuple) else (item, item)
         generator = np.random.default_rng([self.seed, draw])
         more = index - len(self)
-        found = self.cases.images[index] if more < 0 else self.cases.empty[more]
+        found = self.cases.images[index] if more < 0 else self._empty[more]
         image = self._some_targets(found, generator)
         view = None
         if self.config.views is not None:  # of which an image shows another in each epoch

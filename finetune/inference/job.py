@@ -81,7 +81,7 @@ def finish(
     names = {each.value: each.name for each in job.wanted}
     automatic = all(each.target is not None for each in job.wanted)
     task.output.parent.mkdir(parents=True, exist_ok=True)
-    image.write(Masks(job.labels, names, automatic), task.output)
+    image.write(Masks(job.labels, names, task.numbered, automatic), task.output)
     if task.overlay:
         _draw(job, placed)
     return placed

@@ -50,7 +50,7 @@ def read_images(table: Path) -> list[Listed]:
     Raises:
         UserError: It cannot be read, has no rows, or a column of a name that is not known.
     """
-    rows = read_numbered(table, ("file",))
+    rows = read_numbered(table, ("file",), strict=True)
     if not rows:
         raise UserError(f"{table}: has no rows below its header")
     for name in rows[0][1]:
@@ -122,6 +122,8 @@ def prompts_of(row: Row) -> dict[int | None, Prompt]:
             if "," in row.get(name, ""):
                 raise UserError(f"{name}: {row[name]!r} has a decimal comma; write a point")
         clicks = ",".join((row.get("x", ""), row.get("y", ""), row.get("label") or "1"))
+    if ";" in row.get("text", ""):
+        raise UserError("text: names several objects; give each a row of its own")
     if row.get("target") and (clicks or row.get("box") or row.get("text")):
         raise UserError("target: is for models without prompts; leave clicks, box and text out")
     prompts = parse_object(clicks, row.get("box", ""), row.get("target", ""), row.get("text", ""))

@@ -137,6 +137,7 @@ def job_of(listed: Listed, config: PredictConfig, how: Reading, done: Done) -> J
             input=source,
             output=config.output / path.with_name(name),
             wanted=wanted,
+            numbered="object" in listed.rows[listed.line],
             overlay=config.overlay,
         )
         done.claim(task, listed)

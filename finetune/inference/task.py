@@ -16,6 +16,7 @@ class Task:
     output: Path
     wanted: list[Wanted]
     value: int | None = None
+    numbered: bool = False
     mask: Path | None = None
     add: bool = False
     overlay: bool = True

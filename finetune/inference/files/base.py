@@ -36,6 +36,9 @@ class Masks:
     """(D, H, W): the value of the object at each pixel, 0 for none."""
     names: dict[int, str] = field(default_factory=dict)
     """Of the objects, by value; those without one are called by their value."""
+    numbered: bool = False
+    """Whether objects were asked for by their numbers: then object 1 has the value 1 also in a PNG
+    that holds no other."""
     automatic: bool = False
     """Whether nobody prompted for them."""
 

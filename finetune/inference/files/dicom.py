@@ -117,7 +117,7 @@ class DicomImage(ImageFile):
         elif name.endswith(NIFTI_SUFFIXES):
             write_nifti(Nifti1Image(masks.labels.T, self._in_space().affine), path)
         else:
-            write_png(masks.labels[0], path)
+            write_png(masks.labels[0], path, masks.numbered)
 
     def read_masks(self, path: Path) -> NDArray[np.uint8]:
         """Read a mask, PNG or NIfTI."""
@@ -170,7 +170,7 @@ class DicomVolume(ImageFile):
         name = path.name.lower()
         if name.endswith(".png"):
             assert self.chosen is not None
-            write_png(masks.labels[self.chosen], path)
+            write_png(masks.labels[self.chosen], path, masks.numbered)
             return
         image = mask_to_nifti(masks.labels, self._series.image, self._plane)
         if name.endswith(NIFTI_SUFFIXES):

@@ -46,16 +46,17 @@ class PictureFile(ImageFile):
 
     def write(self, masks: Masks, path: Path) -> None:
         """See `write_png`."""
-        write_png(masks.labels[0], path)
+        write_png(masks.labels[0], path, masks.numbered)
 
     def read_masks(self, path: Path) -> NDArray[np.uint8]:
         """See `read_png`."""
         return read_png(path, self.size)[None]
 
 
-def write_png(labels: NDArray[np.uint8], path: Path) -> None:
-    """Write a mask (H, W) as a grey PNG of the objects' values; object 1 alone is 255."""
-    only = labels.max(initial=0) <= 1
+def write_png(labels: NDArray[np.uint8], path: Path, numbered: bool = False) -> None:
+    """Write a mask (H, W) as a grey PNG of the objects' values; object 1 alone is 255, so that it
+    can be seen, unless the objects are `numbered`."""
+    only = labels.max(initial=0) <= 1 and not numbered
     data = encode_png(labels * np.uint8(ONLY_OBJECT) if only else labels)
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)

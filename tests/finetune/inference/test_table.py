@@ -60,7 +60,7 @@ def test_all_images_are_segmented_with_one_model(glow, run_table, tmp_path, caps
     masks = tmp_path / "masks"
     assert np.array_equal(read(masks / "a.png"), SQUARES)
     assert np.array_equal(read(masks / "b.png"), (SQUARES == 1) * 2)
-    assert np.array_equal(read(masks / "more" / "c.png"), (SQUARES == 1) * 255)
+    assert np.array_equal(read(masks / "more" / "c.png"), SQUARES == 1)
     volume = np.asarray(nibabel.load(masks / "scan.nii.gz").dataobj)
     assert volume.any((0, 1)).tolist() == [False, True, True, True, True, False]
     assert (masks / "more" / "c_overlay.png").is_file() and (masks / "config.yaml").is_file()
@@ -156,6 +156,8 @@ def test_two_images_do_not_share_a_mask(glow, run_table, folder, tmp_path, capsy
         ("file,clicks\n", [], "has no rows below its header"),
         ("file,clicks\na.png,1\n", ["--clicks=1,1,1"], "clicks: is for one image; with --prompts"),
         ("file,clicks\na.png,1\n", ["--add"], "add: is for one image"),
+        ("file,x,y\na.png,1,1,5,5,1\n", [], "table.csv, line 2: has more cells than the header"),
+        ("file,clicks,clicks\na.png,,1\n", [], "table.csv: has two columns 'clicks'"),
         ("file,clicks\na.png,1\n", ["--input=a.png"], "is no folder"),
     ],
 )
@@ -238,8 +240,8 @@ def test_tables_of_spreadsheets_are_read(glow, run_table, tmp_path, form):
     cells = [[f'"{cell}"' if mark in cell else cell for cell in row] for row in rows]
     text = "".join(f"{mark.join(row)}\r\n" for row in [*cells, ["", "", ""]])
     run_table(glow, f"\ufeff{text}", "--no-overlay")
-    for name in ("a.png", "b.png"):
-        assert np.array_equal(read(tmp_path / "masks" / name), (SQUARES == 1) * 255)
+    for name in ("a.png", "b.png"):  # objects have numbers in this table
+        assert np.array_equal(read(tmp_path / "masks" / name), SQUARES == 1)
 
 
 @pytest.mark.parametrize(
@@ -248,6 +250,7 @@ def test_tables_of_spreadsheets_are_read(glow, run_table, tmp_path, form):
         ("file;x;y\na.png;10,5;12\n", "x: '10,5' has a decimal comma; write a point"),
         ('file,clicks,label\na.png,"9,9,1",1\n', "label: is that of x and y"),
         ('file,box,label\na.png,"3,3,9,9",1\n', "label: is that of x and y"),
+        ("file,text\na.png,liver; spleen\n", "text: names several objects; give each a row"),
     ],
 )
 def test_cells_that_would_be_misread_or_ignored_are_refused(glow, run_table, capsys, text, message):
