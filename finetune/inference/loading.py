@@ -79,6 +79,8 @@ def load_segmenter(
     try:
         segmenter = rebuild(config, targets, folder, encoder, sam)
     except UserError as error:
+        if str(error).startswith("model.text"):  # no option says where a text tower is
+            raise
         raise UserError(
             f"run: the weights that {run} was trained on: {error}; say where they are with"
             " --encoder and --sam"

@@ -315,6 +315,13 @@ def test_a_run_that_cannot_come_back_says_why(run_folder, tmp_path):
     (run_folder / "config.yaml").write_text(text.replace("encoder: null", f"encoder: {gone}"))
     with pytest.raises(UserError, match=r"the weights that .* was trained on: .*gone"):
         load_segmenter(run_folder, cpu)
+    values = yaml.safe_load(text)
+    values["model"]["text"] = {"class_path": "finetune.prompts.text.ClipText"}
+    values["model"]["text"]["init_args"] = {"pretrained": str(gone)}
+    (run_folder / "config.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=r"^model\.text.*gone") as raised:
+        load_segmenter(run_folder, cpu)
+    assert "--encoder" not in str(raised.value)  # which would not help
     (run_folder / "config.yaml").write_text(text)
     for checkpoint in (run_folder / "checkpoints").iterdir():
         (checkpoint / "segmenter.safetensors").unlink()

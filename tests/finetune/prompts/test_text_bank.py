@@ -18,16 +18,19 @@ AMOS = (
     *("bladder", "prostate/uterus"),
 )
 """As in AMOS22's dataset.json."""
+DECATHLON = ("edema", "non-enhancing tumor", "enhancing tumour")
+ABBREVIATED = ("rkid", "lkid", "gall", "eso", "sto", "aorta", "IVC", "veins", "rad", "lad")
+"""As lists of BTCV for MONAI have them."""
 TARGETS = {
-    "acdc": tuple(ACDC),
+    "acdc": (*ACDC, "RV", "MLV", "LVC"),
     "amos": AMOS,
-    "brats": tuple(BRATS),
-    "btcv": BTCV,
+    "brats": (*BRATS, *DECATHLON),
+    "btcv": (*BTCV, *ABBREVIATED),
     "busi": ("lesion",),
     "ddti": ("nodule",),
     "hippocampus": ("Anterior", "Posterior"),
     "isic": ("lesion",),
-    "lungs": ("lungs", "left lung", "right lung"),
+    "lungs": ("lungs", "left lung", "right lung", "left", "right"),
     "polyps": ("polyp",),
     "refuge": ("optic disc", "optic cup", "disc", "cup"),
     "tnscui": ("nodule",),
