@@ -41,6 +41,8 @@ class OptimConfig:
     memory allows, found by trying when the run starts."""
     lr: float = 1.5e-4
     """Learning rate for a batch of 256; the rate used is this times batch_size / 256."""
+    scale_lr: bool = True
+    """Whether `lr` is so scaled by the batch. false: it is the rate itself, whatever the batch."""
     warmup_steps: int | None = None
     """Steps of linear warm-up; after it a cosine leads to 0. null: as `warmup_epochs` say, or 2,000
     without them."""
@@ -100,7 +102,8 @@ class OptimConfig:
         if not 0 <= warmup <= steps:
             name = "warmup_steps" if self.warmup_epochs is None else "warmup_epochs"
             raise UserError(f"optim.{name}: {warmup} steps are not in 0..{steps}, the whole run's")
-        return Schedule(steps, warmup, self.lr * self.batch_size / 256)
+        scale = self.batch_size / 256 if self.scale_lr else 1.0
+        return Schedule(steps, warmup, self.lr * scale)
 
     def _steps_of(self, epochs: float, images: int) -> int:
         return math.ceil(epochs * images / self.batch_size)

@@ -71,7 +71,7 @@ def test_words_are_learned_and_wordings_that_were_never_trained_on(
     monkeypatch.syspath_prepend(tmp_path)
     options = ["--prompts.rounds=0", "--prompts.absent_share=0.4", "--data.without_targets=0.1"]
     options += ["--model.decoder=dots.Dots", "--model.decoder_adapter=null", "--loss.iou=0"]
-    options += ["--optim.steps=120", "--optim.batch_size=8", "--optim.lr=0.16"]
+    options += ["--optim.steps=120", "--optim.batch_size=8", "--optim.lr=0.005"]
     run = train(make_shards([shapes(seed) for seed in range(40)], LABELS), *options)
     held = make_shards([shapes(seed) for seed in range(100, 124)], LABELS, "held")
     cases = LabelledCases(CaseSelection(shards=held))

@@ -30,6 +30,13 @@ def test_the_rate_is_the_same_whichever_way_the_length_is_given():
     assert max(rates) == pytest.approx(1.5e-4 * 25 / 256) and rates[-1] > 0
 
 
+@pytest.mark.parametrize("batch_size", [1, 8, 512])
+def test_an_absolute_rate_does_not_depend_on_the_batch(batch_size):
+    options = {"steps": 16, "warmup_steps": 4, "batch_size": batch_size}
+    schedule = OptimConfig(lr=1e-4, scale_lr=False, **options).schedule(100)
+    assert max(learning_rate(schedule, step) for step in range(16)) == 1e-4
+
+
 def test_a_warm_up_longer_than_the_run_is_refused():
     with pytest.raises(UserError, match=r"optim.warmup_epochs: 8 steps are not in 0\.\.4"):
         OptimConfig(epochs=1, warmup_epochs=2, batch_size=25).schedule(100)
