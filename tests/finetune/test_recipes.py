@@ -1,20 +1,99 @@
-"""What each recipe of stage two states is what its training does."""
+"""Recipes of stage two: each starts as its header says, and states its rate itself.
 
+`tests/test_documents.py` starts one of them through `accelerate launch`; here the same options are
+given to the same script in this process.
+"""
+
+import re
+import shlex
 from pathlib import Path
 
+import open_clip
 import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import save_file
 
+from data_prep.common.cli import run_command
 from data_prep.common.parsing import parse
-from finetune.config import TrainConfig
+from finetune.config import ModelConfig, TrainConfig
+from finetune.model.segmenter import build_model
+from finetune.train import COMMAND
 from pretrain.engine.optim import learning_rate
 
-RECIPES = sorted((Path(__file__).parents[2] / "configs" / "finetune").glob("*.yaml"))
+pytestmark = pytest.mark.usefixtures("shallow")
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted(
+    path.relative_to(ROOT).as_posix() for path in (ROOT / "configs/finetune").glob("*.yaml")
+)
+SMALL = (
+    *("--optim.epochs=null", "--optim.warmup_epochs=null", "--optim.steps=2"),
+    *("--optim.batch_size=2", "--optim.accumulate=1", "--optim.warmup_steps=1"),
+    *("--data.workers=0", "--model.image_size=64"),
+)
+"""What makes a recipe run in a second."""
+SMALL_TEXT = [f"--model.text.{option}" for option in ("width=32", "heads=2", "layers=1")]
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_its_rate_is_absolute(recipe: Path) -> None:
-    options = [f"--config={recipe}", "--data.shards=x", "--output=y", "--optim.batch_size=1"]
-    optim = parse(TrainConfig, "train", options)[0].optim
+def header_of(recipe: str) -> list[str]:
+    """The lines of the comment at the top."""
+    text = (ROOT / recipe).read_text()
+    return text[: re.search(r"^[^#]", text, re.MULTILINE).start()].splitlines()
+
+
+def command_of(recipe: str) -> list[str]:
+    """Words of the command in the header."""
+    shown = [line[4:] for line in header_of(recipe) if line.startswith("#   ")]
+    return shlex.split(" ".join(shown).replace("\\ ", " "))
+
+
+@pytest.fixture
+def workspace(tmp_path, make_shards, organs, monkeypatch) -> Path:
+    """A folder with the recipes, labelled volumes and checkpoints that the headers name."""
+    for name in ("configs", "finetune"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    volumes = [organs(seed, (40, 50), 6) for seed in range(6)]
+    make_shards(volumes, {"anterior": [1], "posterior": [2]}, "shards/hippocampus")
+    torch.manual_seed(0)
+    weights = build_model(ModelConfig("vit_t")).state_dict()
+    torch.save(weights, tmp_path / "sam_vit_b_01ec64.pth")
+    encoder = {
+        name.removeprefix("image_encoder."): tensor
+        for name, tensor in weights.items()
+        if name.startswith("image_encoder.")
+    }
+    for run in ("quickstart", "laptop"):
+        folder = tmp_path / "runs" / run / "checkpoints" / "step-00000001"
+        folder.mkdir(parents=True)
+        save_file(encoder, folder / "encoder.safetensors")
+    text = {"width": 32, "heads": 2, "layers": 1}
+    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+    clip = open_clip.CLIP(512, vision, text).state_dict()
+    save_file(clip, tmp_path / "clip_vit_b_16.safetensors")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_starts_as_its_header_says(recipe, workspace, capsys) -> None:
+    launcher, options = command_of(recipe)[:4], command_of(recipe)[4:]
+    assert launcher[:3] == ["accelerate", "launch", "--config_file"] and Path(launcher[3]).is_file()
+    assert options[:3] == ["finetune/train.py", "--config", recipe] and Path(options[0]).is_file()
+    small = [*SMALL, *(SMALL_TEXT if "--model.text.pretrained" in options else ())]
+    run_command("finetune/train.py", COMMAND, [*options[1:], *small])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert "2 steps of 2, 1 process on cpu" in capsys.readouterr().out
+    assert (workspace / options[options.index("--output") + 1] / "DONE").is_file()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_its_header_has_memory_and_time_and_its_rate_is_absolute(recipe) -> None:
+    header = "\n".join(header_of(recipe))
+    assert re.search(r"Memory: .*\d [MG]B", header), "no memory is stated"
+    assert re.search(r"Time: .*\d", header), "no time is stated"
+    options = [f"--config={ROOT / recipe}", "--data.shards=x", "--output=y"]
+    optim = parse(TrainConfig, "train", [*options, "--optim.batch_size=1"])[0].optim
     schedule = optim.schedule(1000)
     assert max(learning_rate(schedule, step) for step in range(schedule.steps)) == optim.lr
     assert 1e-5 <= optim.lr <= 1e-3
