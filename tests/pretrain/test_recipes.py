@@ -91,6 +91,12 @@ def test_a_recipe_starts_as_its_header_says(recipe, workspace, monkeypatch, caps
     shutil.rmtree(output)
 
 
+@pytest.mark.parametrize("recipe", FOR_CPU)
+def test_what_was_measured_on_a_cpu_is_stated(recipe):
+    header = header_of(recipe)
+    assert re.search(r"Memory: [\d.]+ [MG]B", header) and re.search(r"Time: .*\d", header)
+
+
 @pytest.fixture(scope="module")
 def measured() -> Iterator[None]:
     """Recipes whose models and passes are the same are measured once."""
