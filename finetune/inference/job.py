@@ -81,7 +81,8 @@ def finish(
     names = {each.value: each.name for each in job.wanted}
     automatic = all(each.target is not None for each in job.wanted)
     task.output.parent.mkdir(parents=True, exist_ok=True)
-    image.write(Masks(job.labels, names, task.numbered, automatic), task.output)
+    masks = Masks(job.labels, names, numbered=task.numbered, automatic=automatic)
+    image.write(masks, task.output)
     if task.overlay:
         _draw(job, placed)
     return placed
