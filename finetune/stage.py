@@ -176,8 +176,10 @@ class SegmentationStage(Stage):
         data = {
             "targets": cases.targets,
             "window": cases.window,
+            "plane": cases.plane,
             "multimask": self.prompting.multimask,
             "previous_mask": self.prompting.previous_mask,
+            "rough_masks": self.prompting.rough_masks,
             "text_multimask": self.prompting.text_multimask,
             "stack": self.segmenter.stack,
             "fingerprint": cases.shards.fingerprint,

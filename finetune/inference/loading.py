@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from data_prep.common.errors import UserError
 from data_prep.common.parsing import parse_file
-from data_prep.options import Window
+from data_prep.options import Plane, Window
 from finetune.config import ModelConfig, ModelSource, TrainConfig
 from finetune.inference.published import SEGMENTER, find_run, require_sources
 from finetune.model.kept import kept_weights
@@ -26,7 +26,8 @@ SOURCES = "sources"
 """Name of the document on the files that the frozen weights came from."""
 DATA = "data"
 """Name of the document on how the model was trained: `targets`, `window`, `multimask`,
-`text_multimask`, `previous_mask`, `stack`, and the `fingerprint` of the shard set."""
+`text_multimask`, `previous_mask`, `rough_masks`, `stack`, the `plane` of slices of volumes, and the
+`fingerprint` of the shard set."""
 
 
 def load_model(source: ModelSource, device: torch.device) -> Segmenter:
@@ -175,8 +176,19 @@ def _recorded_parts(run: Path) -> set[str]:
     return set()
 
 
-def trained_window(run: str | Path) -> Window:
-    """Intensity window of the images that a model was trained on.
+class TrainedOn(NamedTuple):
+    """What a model has seen, as far as its checkpoint says; those of earlier versions say less."""
+
+    window: Window = "auto"
+    """Intensity window of the images."""
+    plane: Plane | None = None
+    """Plane of the slices of volumes; None where there were none."""
+    rough_masks: bool = True
+    """Whether a rough mask was the first prompt in a share of the steps."""
+
+
+def trained_on(run: str | Path) -> TrainedOn:
+    """What the images and the prompts were that a model was trained on.
 
     Args:
         run: As of `load_segmenter`.
@@ -184,9 +196,11 @@ def trained_window(run: str | Path) -> Window:
     Raises:
         UserError: Not a run, or no checkpoint.
     """
-    # checkpoints of earlier versions do not say
-    window = (find_checkpoint(find_run(run)).document(DATA) or {}).get("window", "auto")
-    return (window[0], window[1]) if isinstance(window, list) else window
+    said = find_checkpoint(find_run(run)).document(DATA) or {}
+    known = {name: said[name] for name in TrainedOn._fields if name in said}
+    if isinstance(known.get("window"), list):
+        known["window"] = tuple(known["window"])
+    return TrainedOn(**known)
 
 
 def find_checkpoint(run: Path, last: bool = False) -> Checkpoint:

@@ -16,7 +16,7 @@ from finetune.inference.files.base import Reading, SliceError
 from finetune.inference.files.opening import kind_of, open_image, stem
 from finetune.inference.job import Job, finish, prepare
 from finetune.inference.options import PredictConfig
-from finetune.inference.predict import load, reading
+from finetune.inference.predict import load, reading, seen_by
 from finetune.inference.rows import BadRowError, Listed, objects_of, read_images
 from finetune.inference.task import Task
 
@@ -38,7 +38,7 @@ def predict_table(config: PredictConfig, table: Path, resolved: str) -> None:
         )
     take_folder(config.output, resolved)
     faults = skipped = 0
-    how = reading(config, has_window=True)
+    how = reading(config, seen_by(config), has_window=True)
     segmenter = None
     done = Done(config.output, config.input, config.overlay)
     with tqdm(total=len(images), desc="predict", unit="image", mininterval=1) as progress:
