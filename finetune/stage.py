@@ -77,9 +77,12 @@ class PromptedLoss(nn.Module):
         if self.cache is None:
             images = normalise_pixels(batch.images, batch.valid)
             return self.segmenter.encode(images, batch.stacks)
-        return self.cache.complete(
-            batch, lambda images, valid: self.segmenter.encode(normalise_pixels(images, valid))
+        encoder = self.segmenter.image_encoder
+        frozen = encoder.features if self.cache.before_neck else encoder
+        found = self.cache.complete(
+            batch, lambda images, valid: frozen(normalise_pixels(images, valid))
         )
+        return encoder.neck(found) if self.cache.before_neck else found
 
     # What the following compute at full size is freed when they return.
     def round_dice(self, decoded: Decoded, masks: Tensor, valid: Tensor) -> Tensor:
