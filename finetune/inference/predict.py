@@ -51,7 +51,7 @@ def predict(config: PredictConfig, resolved: str) -> None:
     for note in unlike_training(config, seen, image):
         print(note)
     job = prepare(task, image)
-    segmenter = load(config)
+    segmenter = load(config, texts=config.text is not None or config.target is not None)
     alone = job.image.depth == 1 or config.slice is not None
     with tqdm(desc="predict", unit="slice", mininterval=1, disable=alone) as slices:
         placed = finish(job, segmenter, config.adapters, slices.update)
@@ -102,8 +102,11 @@ def unlike_training(
         )
 
 
-def load(config: PredictConfig) -> "Segmenter":
+def load(config: PredictConfig, texts: bool) -> "Segmenter":
     """The model, on the device that was asked for.
+
+    Args:
+        texts: Whether it may be needed for texts, or to say that it takes some.
 
     Raises:
         UserError: See `load_model`; also adapters that are to be left out and are not there.
@@ -114,7 +117,7 @@ def load(config: PredictConfig) -> "Segmenter":
     device = find_device(config.device)
     if device.type == "cpu":
         use_cores(1, config.threads)
-    segmenter = load_model(config, device)
+    segmenter = load_model(config, device, texts)
     if not config.adapters and not has_adapters(segmenter):
         raise UserError("adapters: the model of this run has none; leave --no-adapters out")
     return segmenter

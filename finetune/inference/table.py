@@ -40,6 +40,8 @@ def predict_table(config: PredictConfig, table: Path, resolved: str) -> None:
     faults = skipped = 0
     how = reading(config, seen_by(config), has_window=True)
     segmenter = None
+    rows = [row for listed in images for row in listed.rows.values()]
+    texts = any(row.get("text") or row.get("target") for row in rows)
     done = Done(config.output, config.input, config.overlay)
     with tqdm(total=len(images), desc="predict", unit="image", mininterval=1) as progress:
         for listed in images:
@@ -49,7 +51,7 @@ def predict_table(config: PredictConfig, table: Path, resolved: str) -> None:
                 else:
                     job = job_of(listed, config, how, done)
                     if segmenter is None:
-                        segmenter = load(config)
+                        segmenter = load(config, texts)
                     if done.has_changed(listed):
                         progress.write(f"{listed.name}: its rows have changed, so it is done again")
                     with errors_of(listed.line):

@@ -93,7 +93,7 @@ def predict(monkeypatch):
 
     def start(segmenter, *options: str, seen: TrainedOn = SEEN) -> None:
         loading = "finetune.inference.loading"
-        monkeypatch.setattr(f"{loading}.load_model", lambda source, device: segmenter)
+        monkeypatch.setattr(f"{loading}.load_model", lambda source, device, texts: segmenter)
         monkeypatch.setattr(f"{loading}.trained_on", lambda run: seen)
         arguments = ["predict", "--run=run", "--device=cpu", *map(str, options)]
         run_program("finetune", COMMANDS, arguments)

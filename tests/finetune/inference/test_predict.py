@@ -34,7 +34,7 @@ def parse_prompt(clicks: str, box: str):
 def with_discs(discs, monkeypatch):
     """Predict with the stand-in segmenter, whatever run is named."""
     module = "finetune.inference.loading"
-    monkeypatch.setattr(f"{module}.load_model", lambda source, device: discs)
+    monkeypatch.setattr(f"{module}.load_model", lambda source, device, texts: discs)
     monkeypatch.setattr(f"{module}.trained_on", lambda run: TrainedOn())
 
 
