@@ -6,8 +6,7 @@ scored as a volume, empty where nothing was predicted.
 
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -20,8 +19,11 @@ from data_prep.common.files import write_text
 from finetune.config import EvaluateConfig
 from finetune.data.cases import LabelledCases, LabelledImage
 from finetune.evaluation import metrics
+from finetune.evaluation.answered import Answered
+from finetune.evaluation.details import ClickDice, Details, Seconds
 from finetune.evaluation.drawing import draw_results
 from finetune.evaluation.labelled import generator_of
+from finetune.evaluation.model_size import write_model
 from finetune.evaluation.protocols import Protocol
 from finetune.evaluation.tables import (
     ABSENT,
@@ -32,6 +34,7 @@ from finetune.evaluation.tables import (
     summary_csv,
     summary_markdown,
 )
+from finetune.evaluation.thumbnails import Thumbnail, reduce_image, reduce_mask
 from finetune.inference.loading import find_device, load_model, trained_on
 from finetune.inference.volume import PromptedVolume
 from finetune.model.decoder import require_prompts
@@ -46,6 +49,7 @@ def evaluate(
     tolerance: float = 1.0,
     seed: int = 0,
     hd95: str = "surface",
+    details: Details | None = None,
 ) -> list[Row]:
     """Score every case, target and protocol; shows progress with the time left.
 
@@ -54,17 +58,21 @@ def evaluate(
         tolerance: Distance for the NSD, see `EvaluateConfig`.
         seed: Decides, with the key of an image, all randomness in the prompts for it.
         hd95: Definition of the HD95, see `EvaluateConfig`.
+        details: Takes what `compare` needs beside the rows.
     """
-    rows = []
+    rows: list[Row] = []
     images = _asked_for(cases, protocols)
     work = len(images) * len(protocols)
     with tqdm(total=work, desc="evaluate", unit="image", mininterval=1) as progress:
         for _, found in groupby(images, key=lambda image: image.record):
             case = _Case(segmenter, cases, list(found))
             for protocol in protocols:
-                case.prompt(protocol, seed)
+                case.prompt(protocol, seed, every_click=details is not None)
                 progress.update(len(case.images))
-            rows += case.score(tolerance, hd95)
+            scored = case.score(tolerance, hd95)
+            if details is not None:
+                case.keep(details, scored)
+            rows += scored
     return rows
 
 
@@ -89,17 +97,26 @@ class _Case:
         self.key, self.spacing, self.labels = stored.key, stored.meta["spacing"], stored.mask
         self.group = stored.meta["group"]
         self.is_volume = images[0].depth is not None
-        pixels = stored.image if self.is_volume else stored.image[None]
-        self.slices = PromptedVolume(segmenter, len(pixels), pixels.__getitem__)
-        self.answered: dict[tuple[int, str], _Answered] = {}
+        self.pixels = stored.image if self.is_volume else stored.image[None]
+        self.slices = PromptedVolume(segmenter, len(self.pixels), self.pixels.__getitem__)
+        self.answered: dict[tuple[int, str], Answered] = {}
+        self.clicks: dict[str, int] = {}
+        self.between: set[str] = set()
 
-    def prompt(self, protocol: Protocol, seed: int) -> None:
+    def prompt(self, protocol: Protocol, seed: int, every_click: bool = False) -> None:
         """Keep what the model makes of a simulated user.
+
+        Args:
+            every_click: Also after clicks for which the protocol has no row.
 
         Raises:
             UserError: Another one has given a row of the same name.
         """
-        found: dict[tuple[int, str], _Answered] = {}
+        shown = protocol.clicks
+        protocol = protocol.each_click() if every_click else protocol
+        self.clicks |= protocol.clicks
+        between = protocol.clicks.keys() - shown.keys()
+        found: dict[tuple[int, str], Answered] = {}
         one_for_all = protocol.every_slice or not protocol.gives_prompts
         images = self._whole(self._wanted()) if one_for_all else self.images
         ending = PER_SLICE if self.is_volume and not one_for_all else ""
@@ -107,6 +124,7 @@ class _Case:
             one_key = one_for_all or image.depth is None  # one text for all slices
             key = self.key if one_key else f"{self.key}/{image.depth}"
             truths = np.stack([self._truth(target, image.depth) for target in image.targets])
+            self._start()
             answers = protocol.answers(
                 self.slices[image.depth or 0],
                 truths,
@@ -114,23 +132,34 @@ class _Case:
                 generator_of(seed, key),
             )
             for row, members in answers.items():
+                seconds = self._seconds(*(answer.seconds for answer in members)) / len(members)
                 for target, answer in zip(image.targets, members, strict=True):
-                    kept = found.setdefault((target, row + ending), _Answered())
+                    kept = found.setdefault((target, row + ending), Answered())
                     kept.masks[image.depth] = np.packbits(answer.mask)
                     kept.prompts = answer.prompts + (0 if one_for_all else kept.prompts)
+                    kept.seconds += seconds
         for target in self._wanted() if self.is_volume else ():
             name = list(self.cases.targets)[target]
             random = generator_of(seed, f"{self.key}/{name}")
             truth = self._truth(target)[None]
+            self._start()
             for row, (whole,) in protocol.volume_answers(
                 self.slices, truth, [name], random
             ).items():
-                kept = found[target, row] = _Answered(prompts=whole.prompts)
+                kept = found[target, row] = Answered(prompts=whole.prompts)
+                kept.seconds = self._seconds(whole.seconds)
                 kept.masks.update({n: np.packbits(mask) for n, mask in enumerate(whole.mask)})
         found |= self._absent(protocol, seed)
-        if twice := found.keys() & self.answered.keys():
+        found = {
+            key: answer
+            for key, answer in found.items()
+            if key[1] not in between or key not in self.answered
+        }
+        if twice := {key for key in found if key in self.answered and key[1] not in self.between}:
             raise UserError(f"protocols: two of them give the row {min(twice)[1]!r}")
         self.answered |= found
+        rows = {row for _, row in found}
+        self.between = (self.between - rows) | (rows & between)
 
     def score(self, tolerance: float, hd95: str) -> list[Row]:
         """One row for each target and protocol."""
@@ -141,7 +170,7 @@ class _Case:
         for target in sorted({target for target, _ in self.answered}):
             truth = self._truth(target)
             for (answered, protocol), answer in self.answered.items():
-                if answered != target:
+                if answered != target or protocol in self.between:
                     continue
                 prediction, distance = answer.whole(self.labels.shape), math.nan
                 if truth.any():
@@ -163,19 +192,76 @@ class _Case:
                 )
         return rows
 
-    def _absent(self, protocol: Protocol, seed: int) -> dict[tuple[int, str], "_Answered"]:
+    def keep(self, details: Details, rows: Sequence[Row]) -> None:
+        """Add what `compare` needs beside the rows of this case.
+
+        Args:
+            rows: From `score`.
+        """
+        names = list(self.cases.targets)
+        scored = {(row.target, row.protocol): row.dice for row in rows}
+        for target in sorted({target for target, _ in self.answered}):
+            name, truth = names[target], self._truth(target)
+            answers = {row: each for (of, row), each in self.answered.items() if of == target}
+            for row, answer in answers.items():
+                if row not in self.between:
+                    details.seconds.append(Seconds(self.key, name, row, answer.seconds))
+                if row in self.clicks:
+                    dice = scored.get((name, row))
+                    if dice is None:
+                        dice = metrics.dice(answer.whole(truth.shape), truth)
+                    number = self.clicks[row]
+                    details.clicks.append(ClickDice(self.key, name, row, number, dice, self.group))
+            if details.side and truth.any():
+                shown = {row: each for row, each in answers.items() if row not in self.between}
+                details.thumbnails.append(self._thumbnail(name, truth, shown, details.side))
+
+    def _thumbnail(
+        self, target: str, truth: NDArray[np.bool_], answers: Mapping[str, Answered], side: int
+    ) -> Thumbnail:
+        """The slice in which a target is largest, or the image."""
+        depth = int(truth.sum((1, 2)).argmax()) if self.is_volume else None
+        at = truth if depth is None else truth[depth]
+        masks = {
+            row: reduce_mask(answer.at(depth, at.shape), side) for row, answer in answers.items()
+        }
+        image = reduce_image(self.pixels[depth or 0], side)
+        return Thumbnail(self.key, target, image, reduce_mask(at, side), masks)
+
+    def _start(self) -> None:
+        """Begin to measure the time of some answers."""
+        self.started = self.slices.clock.seconds
+        self.slices.used.clear()
+
+    def _seconds(self, *decoding: float) -> float:
+        """Time since `_start` of answers that were given together, encoding included.
+
+        Args:
+            decoding: Seconds of each, where the protocol measured them.
+        """
+        model = max(decoding)
+        if math.isnan(model):
+            model = self.slices.clock.seconds - self.started
+        elif not model:  # nothing was asked of the model
+            return 0.0
+        return model + sum(self.slices.encoding[depth] for depth in self.slices.used)
+
+    def _absent(self, protocol: Protocol, seed: int) -> dict[tuple[int, str], Answered]:
         """Answers to prompts for the targets that the case does not hold."""
-        names, found = list(self.cases.targets), dict[tuple[int, str], _Answered]()
+        names, found = list(self.cases.targets), dict[tuple[int, str], Answered]()
         absent = tuple(n for n in range(len(names)) if n not in self._wanted())
         if not absent or not protocol.asks_for_absent:
             return found
         for image in self._whole(absent):
             random = generator_of(seed, self.key)
+            self._start()
             prompted, asked = self.slices[image.depth or 0], self.cases.names(image)
             for row, answers in protocol.absent_answers(prompted, asked, random).items():
+                seconds = self._seconds(*(answer.seconds for answer in answers)) / len(answers)
                 for target, answer in zip(absent, answers, strict=True):
-                    kept = found.setdefault((target, row), _Answered(prompts=answer.prompts))
+                    kept = found.setdefault((target, row), Answered(prompts=answer.prompts))
                     kept.masks[image.depth] = np.packbits(answer.mask)
+                    kept.seconds += seconds
         return found
 
     def _whole(self, targets: tuple[int, ...]) -> list[LabelledImage]:
@@ -192,27 +278,6 @@ class _Case:
         """Mask of a target: of a slice, or as a whole."""
         labels = self.labels if depth is None else self.labels[depth]
         return np.isin(labels, list(self.cases.targets.values())[target])
-
-
-@dataclass
-class _Answered:
-    """Masks of one target under one protocol, one bit per pixel; slices not given are empty."""
-
-    masks: dict[int | None, NDArray[np.uint8]] = field(default_factory=dict)
-    prompts: int = 0
-
-    def whole(self, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-        """(H, W) or (D, H, W)."""
-        if None in self.masks:
-            return _unpack(self.masks[None], shape)
-        whole = np.zeros(shape, dtype=bool)
-        for depth, packed in self.masks.items():
-            whole[depth] = _unpack(packed, shape[1:])
-        return whole
-
-
-def _unpack(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    return np.unpackbits(packed, count=int(np.prod(shape))).astype(bool).reshape(shape)
 
 
 def evaluate_run(config: EvaluateConfig, resolved: str) -> None:
@@ -239,7 +304,10 @@ def evaluate_run(config: EvaluateConfig, resolved: str) -> None:
             f" on images of --window {seen}; shards of that window show how it does in use",
             file=sys.stderr,
         )
-    rows = evaluate(segmenter, cases, protocols, config.tolerance, config.seed, config.hd95)
+    details = Details(config.thumbnails)
+    rows = evaluate(
+        segmenter, cases, protocols, config.tolerance, config.seed, config.hd95, details
+    )
     if not rows:
         raise UserError(
             "protocols: there was nothing to ask about these cases; Propagated is for volumes, and"
@@ -253,6 +321,8 @@ def evaluate_run(config: EvaluateConfig, resolved: str) -> None:
     write_text(output / "summary.csv", summary_csv(summaries))
     table = summary_markdown(summaries, config.tolerance, config.hd95)
     write_text(output / "summary.md", table)
+    details.write(output)
+    write_model(output, segmenter, trained=config.run is not None)
     held = [row for row in rows if not row.protocol.endswith(ABSENT)]
     draw_results(segmenter, cases, held, protocols, config.seed, output / "figures")
     print(table, end="")
