@@ -52,7 +52,7 @@ class Command:
         given = list(takewhile(lambda word: not word.startswith("-"), arguments))
         if self.words is None or not given:
             return list(arguments)
-        return [f"--{self.words}={json.dumps(given)}", *arguments[len(given) :]]
+        return [f"--{self.words}={json.dumps(given, ensure_ascii=False)}", *arguments[len(given) :]]
 
 
 def run_program(

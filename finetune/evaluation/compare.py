@@ -1,7 +1,7 @@
 """`python -m finetune compare`: runs evaluated on the same cases, side by side."""
 
+import sys
 from dataclasses import replace
-from pathlib import Path
 
 from data_prep.common.cli import write_resolved_config
 from data_prep.common.errors import UserError
@@ -11,8 +11,9 @@ from finetune.config import CompareConfig
 from finetune.evaluation.comparison.clicks import way_of
 from finetune.evaluation.comparison.forms import markdown
 from finetune.evaluation.comparison.paired import compare
-from finetune.evaluation.comparison.report import as_markdown, tables_of, write_report
+from finetune.evaluation.comparison.report import NAME, as_markdown, tables_of, write_report
 from finetune.evaluation.comparison.results import Evaluated, read_evaluation
+from finetune.evaluation.comparison.tables import notes_on_missing
 
 
 def compare_runs(config: CompareConfig, resolved: str) -> None:
@@ -37,11 +38,10 @@ def compare_runs(config: CompareConfig, resolved: str) -> None:
             write_resolved_config(folder, resolved)
     print(markdown(tables[0]), end="")
     if config.output is not None:
-        print(f"\nwritten: {_page(config.output)}")
-
-
-def _page(output: Path) -> Path:
-    return output if output.suffix == ".md" else output / "comparison.html"
+        for note in notes_on_missing(runs):
+            print(f"warning: {note}", file=sys.stderr)
+        page = config.output if config.output.suffix == ".md" else config.output / f"{NAME}.html"
+        print(f"\nwritten: {page}")
 
 
 def _require_one_tolerance(runs: dict[str, Evaluated]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 
 from data_prep.common.files import write_text
-from finetune.evaluation.thumbnails import Thumbnail, write_thumbnails
+from finetune.evaluation.thumbnails import ThumbnailWriter
 
 CLICKS, TIMES, MODEL, PICTURES = "clicks.csv", "times.csv", "model.json", "pictures.zip"
 
@@ -54,7 +54,7 @@ class Details:
     side: int = 0
     clicks: list[ClickDice] = field(default_factory=list)
     seconds: list[Seconds] = field(default_factory=list)
-    thumbnails: list[Thumbnail] = field(default_factory=list)
+    thumbnails: ThumbnailWriter = field(default_factory=ThumbnailWriter)
 
     def write(self, folder: Path) -> None:
         """Write its files; one that would hold nothing is left out."""
@@ -66,7 +66,7 @@ class Details:
                 columns = [column.name for column in fields(kind)]
                 write_text(folder / name, to_csv(columns, map(astuple, rows)))
         if self.thumbnails:
-            write_thumbnails(folder / PICTURES, self.thumbnails)
+            self.thumbnails.write(folder / PICTURES)
 
 
 def to_csv(header: Sequence[str], rows: Iterable[Iterable[object]]) -> str:

@@ -214,7 +214,7 @@ class _Case:
                     details.clicks.append(ClickDice(self.key, name, row, number, dice, self.group))
             if details.side and truth.any():
                 shown = {row: each for row, each in answers.items() if row not in self.between}
-                details.thumbnails.append(self._thumbnail(name, truth, shown, details.side))
+                details.thumbnails.add(self._thumbnail(name, truth, shown, details.side))
 
     def _thumbnail(
         self, target: str, truth: NDArray[np.bool_], answers: Mapping[str, Answered], side: int

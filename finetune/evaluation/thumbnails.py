@@ -7,7 +7,6 @@ predicted under each protocol as 1-bit PNG of a few hundred bytes, all in one ZI
 import io
 import json
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,19 +51,34 @@ def reduce_mask(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
     return np.asarray(_reduced(picture, side)) > 127
 
 
-def write_thumbnails(path: Path, thumbnails: Sequence[Thumbnail]) -> None:
-    """Write a ZIP file; the same pictures give the same bytes."""
-    index = []
-    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as file:
-        for number, each in enumerate(thumbnails):
-            masks = {name: f"{number:05d}/{n}.png" for n, name in enumerate(each.masks)}
-            members = {"image": f"{number:05d}/image.jpg", "truth": f"{number:05d}/truth.png"}
-            _add(file, members["image"], _encoded(Image.fromarray(each.image), "JPEG"))
-            named = {members["truth"]: each.truth} | {masks[n]: m for n, m in each.masks.items()}
-            for name, mask in named.items():
-                _add(file, name, _encoded(Image.fromarray(mask), "PNG"))
-            index.append({"case": each.case, "target": each.target, **members, "masks": masks})
-        _add(file, INDEX, json.dumps(index, indent=1).encode())
+class ThumbnailWriter:
+    """Encodes pictures as they come, to about 10 KB per target of a case, and writes them all."""
+
+    def __init__(self) -> None:
+        self._members: dict[str, bytes] = {}
+        self._index: list[dict[str, Any]] = []
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def add(self, each: Thumbnail) -> None:
+        """Keep the pictures of one target of a case."""
+        folder = f"{len(self):05d}"
+        image, truth = f"{folder}/image.jpg", f"{folder}/truth.png"
+        masks = {name: f"{folder}/{n}.png" for n, name in enumerate(each.masks)}
+        self._members[image] = _encoded(Image.fromarray(each.image), "JPEG")
+        self._members[truth] = _encoded(Image.fromarray(each.truth), "PNG")
+        for name, mask in each.masks.items():
+            self._members[masks[name]] = _encoded(Image.fromarray(mask), "PNG")
+        names = {"image": image, "truth": truth, "masks": masks}
+        self._index.append({"case": each.case, "target": each.target, **names})
+
+    def write(self, path: Path) -> None:
+        """Write a ZIP file; the same pictures give the same bytes."""
+        members = self._members | {INDEX: json.dumps(self._index, indent=1).encode()}
+        with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as file:
+            for name, data in members.items():
+                file.writestr(zipfile.ZipInfo(name), data)  # without the time of day
 
 
 class Thumbnails:
@@ -121,7 +135,3 @@ def _encoded(picture: Image.Image, form: str) -> bytes:
     stream = io.BytesIO()
     picture.save(stream, form, quality=85, optimize=True)
     return stream.getvalue()
-
-
-def _add(file: zipfile.ZipFile, name: str, data: bytes) -> None:
-    file.writestr(zipfile.ZipInfo(name), data)  # without the time of day

@@ -10,23 +10,39 @@ from finetune.evaluation.details import ClickDice
 from finetune.evaluation.statistics import Mean, mean_interval
 from finetune.evaluation.tables import ALL_TARGETS, Row, Summary, case_groups, summarise
 
-THRESHOLDS = (0.85, 0.9)
-"""Dice that is to be reached, as in NoC@85 and NoC@90."""
+
+class Threshold(NamedTuple):
+    """What an object is to reach."""
+
+    metric: str
+    """Dice or IoU."""
+    value: float
+
+    @property
+    def dice(self) -> float:
+        """The same as a Dice: that of one object is 2 IoU / (1 + IoU)."""
+        if self.metric == "Dice":
+            return self.value
+        return 2 * self.value / (1 + self.value) - 1e-12  # the two may be rounded differently
+
+
+THRESHOLDS = tuple(Threshold(metric, value) for metric in ("Dice", "IoU") for value in (0.85, 0.9))
+"""Of NoC@85 and NoC@90, which interactive segmentation counts by IoU (Sofiiuk et al. 2022, RITM,
+arXiv 2102.06583), and medical papers often by Dice."""
 
 
 class Needed(NamedTuple):
-    """Number of clicks (NoC) that a run needs to reach a Dice, over cases."""
+    """Number of clicks (NoC) that a run needs to reach each of `THRESHOLDS`, over cases."""
 
     way: str
     """How clicks were given, as `clicks` or `clicks per slice`."""
     target: str
     run: str
     most: int
-    """Clicks given at most; an object that never reaches the Dice counts as this number."""
-    noc: dict[float, Mean]
-    """By Dice."""
-    never: dict[float, float]
-    """Share of objects that never reach it."""
+    """Clicks given at most; an object that never gets there counts as this number."""
+    noc: dict[Threshold, Mean]
+    never: dict[Threshold, float]
+    """Share of objects that never get there."""
 
 
 def clicks_to_reach(dice: Sequence[float], threshold: float) -> int | None:
@@ -63,7 +79,8 @@ def clicks_needed(runs: Mapping[str, Evaluated]) -> list[Needed]:
                 members = {
                     key: dice[:most] for key, dice in run.items() if target in (key[1], ALL_TARGETS)
                 }
-                found.append(_needed(way, target, name, most, members, groups))
+                if members:
+                    found.append(_needed(way, target, name, most, members, groups))
     return found
 
 
@@ -122,7 +139,7 @@ def _needed(
 ) -> Needed:
     noc, never = {}, {}
     for threshold in THRESHOLDS:
-        reached = {key: clicks_to_reach(dice, threshold) for key, dice in curves.items()}
+        reached = {key: clicks_to_reach(dice, threshold.dice) for key, dice in curves.items()}
         by_case: dict[str, list[int]] = {}
         for (case, _), number in reached.items():
             by_case.setdefault(case, []).append(number or most)

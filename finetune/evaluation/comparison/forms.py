@@ -16,9 +16,13 @@ LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    **{character: f"{{{character}}}" for character in "[*"},
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
-"""Characters that LaTeX takes for something else."""
+"""Characters that LaTeX takes for something else; [ and * only behind the end of a row."""
 
 
 class Cell(NamedTuple):

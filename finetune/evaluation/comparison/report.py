@@ -20,7 +20,13 @@ from finetune.evaluation.comparison.tables import (
 from finetune.evaluation.drawing import draw_dice_by_clicks
 
 NAME = "comparison"
-PREAMBLE = "% Needs \\usepackage{booktabs,longtable}.\n"
+LATEX_START = r"""% Needs \usepackage{booktabs,longtable,pdflscape}.
+\begin{landscape}
+\tiny
+\setlength{\tabcolsep}{3pt}
+
+"""
+LATEX_END = "\n\\end{landscape}\n"
 CASES = (
     "Blue: the prediction; yellow line: the truth. Of a volume, the slice in which the target is"
     " largest; the Dice is that of the volume. best and worst: highest and lowest mean Dice over"
@@ -60,7 +66,7 @@ def write_report(
     figures.mkdir(parents=True)
     for table in tables[1:]:  # the first one has the same figures as that of the differences
         write_text(folder / f"{table.name}.csv", comma_separated(table))
-    write_text(folder / f"{NAME}.tex", PREAMBLE + "\n" + "\n".join(map(latex, tables)))
+    write_text(folder / f"{NAME}.tex", LATEX_START + "\n".join(map(latex, tables)) + LATEX_END)
     summaries, clicks = curves_by_clicks(runs)
     shown: dict[Path, str] = {}
     if clicks:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +13,14 @@ import yaml
 from data_prep.common.errors import UserError
 from data_prep.common.messages import one_line
 from finetune.evaluation.details import CLICKS, MODEL, PICTURES, TIMES, ClickDice, Seconds
-from finetune.evaluation.tables import Row
+from finetune.evaluation.tables import HD95_NOTES, Row
 from finetune.evaluation.thumbnails import Thumbnails
 
 TEXTS = ("case", "target", "protocol", "unit", "group", "hd95_definition")
 """Columns that are not numbers."""
 
 Line = TypeVar("Line")
+Detail = TypeVar("Detail", ClickDice, Seconds)
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,13 @@ def read_evaluation(folder: Path) -> Evaluated:
         UserError: There is no `results.csv`, or a file is not what `evaluate` writes.
     """
     rows = read_results(folder / "results.csv")
-    clicks, times, pictures = (folder / name for name in (CLICKS, TIMES, PICTURES))
+    pictures = folder / PICTURES
     return Evaluated(
         rows,
-        _read_table(clicks, ClickDice) if clicks.exists() else [],
-        _read_table(times, Seconds) if times.exists() else [],
-        _read_mapping(folder / MODEL),
-        _read_mapping(folder / "config.yaml").get("tolerance"),
+        _read_details(folder / CLICKS, ClickDice, rows),
+        _read_details(folder / TIMES, Seconds, rows),
+        _read_mapping(folder / MODEL, ("parameters", "trained_parameters", "threads")),
+        _read_mapping(folder / "config.yaml", ("tolerance",)).get("tolerance"),
         Thumbnails(pictures) if pictures.exists() else None,
     )
 
@@ -59,12 +61,31 @@ def read_results(path: Path) -> list[Row]:
     In a file of an earlier version, which has no column `group`, each case is its own group.
 
     Raises:
-        UserError: The file is not there, is not a results.csv, or has no rows.
+        UserError: The file is not there, is not a results.csv, has no rows, or one of them twice.
     """
     rows = _read_table(path, Row)
     if not rows:
         raise UserError(f"{path}: holds no results; run evaluate again")
+    known: set[tuple[str, str, str]] = set()
+    for row in rows:
+        if (key := (row.case, row.target, row.protocol)) in known:
+            raise UserError(
+                f"{path}: {row.protocol!r} of {row.target} of case {row.case} is there twice"
+            )
+        known.add(key)
     return rows
+
+
+def _read_details(path: Path, kind: type[Detail], rows: list[Row]) -> list[Detail]:
+    """A table beside `results.csv`, which earlier versions did not write."""
+    lines = _read_table(path, kind) if path.exists() else []
+    known = {(row.case, row.target) for row in rows}
+    for line in lines:
+        if (line.case, line.target) not in known:
+            raise UserError(
+                f"{path}: {line.target} of case {line.case} is not in results.csv; evaluate again"
+            )
+    return lines
 
 
 def _read_table(path: Path, kind: type[Line]) -> list[Line]:
@@ -76,18 +97,29 @@ def _read_table(path: Path, kind: type[Line]) -> list[Line]:
             ]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); run evaluate first") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, csv.Error) as error:
         raise UserError(f"{path}: is not a {path.name} of evaluate ({error})") from None
 
 
-def _value(name: str, text: str) -> Any:
+def _value(name: str, text: str | None) -> Any:
+    if text is None:
+        raise ValueError(f"a line ends before its {name}")
+    if name == "hd95_definition" and text not in HD95_NOTES:
+        raise ValueError(f"hd95_definition is {text!r}")
     if name in TEXTS:
         return text
-    return int(text) if name == "clicks" else float(text)
+    value = int(text) if name == "clicks" else float(text)
+    if name == "dice" and not math.isfinite(value):
+        raise ValueError(f"dice is {text}")
+    return value
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
-    """A JSON or YAML file, which may be missing."""
+def _read_mapping(path: Path, numbers: tuple[str, ...]) -> dict[str, Any]:
+    """A JSON or YAML file, which may be missing.
+
+    Args:
+        numbers: What must be a number, if it is there.
+    """
     if not path.exists():
         return {}
     try:
@@ -97,4 +129,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({one_line(error)})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: is not a mapping")
+    for name in numbers:
+        if not isinstance(values.get(name, 0), int | float):
+            raise UserError(f"{path}: {name} is {values[name]!r}, not a number")
     return values

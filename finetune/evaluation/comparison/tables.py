@@ -52,6 +52,12 @@ def prompts_table(comparison: Comparison) -> Table:
         " independent).",
         *notes_on_groups(row.difference for row in comparison.differences if row.against),
     ]
+    tested = sum(not math.isnan(row.p) for row in comparison.differences)
+    if tested > 1:
+        notes.append(
+            "`ahead` and `behind`: that interval leaves out 0, each judged by itself. p-values"
+            f" corrected for all {tested} are in the table of differences that `--output` writes."
+        )
     if any(row.against not in ("", row.protocol) for row in comparison.differences):
         notes.append(
             f"What {comparison.baseline} was not evaluated under is compared with its"
@@ -105,12 +111,31 @@ def scores_table(runs: Mapping[str, Evaluated]) -> Table:
         "It leaves out targets of which nothing was predicted; `missed` counts them.",
         *notes_on_groups(getattr(row, metric) for row in everything for metric in BOUNDS),
         "`trained`: parameters that training changed. `s per case`: seconds of encoding and"
-        " decoding for one case, without reading it and without the simulated user"
+        " decoding for one case (median), without reading it and without the simulated user"
         + (f", on {' and '.join(devices)}." if devices else "."),
     ]
     if len(devices) > 1:
         notes.append("They were measured on different machines, so they cannot be compared.")
+    notes += notes_on_missing(runs)
     return Table("scores", "Scores", columns, rows, notes)
+
+
+def notes_on_missing(runs: Mapping[str, Evaluated]) -> list[str]:
+    """What some results do not have, and what to do about it."""
+    earlier = [name for name, run in runs.items() if not run.model]
+    blind = [name for name, run in runs.items() if run.model and run.thumbnails is None]
+    notes = []
+    if earlier:
+        notes.append(
+            f"{', '.join(earlier)}: evaluated by an earlier version, which kept no parameters,"
+            " times, Dice after each click and pictures; evaluate again to have them here."
+        )
+    if blind:
+        notes.append(
+            f"{', '.join(blind)}: no pictures were kept (--thumbnails 0), so that the cases are"
+            " not shown side by side."
+        )
+    return notes
 
 
 def _device(run: Evaluated) -> str:
@@ -145,13 +170,16 @@ def _parameters(count: int | None) -> Cell:
 
 
 def _case_times(run: Evaluated) -> dict[tuple[str, str], float]:
-    """Mean time of a case by target and protocol; of all targets, of the sum over them."""
+    """Median time of a case by target and protocol; of all targets, of the sum over them.
+
+    The first case takes longer, since libraries prepare themselves.
+    """
     times: dict[tuple[str, str], dict[str, float]] = {}
     for each in run.seconds:
         for target in (each.target, ALL_TARGETS):
             cases = times.setdefault((target, each.protocol), {})
             cases[each.case] = cases.get(each.case, 0.0) + each.seconds
-    return {key: float(np.mean(list(cases.values()))) for key, cases in times.items()}
+    return {key: float(np.median(list(cases.values()))) for key, cases in times.items()}
 
 
 def differences_table(comparison: Comparison) -> Table:
@@ -184,9 +212,9 @@ def differences_table(comparison: Comparison) -> Table:
         f"Difference of Dice to {comparison.baseline}, mean over cases of the mean over targets,"
         " with its 95 % interval (Student's t over groups). p: two-sided paired permutation test,"
         " which turns the signs of all differences of a group together (all possibilities up to"
-        f" {EXACT_GROUPS} groups, 19 999 drawn ones for more). p, Holm: corrected for all"
-        f" {len(tested)} p-values of this table by Holm's method; a difference below 0.05 there"
-        " is clear although many were tested.",
+        f" {EXACT_GROUPS} groups, 19 999 drawn ones for more). p, Holm: corrected by Holm's"
+        f" method for the number of p-values in this table, {len(tested)}; a difference with less"
+        " than 0.05 there is clear although many were tested.",
         *_limits([row.difference.groups for row in tested]),
     ]
     if not comparison.groups_known:
@@ -220,17 +248,18 @@ def clicks_table(runs: Mapping[str, Evaluated]) -> Table | None:
         [words(row.way), words(row.target), words(row.run), number(row.most, "d")] for row in found
     ]
     for threshold in THRESHOLDS:
-        percent = f"{100 * threshold:.0f}"
-        columns.append(spread(f"NoC@{percent}", f"noc{percent}"))
-        columns.append(Column(f"never {threshold:.2f}", (f"never{percent}",)))
+        metric, percent = threshold.metric, f"{100 * threshold.value:.0f}"
+        name = f"{percent}_{metric.lower()}"
+        columns.append(spread(f"NoC@{percent} {metric}", f"noc{name}"))
+        columns.append(Column("never", (f"never{name}",)))
         for cells, row in zip(rows, found, strict=True):
             cells.append(interval(row.noc[threshold]))
             cells.append(number(row.never[threshold], ".0%"))
     notes = [
-        "NoC@85, NoC@90: number of clicks until the Dice is 0.85 or 0.90, mean over cases with its"
-        " 95 % interval over groups. An object that never reaches it counts as the number in `at"
-        " most`; `never` is the share of those objects. Of volumes, it is clicks in each slice, for"
-        " the Dice of the volume.",
+        "NoC@85, NoC@90: number of clicks until the Dice, or the IoU, is 0.85 or 0.90, mean over"
+        " cases with its 95 % interval over groups. An object that never gets there counts as the"
+        " number in `at most`; `never` is the share of those objects. Of volumes that are prompted"
+        " per slice, it is clicks in each slice, for the Dice or IoU of the volume.",
         *notes_on_groups(noc for row in found for noc in row.noc.values()),
     ]
     return Table("clicks", "Clicks needed", columns, rows, notes)

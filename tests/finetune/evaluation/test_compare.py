@@ -74,6 +74,7 @@ def test_other_prompts_are_compared_with_the_reference_of_the_baseline() -> None
     assert [found[name].verdict for name in list(found)[1:]] == ["not compared"] * 2
     text = comparison_markdown(comparison)
     assert "| no prompt | - | 0.500, +0.050 (+0.050 to +0.050) to 1 click: ahead |" in text
+    assert "p-values corrected" not in text  # there is one
     assert "| box | 0.550 | - |" in text and "| filled box | - | 0.350 |" in text
     assert "What sam was not evaluated under is compared with its `1 click`." in text
     (first, *_) = compare(runs, "box").differences
@@ -96,6 +97,7 @@ def test_p_values_are_corrected_for_all_runs_and_prompts() -> None:
     # what boxes are worth by themselves is no hypothesis about a model: 4 are tested, not 6
     assert found["box", "one"].corrected == found["1 click", "one"].corrected == 4 * 2 / 2**8
     assert np.isnan([found["filled box", run].corrected for run in ("one", "two")]).all()
+    assert "p-values corrected for all 4 are in" in comparison_markdown(compare(runs))
 
 
 def grouped(shifts: dict[str, float], groups: dict[str, str]) -> list[Row]:
@@ -168,6 +170,22 @@ def test_a_file_without_results_is_refused(tmp_path: Path) -> None:
     path.write_text(results_csv(rows(0)).splitlines()[0] + "\n")
     with pytest.raises(UserError, match="holds no results"):
         read_results(path)
+
+
+def test_a_row_that_is_there_twice_or_damaged_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    path.write_text(results_csv([*rows(0), rows(0)[3]]))
+    with pytest.raises(UserError, match="'box' of b of case case1 is there twice"):
+        read_results(path)
+    whole = results_csv(rows(0))
+    for text, message in (
+        (results_csv([replace(rows(0)[0], dice=np.nan)]), "dice is nan"),
+        (results_csv([replace(rows(0)[0], hd95_definition="new")]), "hd95_definition is 'new'"),
+        (whole.removesuffix(",,surface\n") + ",\n", "a line ends before its hd95_definition"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=rf"is not a results.csv of evaluate \({message}\)"):
+            read_results(path)
 
 
 def evaluation(folder: Path, shift: float) -> Path:

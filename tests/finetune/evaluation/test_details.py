@@ -24,9 +24,9 @@ from finetune.evaluation.tables import results_csv
 from finetune.evaluation.thumbnails import (
     Thumbnail,
     Thumbnails,
+    ThumbnailWriter,
     reduce_image,
     reduce_mask,
-    write_thumbnails,
 )
 from finetune.inference.loading import load_segmenter
 from finetune.inference.prompted import Answer, PromptedImage
@@ -132,7 +132,11 @@ def test_of_a_protocol_that_measures_nothing_all_passes_count(make_shards, organ
 def test_the_command_writes_what_was_kept(make_shards, organs, run_folder, tmp_path, monkeypatch):
     shards = make_shards([organs(0), organs(1, depth=5)], LABELS)
     arguments = [f"--run={run_folder}", f"--data.shards={shards}", "--data.split=train"]
-    arguments += ["--device=cpu", "--protocols=[{class_path: Clicks, numbers: [1, 3]}]"]
+    arguments += [
+        "--device=cpu",
+        "--threads=1",
+        "--protocols=[{class_path: Clicks, numbers: [1, 3]}]",
+    ]
     for name, side in (("small", 32), ("again", 32), ("none", 0)):
         options = [*arguments, f"--output={tmp_path / name}", f"--thumbnails={side}"]
         if name == "again":
@@ -190,7 +194,11 @@ def test_pictures_come_back_and_are_small(tmp_path):
     ]
     assert [each.image.shape for each in kept] == [(150, 200, 3), (150, 200)]
     assert abs(kept[0].truth.mean() - mask.mean()) < 0.002
-    write_thumbnails(tmp_path / "pictures.zip", kept)
+    writer = ThumbnailWriter()
+    for each in kept:
+        writer.add(each)
+    assert len(writer) == 2
+    writer.write(tmp_path / "pictures.zip")
     assert (tmp_path / "pictures.zip").stat().st_size < 12_000
     read = Thumbnails(tmp_path / "pictures.zip").read("case1", "täget/1")
     assert np.array_equal(read.truth, kept[1].truth)

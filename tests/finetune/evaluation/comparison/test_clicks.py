@@ -5,6 +5,8 @@ import pytest
 
 from data_prep.common.errors import UserError
 from finetune.evaluation.comparison.clicks import (
+    THRESHOLDS,
+    Threshold,
     clicks_needed,
     clicks_to_reach,
     curves_by_clicks,
@@ -62,23 +64,33 @@ def test_it_is_a_literal_loop_over_objects() -> None:
         for target in ("a", "b", "all targets"):
             row = found[target, name]
             assert (row.way, row.most) == ("clicks", 5)  # runs are judged on as many
-            for threshold in (0.85, 0.9):
+            assert [*row.noc] == [*row.never] == [*THRESHOLDS]
+            for metric, limit in THRESHOLDS:
                 means, failed = [], []
                 for case in CASES:
                     needed = []
                     for of in ("a", "b") if target == "all targets" else (target,):
                         count = 0
-                        for value in curves[case, of][:5]:
+                        for dice in curves[case, of][:5]:
                             count += 1
-                            if value >= threshold:
+                            value = dice if metric == "Dice" else dice / (2 - dice)
+                            if value >= limit:
                                 break
                         needed.append(count)
-                        failed.append(max(curves[case, of][:5]) < threshold)
+                        failed.append(value < limit)
                     means.append(np.mean(needed))
                 expected = mean_interval(means, list(CASES.values()), (1, 5))
-                assert row.noc[threshold] == expected
-                assert row.never[threshold] == np.mean(failed)
-    assert 0 < found["all targets", "one"].never[0.9] < 1
+                assert row.noc[metric, limit] == expected
+                assert row.never[metric, limit] == np.mean(failed)
+    assert 0 < found["all targets", "one"].never["IoU", 0.85] < 1
+
+
+def test_what_just_reaches_an_iou_counts() -> None:
+    """17 of 20 pixels in common are an IoU of 0.85, and a Dice of 34 / 37."""
+    limit = Threshold("IoU", 0.85).dice
+    assert clicks_to_reach([33.99 / 37, 34 / 37], limit) == 2
+    for common, union in ((85, 100), (17, 20), (170, 200)):
+        assert clicks_to_reach([2 * common / (common + union)], limit) == 1
 
 
 def test_ways_of_clicking_are_told_apart_and_must_have_each_click() -> None:
@@ -103,6 +115,7 @@ def test_the_table_says_how_many_never_reach_it() -> None:
     assert [cell.text for cell in line[:4]] == ["clicks", "a", "run", "2"]
     assert line[4].values[0] == (2 * 3 + 1) / 4 and line[5].values == (0.75,)
     assert line[6].values[0] == 2 and line[5].text == line[7].text == "75%"
+    assert [cell.text for cell in line[9::2]] == ["100%", "100%"]  # IoU 0.85 and 0.90
     assert clicks_table({"earlier": Evaluated(evaluated(curves).rows)}) is None
 
 

@@ -19,7 +19,7 @@ from finetune.evaluation.comparison.forms import (
 )
 from finetune.evaluation.statistics import Mean
 
-HOSTILE = r"a|b_c & 50% <script> \input{x} #1 $y$ ~ ^"
+HOSTILE = r"[a|b_c & 50% <script> \input{x} #1 $y$ ~ ^ *"
 TABLE = Table(
     "table",
     "Figures of " + HOSTILE,
@@ -35,7 +35,7 @@ TABLE = Table(
 def test_markdown_keeps_cells_apart() -> None:
     lines = markdown(TABLE).splitlines()
     assert lines[0] == "| run | Dice | p |"
-    assert lines[2].startswith(r"| a\|b_c & 50%") and len(re.split(r"(?<!\\)\|", lines[2])) == 5
+    assert lines[2].startswith(r"| [a\|b_c & 50%") and len(re.split(r"(?<!\\)\|", lines[2])) == 5
     assert lines[2].endswith("| 0.812 (0.800 to 0.820) | 0.0123 |")
     assert lines[3:] == ["| b | -0.500 | - |", "", "A note with 5 %. Another."]
 
@@ -53,10 +53,10 @@ def test_csv_has_the_values() -> None:
 def test_latex_is_balanced_and_escaped() -> None:
     text = latex(TABLE)
     assert r"\begin{longtable}{lll}" in text and r"\end{longtable}" in text
-    (line,) = [line for line in text.splitlines() if line.startswith("a|b")]
+    (line,) = [line for line in text.splitlines() if line.startswith("{[}")]
     assert line == (
-        r"a|b\_c \& 50\% <script> \textbackslash{}input\{x\} \#1 \$y\$ \textasciitilde{}"
-        r" \textasciicircum{} & 0.812 (0.800 to 0.820) & 0.0123 \\"
+        r"{[}a\textbar{}b\_c \& 50\% \textless{}script\textgreater{} \textbackslash{}input\{x\}"
+        r" \#1 \$y\$ \textasciitilde{} \textasciicircum{} {*} & 0.812 (0.800 to 0.820) & 0.0123 \\"
     )
     assert r"b & $-$0.500 & - \\" in text.splitlines()
     body = [line for line in text.splitlines() if line.endswith(r" \\")]

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from data_prep.common.cli import run_program
 from finetune.__main__ import COMMANDS
 from finetune.evaluation.comparison.cases import choose_cases, draw_cases
 from finetune.evaluation.comparison.results import Evaluated, read_evaluation
-from finetune.evaluation.comparison.tables import scores_table
+from finetune.evaluation.comparison.tables import notes_on_missing, scores_table
 from finetune.evaluation.details import ClickDice, Details, Seconds
 from finetune.evaluation.tables import Row, results_csv
 from finetune.evaluation.thumbnails import Thumbnail
@@ -39,11 +40,13 @@ def results(folder: Path, shift: float, protocols: dict[str, int], details: bool
                 kept.seconds.append(Seconds(case, target, protocol, 0.25))
                 if clicks:
                     kept.clicks.append(ClickDice(case, target, protocol, clicks, dice, group))
+            if not details:
+                continue
             mask = np.zeros((24, 32), bool)
             mask[4:12, 4 : 8 + number] = True
             image = mask.astype(np.uint8) * 200
             answers = dict.fromkeys(protocols, np.roll(mask, 2, 1))
-            kept.thumbnails.append(Thumbnail(case, target, image, mask, answers))
+            kept.thumbnails.add(Thumbnail(case, target, image, mask, answers))
     (folder / "results.csv").write_text(results_csv(rows))
     if details:
         (folder / "config.yaml").write_text("tolerance: 2.0\n")
@@ -70,10 +73,12 @@ def lines_of(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
-def test_the_command_writes_every_form(folders, tmp_path) -> None:
+def test_the_command_writes_every_form(folders, tmp_path, capsys) -> None:
     output = tmp_path / "comparison"
     options = ["compare", *map(str, folders), f"--output={output}", "--cases=1"]
     run_program("finetune", COMMANDS, options)
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: earlier: ") and "; evaluate again" in warning
 
     scores = {(r["target"], r["prompt"], r["run"]): r for r in lines_of(output / "scores.csv")}
     assert len(scores) == 3 * (3 + 3 + 1 + 2)
@@ -98,7 +103,7 @@ def test_the_command_writes_every_form(folders, tmp_path) -> None:
 
     clicks = {(r["target"], r["run"]): r for r in lines_of(output / "clicks.csv")}
     assert set(clicks) == {(t, r) for t in ("all targets", *TARGETS) for r in ("sam", "msa")}
-    assert float(clicks["disc", "msa"]["never85"]) == 5 / 8
+    assert float(clicks["disc", "msa"]["never85_dice"]) == 5 / 8
 
     markdown = (output / "comparison.md").read_text()
     assert markdown.startswith("| prompt | sam | msa | unet | earlier |\n")
@@ -108,12 +113,14 @@ def test_the_command_writes_every_form(folders, tmp_path) -> None:
         "| - | - | - |",
         "0.41 M | 91.00 M | 0.25 |",
         "With 4 groups no p-value is below 0.12",
+        "earlier: evaluated by an earlier version, which kept no parameters, times,",
     ):
         assert words in markdown, words
     for link in re.findall(r"\]\((.*?)\)", markdown):
         assert (output / link).read_bytes().startswith(b"\x89PNG")
     latex = (output / "comparison.tex").read_text()
-    assert latex.count(r"\begin{longtable}") == latex.count(r"\end{longtable}") == 4
+    for name, count in (("longtable", 4), ("landscape", 1)):
+        assert latex.count(rf"\begin{{{name}}}") == latex.count(rf"\end{{{name}}}") == count
 
     page = (output / "comparison.html").read_text()
     assert page.count("data:image/png;base64,") == 1 + 3
@@ -163,6 +170,19 @@ def test_a_run_without_pictures_is_left_out(folders, tmp_path, monkeypatch) -> N
     assert draw_cases({"earlier": runs["earlier"]}, "1 click", 1, tmp_path) == {}
 
 
+def test_a_slow_first_case_does_not_count(folders) -> None:
+    run = read_evaluation(folders[0])
+    slow = [replace(s, seconds=99.0) if s.case == CASES[0] else s for s in run.seconds]
+    table = scores_table({"sam": replace(run, seconds=slow)})
+    assert {row[-1].values for row in table.rows if row[0].text == "rim"} == {(0.25,)}
+
+
+def test_pictures_that_were_not_wanted_are_named(folders) -> None:
+    (folders[0] / "pictures.zip").unlink()
+    notes = notes_on_missing({folder.name: read_evaluation(folder) for folder in folders[:3]})
+    assert len(notes) == 1 and notes[0].startswith("sam: no pictures were kept")
+
+
 def test_times_of_different_machines_are_not_set_side_by_side(folders) -> None:
     runs = {folder.name: read_evaluation(folder) for folder in folders[:2]}
     notes = " ".join(scores_table(runs).notes)
@@ -177,16 +197,21 @@ def test_times_of_different_machines_are_not_set_side_by_side(folders) -> None:
     ("name", "text"),
     [
         ("clicks.csv", "case,target\n1,2\n"),
+        ("clicks.csv", "case,target,protocol,clicks,dice\nother,disc,1 click,1,0.5\n"),
         ("times.csv", "case,target,protocol,seconds\na,b,c,d\n"),
+        ("times.csv", "case,target,protocol,seconds\ncase0,cup,box,1\n"),
         ("model.json", "{"),
         ("model.json", "[]"),
+        ("model.json", '{"parameters": "many"}'),
         ("config.yaml", "a: b: c"),
+        ("config.yaml", "tolerance: [1]"),
         ("pictures.zip", "no zip"),
     ],
 )
-def test_a_damaged_file_is_one_line(folders, name, text, capsys) -> None:
-    (folders[0] / name).write_text(text)
+def test_a_damaged_file_is_one_line(name, text, tmp_path, capsys) -> None:
+    folder = results(tmp_path / "sam", 0, CLICKS, details=False)
+    (folder / name).write_text(text)
     with pytest.raises(SystemExit):
-        run_program("finetune", COMMANDS, ["compare", *map(str, folders)])
+        run_program("finetune", COMMANDS, ["compare", str(folder), str(tmp_path)])
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {folders[0] / name}: ")
+    assert line.startswith(f"error: {folder / name}: ")
