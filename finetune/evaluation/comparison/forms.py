@@ -107,7 +107,7 @@ def html(table: Table) -> list[str]:
     return [
         f"<h2>{escape(table.title)}</h2>",
         page.table([column.title for column in table.columns], rows),
-        page.paragraph(" ".join(table.notes)),
+        page.paragraph(" ".join(table.notes).replace("`", "'")),  # Markdown's marks of code
     ]
 
 

@@ -28,7 +28,7 @@ TABLE = Table(
         [words(HOSTILE), interval(Mean(0.81234, 0.8, 0.82, 9)), number(0.0123456)],
         [words("b"), interval(Mean(-0.5, math.nan, math.nan, 1), "-0.500"), number(math.nan)],
     ],
-    ["A note with 5 %.", "Another."],
+    ["A note with 5 %.", "`p`: another."],
 )
 
 
@@ -37,7 +37,7 @@ def test_markdown_keeps_cells_apart() -> None:
     assert lines[0] == "| run | Dice | p |"
     assert lines[2].startswith(r"| [a\|b_c & 50%") and len(re.split(r"(?<!\\)\|", lines[2])) == 5
     assert lines[2].endswith("| 0.812 (0.800 to 0.820) | 0.0123 |")
-    assert lines[3:] == ["| b | -0.500 | - |", "", "A note with 5 %. Another."]
+    assert lines[3:] == ["| b | -0.500 | - |", "", "A note with 5 %. `p`: another."]
 
 
 def test_csv_has_the_values() -> None:
@@ -63,7 +63,7 @@ def test_latex_is_balanced_and_escaped() -> None:
     assert [len(re.split(r"(?<!\\)&", line)) for line in body] == [3, 3, 3]
     plain = re.sub(r"\\[{}]", "", "\n".join(ln for ln in text.splitlines() if ln[0] != "%"))
     assert plain.count("{") == plain.count("}")
-    assert text.startswith("% A note with 5 %.\n% Another.\n")
+    assert text.startswith("% A note with 5 %.\n% `p`: another.\n")
 
 
 def test_html_shows_text_as_text() -> None:
@@ -78,4 +78,4 @@ def test_html_shows_text_as_text() -> None:
 
     Reader().feed("".join(html(TABLE)))
     assert HOSTILE in read and "0.812 (0.800 to 0.820)" in read and TABLE.title in read
-    assert "A note with 5 %. Another." in read
+    assert "A note with 5 %. 'p': another." in read
