@@ -18,9 +18,10 @@ COMMANDS = {
         (PredictConfig,),
     ),
     "compare": Command(
-        "Compare evaluated runs case by case.",
+        "Compare evaluated runs case by case: tables, tests, curves and pictures.",
         "finetune.evaluation.compare:compare_runs",
         (CompareConfig,),
+        words="results",
     ),
     "publish": Command(
         "Upload the trained weights of a run to the Hugging Face Hub, with a model card.",

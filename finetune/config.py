@@ -236,6 +236,9 @@ class EvaluateConfig(ModelSource):
     hd95: Literal["surface", "monai"] = "surface"
     """Definition of the HD95: `surface` as DeepMind's surface-distance, `monai` for comparison with
     papers that used MONAI. docs/metrics.md says how they differ."""
+    thumbnails: int = 192
+    """Longest side in pixels of the small pictures that are kept of each case, in pictures.zip, for
+    `compare`; 0 keeps none."""
     seed: int = 0
     """Seed of the protocols' randomness and of the choice of few cases."""
     device: str = "auto"
@@ -249,20 +252,42 @@ class EvaluateConfig(ModelSource):
             raise UserError("protocols: the list is empty; give at least one, such as [Clicks]")
         if self.tolerance < 0:
             raise UserError(f"tolerance is {self.tolerance}; it must not be negative")
+        if self.thumbnails < 0:
+            raise UserError(f"thumbnails is {self.thumbnails}; it must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """Compare runs that were evaluated on the same cases."""
+    """Compare runs that were evaluated on the same cases.
+
+    The result folders may stand before all options: `compare results/a results/b`.
+    """
 
     results: list[Path]
     """Output folders of `evaluate`, at least two; the first one is the baseline."""
     names: list[str] | None = None
-    """Names of the runs in the table; null: those of the folders."""
+    """Names of the runs in the tables; null: those of the folders."""
     output: Path | None = None
-    """Markdown file to write; null prints only."""
+    """A Markdown file (.md), or a new folder for everything: comparison.md, .tex and .html, a CSV
+    file for each table, and figures/. null prints the table of differences alone."""
+    protocols: list[str] | None = None
+    """Prompts to compare, as the rows of the results name them; null: all. Fewer comparisons need
+    less correction of their p-values."""
+    reference: str | None = None
+    """Prompt of the baseline with which prompts are compared that it was not evaluated under, such
+    as those of runs with other prompts or none; null: its first one."""
+    cases: int = 3
+    """Number of best cases to be shown side by side, of worst ones, and of those in which the runs
+    differ most."""
 
     def __post_init__(self) -> None:
+        if self.cases < 0:
+            raise UserError(f"cases is {self.cases}; it must not be negative")
+        if self.output is not None and self.output.suffix in (".csv", ".tex", ".html", ".pdf"):
+            raise UserError(
+                f"output: {self.output} is not a Markdown file (.md); give one, or a folder for"
+                " Markdown, CSV, LaTeX and HTML together"
+            )
         if len(self.results) < 2:
             raise UserError("results: give at least two folders, such as [results/a, results/b]")
         if self.names is not None and len(self.names) != len(self.results):

@@ -12,13 +12,13 @@ from finetune.data.cases import LabelledCases, Part
 from finetune.evaluation.labelled import encode_labelled, generator_of
 from finetune.evaluation.metrics import dice
 from finetune.evaluation.protocols import (
-    FILLED_BOX,
     Box,
     Clicks,
     Propagated,
     Protocol,
     TargetOnly,
 )
+from finetune.evaluation.tables import FILLED_BOX
 from finetune.evaluation.text import Text
 from finetune.inference.volume import PromptedVolume
 from finetune.model.segmenter import Segmenter

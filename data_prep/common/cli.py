@@ -5,12 +5,14 @@ A command is a function of one or more config dataclasses. It is named, not impo
 """
 
 import importlib
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +40,19 @@ class Command:
     arguments. If there are none, the command takes words."""
     epilog: str | None = None
     """`module:name` of a function from the arguments to the text below the options in `--help`."""
+    words: str | None = None
+    """The option, a list, whose items may stand before all options, without its name."""
 
     def find_configs(self, arguments: Sequence[str]) -> Configs:
         """Dataclasses of the options of this command line."""
         return load(self.configs)(arguments) if isinstance(self.configs, str) else self.configs
+
+    def named(self, arguments: Sequence[str]) -> list[str]:
+        """The arguments, with the words that stand before all options under the name of theirs."""
+        given = list(takewhile(lambda word: not word.startswith("-"), arguments))
+        if self.words is None or not given:
+            return list(arguments)
+        return [f"--{self.words}={json.dumps(given, ensure_ascii=False)}", *arguments[len(given) :]]
 
 
 def run_program(
@@ -88,11 +99,13 @@ def _run(program: str, command: Command, words: list[str]) -> None:
     if {"-h", "--help"} & {*words}:
         others = [word for word in words if word not in ("-h", "--help")]
         epilog = load(command.epilog)(others) if command.epilog else ""
-        print_help(command.find_configs(others), program, command.summary, epilog)
+        usage = f"{program} [{command.words.upper()} ...]" if command.words else program
+        print_help(command.find_configs(others), usage, command.summary, epilog)
         return
     if not command.configs:
         load(command.function)(words)
         return
+    words = command.named(words)
     configs, resolved = parse_all(command.find_configs(words), program, words)
     for config in configs:
         if hasattr(config, "threads"):

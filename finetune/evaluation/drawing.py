@@ -112,8 +112,9 @@ def draw_dice_by_clicks(
                 axes.fill_between(numbers, low, high, color=line.get_color(), alpha=0.15)
         axes.set(title=targets[index], xlabel="clicks", xticks=sorted({*clicks.values()}))
     grid[0, 0].set(ylabel="Dice", ylim=(0, 1))
-    if len(grid[0, 0].get_lines()) > 1:
-        grid[0, 0].legend()
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    if len(labels) > 1:
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns)
     save_figure(figure, path)
 
 
@@ -135,7 +136,8 @@ def draw_case(
     panels = 2 + len(answers)
     columns = min(panels, 6)
     rows = -(-panels // columns)
-    size = (2.4 * columns, (2.4 * height / width + 0.3) * rows + 0.3)
+    above = 0.3 + 0.2 * max((name.count("\n") for name in answers), default=0)  # titles of a row
+    size = (2.4 * columns, (2.4 * height / width + above) * rows + 0.3)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flat
     first, second = next(grid), next(grid)

@@ -1,17 +1,9 @@
-"""Measure a segmenter on held-out cases under simulated prompts.
+"""Measure a segmenter on held-out cases under simulated prompts."""
 
-Each image is encoded once. How a volume is prompted is told by its protocol (`protocols.py`); it is
-scored as a volume, empty where nothing was predicted.
-"""
-
-import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data_prep.common.cli import write_resolved_config
@@ -19,13 +11,13 @@ from data_prep.common.errors import UserError
 from data_prep.common.files import write_text
 from finetune.config import EvaluateConfig
 from finetune.data.cases import LabelledCases, LabelledImage
-from finetune.evaluation import metrics
+from finetune.evaluation.case import Case
+from finetune.evaluation.details import Details
 from finetune.evaluation.drawing import draw_results
-from finetune.evaluation.labelled import generator_of
+from finetune.evaluation.model_size import write_model
 from finetune.evaluation.protocols import Protocol
 from finetune.evaluation.tables import (
     ABSENT,
-    PER_SLICE,
     Row,
     results_csv,
     summarise,
@@ -33,7 +25,6 @@ from finetune.evaluation.tables import (
     summary_markdown,
 )
 from finetune.inference.loading import find_device, load_model, trained_on
-from finetune.inference.volume import PromptedVolume
 from finetune.model.decoder import require_prompts
 from finetune.model.segmenter import Segmenter
 from pretrain.engine.cpu import use_cores
@@ -46,6 +37,7 @@ def evaluate(
     tolerance: float = 1.0,
     seed: int = 0,
     hd95: str = "surface",
+    details: Details | None = None,
 ) -> list[Row]:
     """Score every case, target and protocol; shows progress with the time left.
 
@@ -54,17 +46,21 @@ def evaluate(
         tolerance: Distance for the NSD, see `EvaluateConfig`.
         seed: Decides, with the key of an image, all randomness in the prompts for it.
         hd95: Definition of the HD95, see `EvaluateConfig`.
+        details: Takes what `compare` needs beside the rows.
     """
-    rows = []
+    rows: list[Row] = []
     images = _asked_for(cases, protocols)
     work = len(images) * len(protocols)
     with tqdm(total=work, desc="evaluate", unit="image", mininterval=1) as progress:
         for _, found in groupby(images, key=lambda image: image.record):
-            case = _Case(segmenter, cases, list(found))
+            case = Case(segmenter, cases, list(found))
             for protocol in protocols:
-                case.prompt(protocol, seed)
+                case.prompt(protocol, seed, every_click=details is not None)
                 progress.update(len(case.images))
-            rows += case.score(tolerance, hd95)
+            scored = case.score(tolerance, hd95)
+            if details is not None:
+                case.keep(details, scored)
+            rows += scored
     return rows
 
 
@@ -75,144 +71,6 @@ def _asked_for(cases: LabelledCases, protocols: Sequence[Protocol]) -> list[Labe
         held = {image.record for image in images}
         images = images + [image for image in cases.empty if image.record not in held]
     return sorted(images, key=lambda image: image.record)
-
-
-class _Case:
-    """A 2D record or a volume: prompted by each protocol, and scored as a whole."""
-
-    def __init__(
-        self, segmenter: Segmenter, cases: LabelledCases, images: Sequence[LabelledImage]
-    ) -> None:
-        self.cases, self.images = cases, images
-        stored = cases.shards.record(images[0].record)
-        assert stored.mask is not None
-        self.key, self.spacing, self.labels = stored.key, stored.meta["spacing"], stored.mask
-        self.group = stored.meta["group"]
-        self.is_volume = images[0].depth is not None
-        pixels = stored.image if self.is_volume else stored.image[None]
-        self.slices = PromptedVolume(segmenter, len(pixels), pixels.__getitem__)
-        self.answered: dict[tuple[int, str], _Answered] = {}
-
-    def prompt(self, protocol: Protocol, seed: int) -> None:
-        """Keep what the model makes of a simulated user.
-
-        Raises:
-            UserError: Another one has given a row of the same name.
-        """
-        found: dict[tuple[int, str], _Answered] = {}
-        one_for_all = protocol.every_slice or not protocol.gives_prompts
-        images = self._whole(self._wanted()) if one_for_all else self.images
-        ending = PER_SLICE if self.is_volume and not one_for_all else ""
-        for image in images if self._wanted() else ():
-            one_key = one_for_all or image.depth is None  # one text for all slices
-            key = self.key if one_key else f"{self.key}/{image.depth}"
-            truths = np.stack([self._truth(target, image.depth) for target in image.targets])
-            answers = protocol.answers(
-                self.slices[image.depth or 0],
-                truths,
-                self.cases.names(image),
-                generator_of(seed, key),
-            )
-            for row, members in answers.items():
-                for target, answer in zip(image.targets, members, strict=True):
-                    kept = found.setdefault((target, row + ending), _Answered())
-                    kept.masks[image.depth] = np.packbits(answer.mask)
-                    kept.prompts = answer.prompts + (0 if one_for_all else kept.prompts)
-        for target in self._wanted() if self.is_volume else ():
-            name = list(self.cases.targets)[target]
-            random = generator_of(seed, f"{self.key}/{name}")
-            truth = self._truth(target)[None]
-            for row, (whole,) in protocol.volume_answers(
-                self.slices, truth, [name], random
-            ).items():
-                kept = found[target, row] = _Answered(prompts=whole.prompts)
-                kept.masks.update({n: np.packbits(mask) for n, mask in enumerate(whole.mask)})
-        found |= self._absent(protocol, seed)
-        if twice := found.keys() & self.answered.keys():
-            raise UserError(f"protocols: two of them give the row {min(twice)[1]!r}")
-        self.answered |= found
-
-    def score(self, tolerance: float, hd95: str) -> list[Row]:
-        """One row for each target and protocol."""
-        unit = "px" if self.spacing is None else "mm"
-        spacing = self.spacing or [1.0] * self.labels.ndim
-        names = list(self.cases.targets)
-        rows = []
-        for target in sorted({target for target, _ in self.answered}):
-            truth = self._truth(target)
-            for (answered, protocol), answer in self.answered.items():
-                if answered != target:
-                    continue
-                prediction, distance = answer.whole(self.labels.shape), math.nan
-                if truth.any():
-                    distance = metrics.hd95(prediction, truth, spacing, definition=hd95)
-                rows.append(
-                    Row(
-                        case=self.key,
-                        target=names[target],
-                        protocol=protocol,
-                        dice=metrics.dice(prediction, truth),
-                        iou=metrics.iou(prediction, truth),
-                        hd95=distance,
-                        nsd=metrics.nsd(prediction, truth, spacing, tolerance),
-                        unit=unit,
-                        prompts=answer.prompts,
-                        group=self.group,
-                        hd95_definition=hd95,
-                    )
-                )
-        return rows
-
-    def _absent(self, protocol: Protocol, seed: int) -> dict[tuple[int, str], "_Answered"]:
-        """Answers to prompts for the targets that the case does not hold."""
-        names, found = list(self.cases.targets), dict[tuple[int, str], _Answered]()
-        absent = tuple(n for n in range(len(names)) if n not in self._wanted())
-        if not absent or not protocol.asks_for_absent:
-            return found
-        for image in self._whole(absent):
-            random = generator_of(seed, self.key)
-            prompted, asked = self.slices[image.depth or 0], self.cases.names(image)
-            for row, answers in protocol.absent_answers(prompted, asked, random).items():
-                for target, answer in zip(absent, answers, strict=True):
-                    kept = found.setdefault((target, row), _Answered(prompts=answer.prompts))
-                    kept.masks[image.depth] = np.packbits(answer.mask)
-        return found
-
-    def _whole(self, targets: tuple[int, ...]) -> list[LabelledImage]:
-        """All slices of a volume, or the image, with these targets to be asked for."""
-        record = self.images[0].record
-        depths = range(len(self.slices)) if self.is_volume else (None,)
-        return [LabelledImage(record, depth, targets) for depth in depths]
-
-    def _wanted(self) -> tuple[int, ...]:
-        """The targets that the record holds."""
-        return tuple(sorted({target for image in self.images for target in image.targets}))
-
-    def _truth(self, target: int, depth: int | None = None) -> NDArray[np.bool_]:
-        """Mask of a target: of a slice, or as a whole."""
-        labels = self.labels if depth is None else self.labels[depth]
-        return np.isin(labels, list(self.cases.targets.values())[target])
-
-
-@dataclass
-class _Answered:
-    """Masks of one target under one protocol, one bit per pixel; slices not given are empty."""
-
-    masks: dict[int | None, NDArray[np.uint8]] = field(default_factory=dict)
-    prompts: int = 0
-
-    def whole(self, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-        """(H, W) or (D, H, W)."""
-        if None in self.masks:
-            return _unpack(self.masks[None], shape)
-        whole = np.zeros(shape, dtype=bool)
-        for depth, packed in self.masks.items():
-            whole[depth] = _unpack(packed, shape[1:])
-        return whole
-
-
-def _unpack(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    return np.unpackbits(packed, count=int(np.prod(shape))).astype(bool).reshape(shape)
 
 
 def evaluate_run(config: EvaluateConfig, resolved: str) -> None:
@@ -239,7 +97,10 @@ def evaluate_run(config: EvaluateConfig, resolved: str) -> None:
             f" on images of --window {seen}; shards of that window show how it does in use",
             file=sys.stderr,
         )
-    rows = evaluate(segmenter, cases, protocols, config.tolerance, config.seed, config.hd95)
+    details = Details(config.thumbnails)
+    rows = evaluate(
+        segmenter, cases, protocols, config.tolerance, config.seed, config.hd95, details
+    )
     if not rows:
         raise UserError(
             "protocols: there was nothing to ask about these cases; Propagated is for volumes, and"
@@ -253,6 +114,8 @@ def evaluate_run(config: EvaluateConfig, resolved: str) -> None:
     write_text(output / "summary.csv", summary_csv(summaries))
     table = summary_markdown(summaries, config.tolerance, config.hd95)
     write_text(output / "summary.md", table)
+    details.write(output)
+    write_model(output, segmenter, trained=config.run is not None)
     held = [row for row in rows if not row.protocol.endswith(ABSENT)]
     draw_results(segmenter, cases, held, protocols, config.seed, output / "figures")
     print(table, end="")

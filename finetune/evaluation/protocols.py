@@ -1,22 +1,20 @@
 """The ways in which a simulated user prompts for an object in evaluation."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.common.errors import UserError
-from finetune.evaluation.tables import IN_ONE_SLICE, PER_SLICE
+from finetune.evaluation.tables import FILLED_BOX, IN_ONE_SLICE, PER_SLICE
 from finetune.inference.prompted import Answer, PromptedImage
 from finetune.inference.volume import PromptedVolume, propagate
 from finetune.model.segmenter import Segmenter
 from finetune.prompts.boxes import boxes_of, jitter_box
-
-FILLED_BOX = "filled box"
-"""Name of the row for what boxes are worth by themselves."""
 
 
 class VolumeAnswer(NamedTuple):
@@ -26,6 +24,8 @@ class VolumeAnswer(NamedTuple):
     """(D, H, W) prediction."""
     prompts: int
     """How many clicks and boxes were given."""
+    seconds: float = math.nan
+    """Time of the decoder for this answer; NaN: as long as all answers together."""
 
 
 class Protocol(ABC):
@@ -58,6 +58,11 @@ class Protocol(ABC):
     def clicks(self) -> dict[str, int]:
         """Number of clicks behind each row that counts clicks, by the row's name."""
         return {}
+
+    def each_click(self) -> "Protocol":
+        """The same user, with a row after every click instead of some; itself if it has no such
+        rows."""
+        return self
 
     @abstractmethod
     def answers(
@@ -127,6 +132,10 @@ class Clicks(Protocol):
         numbers = {_clicks(number): number for number in sorted(self.numbers)}
         return numbers | {name + PER_SLICE: number for name, number in numbers.items()}
 
+    def each_click(self) -> Protocol:
+        """A row after 1, 2 and so on clicks."""
+        return replace(self, numbers=tuple(range(1, max(self.numbers) + 1)))
+
     def answers(
         self,
         prompted: PromptedImage,
@@ -155,7 +164,7 @@ class Box(Protocol):
     ) -> dict[str, list[Answer]]:
         """Two rows."""
         boxes = boxes_of(truths)
-        filled = [Answer(_filled(box, truths.shape[1:]), box=box) for box in boxes]
+        filled = [Answer(_filled(box, truths.shape[1:]), box=box, seconds=0) for box in boxes]
         return {"box": _from_boxes(prompted, boxes), FILLED_BOX: filled}
 
 
@@ -248,9 +257,11 @@ class Propagated(Protocol):
                 (starts["box"],) = _from_boxes(prompted, boxes_of(largest))
             for name, answer in starts.items():
                 assert answer.logits is not None
+                before = volume.clock.seconds
                 mask = propagate(volume, start, answer.mask, answer.logits)
+                seconds = answer.seconds + volume.clock.seconds - before
                 row = found.setdefault(name + IN_ONE_SLICE, [])
-                row.append(VolumeAnswer(mask, answer.prompts))
+                row.append(VolumeAnswer(mask, answer.prompts, seconds))
         return found
 
 
@@ -259,9 +270,11 @@ def _clicks(number: int) -> str:
 
 
 def _from_boxes(prompted: PromptedImage, boxes: NDArray[np.float64]) -> list[Answer]:
+    before = prompted.clock.seconds
     masks, logits = prompted.predict(boxes=boxes)
+    seconds = prompted.clock.seconds - before
     return [
-        Answer(mask, box=box, logits=logits[place : place + 1])
+        Answer(mask, box=box, logits=logits[place : place + 1], seconds=seconds)
         for place, (mask, box) in enumerate(zip(masks, boxes, strict=True))
     ]
 

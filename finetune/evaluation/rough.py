@@ -8,12 +8,9 @@ from numpy.typing import NDArray
 
 from data_prep.common.errors import UserError
 from finetune.evaluation.protocols import Protocol
+from finetune.evaluation.tables import AS_GIVEN, ROUGH
 from finetune.inference.prompted import Answer, PromptedImage
 from finetune.prompts.masks import rough_mask
-
-ROUGH = "rough mask"
-AS_GIVEN = f"{ROUGH} as it is"
-"""Name of the row for what rough masks are worth by themselves."""
 
 
 @dataclass(frozen=True)
@@ -42,4 +39,4 @@ class RoughMask(Protocol):
             Answer(mask, logits=logits[place : place + 1], others=1)
             for place, mask in enumerate(masks)
         ]
-        return {ROUGH: better, AS_GIVEN: [Answer(mask, others=1) for mask in rough]}
+        return {ROUGH: better, AS_GIVEN: [Answer(mask, others=1, seconds=0) for mask in rough]}

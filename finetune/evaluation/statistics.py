@@ -1,4 +1,4 @@
-"""How certain a mean over few cases is.
+"""How certain a mean over few cases is, and a difference of two.
 
 Cases of one group (patient) are alike, so that the interval is that of a mean over clusters:
 Student's t with the variance CR2 and the degrees of freedom of Bell and McCaffrey (2002, "Bias
@@ -19,6 +19,9 @@ from scipy.special import stdtrit
 
 FEW_GROUPS = 10
 """Below this number of groups a note says how far the interval can be trusted."""
+
+EXACT_GROUPS = 20
+"""Up to this number of groups `sign_flip_test` counts all exchanges, half a million."""
 
 ANY = (-math.inf, math.inf)
 """Range of a figure without bounds."""
@@ -97,3 +100,57 @@ def notes_on_groups(means: Iterable[Mean]) -> list[str]:
             " their intervals are wide and may still be too narrow."
         )
     return notes
+
+
+def sign_flip_test(
+    values: ArrayLike, groups: Sequence[str], draws: int = 19_999, seed: int = 0
+) -> float:
+    """p-value of the hypothesis that paired differences favour neither side: two-sided, NaN if all
+    cases are of one group.
+
+    It is the paired permutation test over groups. If there is no difference between two runs, their
+    names could be exchanged in any group, which turns the sign of all differences of that group;
+    p is the share of such exchanges whose mean is at least as far from 0. Up to `EXACT_GROUPS`
+    groups all of them are counted, so with G groups p is at least 2 / 2^G. For more, some are
+    drawn, and what was found counts among them (Phipson and Smyth 2010, "Permutation p-values
+    should never be zero").
+
+    Args:
+        values: (cases,) difference of each case.
+        groups: Group of each case.
+        draws: Number of exchanges drawn where they are too many to be counted.
+        seed: Seed of these.
+    """
+    cases = np.asarray(values, dtype=np.float64)
+    if cases.ndim != 1 or len(cases) != len(groups) or not np.isfinite(cases).all():
+        raise ValueError("sign_flip_test needs one finite value and one group for each case")
+    _, member = np.unique(np.asarray(groups), return_inverse=True)
+    sums = np.bincount(member, cases)  # (groups,)
+    if len(sums) < 2:
+        return math.nan
+    found = abs(sums.sum()) - 1e-9 * np.abs(sums).sum()  # sums in another order differ by rounding
+    if len(sums) <= EXACT_GROUPS:
+        totals = sums[:1]  # turning all signs changes nothing, so the first one stays
+        for each in sums[1:]:
+            totals = np.concatenate([totals + each, totals - each])
+        return float((np.abs(totals) >= found).mean())
+    rng, beyond = np.random.default_rng(seed), 0
+    for start in range(0, draws, 1000):
+        signs = 2.0 * rng.integers(0, 2, (min(1000, draws - start), len(sums))) - 1
+        beyond += int((np.abs(signs @ sums) >= found).sum())
+    return (beyond + 1) / (draws + 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number by Holm's method (1979, "A simple sequentially rejective
+    multiple test procedure").
+
+    Rejecting those of at most a keeps the chance of any wrong rejection at a or less, whichever
+    hypotheses hold and however the tests depend on each other. NaN stays, and does not count.
+    """
+    known = [index for index, p in enumerate(p_values) if not math.isnan(p)]
+    corrected, largest = [math.nan] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(known, key=lambda index: p_values[index])):
+        largest = max(largest, min(1.0, (len(known) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected

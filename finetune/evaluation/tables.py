@@ -1,7 +1,5 @@
 """The figures of an evaluation: one row per case, target and protocol, their means, and tables."""
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
@@ -9,6 +7,7 @@ from dataclasses import asdict, astuple, dataclass, fields
 import numpy as np
 
 from data_prep.common.results import markdown_table
+from finetune.evaluation.details import to_csv
 from finetune.evaluation.statistics import Mean, mean_interval, notes_on_groups
 
 ALL_TARGETS = "all targets"
@@ -21,6 +20,14 @@ IN_ONE_SLICE = " in one slice"
 
 ABSENT = ", absent"
 """Ends the names of rows for targets that a case does not hold: the right answer is empty."""
+
+FILLED_BOX = "filled box"
+"""Name of the row for what boxes are worth by themselves."""
+ROUGH = "rough mask"
+AS_GIVEN = f"{ROUGH} as it is"
+"""Name of the row for what rough masks are worth by themselves."""
+WITHOUT_MODEL = (FILLED_BOX, AS_GIVEN)
+"""What names of rows begin with that tell what prompts are worth by themselves, whatever model."""
 
 BOUNDS = {"dice": (0.0, 1.0), "iou": (0.0, 1.0), "hd95": (0.0, math.inf), "nsd": (0.0, 1.0)}
 """Smallest and largest value of each metric."""
@@ -109,7 +116,7 @@ def summarise(rows: Sequence[Row], targets: Sequence[str] = ()) -> list[Summary]
 
 def results_csv(rows: Iterable[Row]) -> str:
     """All rows as CSV."""
-    return _csv([field.name for field in fields(Row)], (astuple(row) for row in rows))
+    return to_csv([field.name for field in fields(Row)], (astuple(row) for row in rows))
 
 
 def summary_csv(summaries: Iterable[Summary]) -> str:
@@ -127,7 +134,7 @@ def summary_csv(summaries: Iterable[Summary]) -> str:
             else:
                 line[name] = "" if name == "prompts" and math.isnan(value) else value
         lines.append(line)
-    return _csv(list(lines[0]), (line.values() for line in lines))
+    return to_csv(list(lines[0]), (line.values() for line in lines))
 
 
 def summary_markdown(
@@ -191,11 +198,3 @@ def _summary(target: str, protocol: str, unit: str, rows: list[Row]) -> Summary:
     missed = sum(math.isinf(row.hd95) for row in rows)
     prompts = float(np.mean([row.prompts for row in rows])) if rows else math.nan
     return Summary(target, protocol, cases, numbers, prompts, **means, missed=missed, unit=unit)
-
-
-def _csv(header: list[str], rows: Iterable[Iterable[object]]) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return stream.getvalue()

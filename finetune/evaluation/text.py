@@ -98,9 +98,11 @@ class Text(Protocol):
         held_out: bool = False,
     ) -> list[Answer]:
         texts = [self._bank.draw([target], rng, held_out) for target in targets]
+        before = prompted.clock.seconds
         masks, logits = prompted.predict(texts=texts)
+        seconds = prompted.clock.seconds - before
         return [
-            Answer(mask, logits=logits[place : place + 1], others=1)
+            Answer(mask, logits=logits[place : place + 1], others=1, seconds=seconds)
             for place, mask in enumerate(masks)
         ]
 

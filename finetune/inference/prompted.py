@@ -1,5 +1,6 @@
 """One image, encoded once, segmented by prompts given in its pixels."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from data_prep.common.errors import UserError
 from data_prep.common.messages import nearest
+from finetune.inference.clock import Clock
 from finetune.model.decoder import Decoded
 from finetune.model.prompt_encoder import Prompts, mask_logits
 from finetune.model.segmenter import Segmenter
@@ -34,6 +36,9 @@ class Answer:
     """(1, 1, S / 4, S / 4) of the prediction, to be given as `previous`."""
     others: int = 0
     """How many texts and masks were given."""
+    seconds: float = math.nan
+    """Time of the decoder for this answer and those to the other objects that were asked for in the
+    same passes; NaN: not measured."""
 
     @property
     def prompts(self) -> int:
@@ -49,6 +54,9 @@ class PromptedImage:
         image: (H, W) or (H, W, 3), uint8 or uint16, white is the dtype's maximum.
         embedding: (1, 256, S / 16, S / 16), where it is known already.
 
+    Attributes:
+        clock: Counts the seconds of `predict`.
+
     Raises:
         UserError: The image has another shape or type.
     """
@@ -59,6 +67,7 @@ class PromptedImage:
     ) -> None:
         self.segmenter = segmenter
         self.device = next(segmenter.parameters()).device
+        self.clock = Clock(self.device)
         if embedding is None:
             embedding = segmenter.encode(frame(image, segmenter.image_size, self.device))
         self.embedding = embedding
@@ -127,8 +136,9 @@ class PromptedImage:
 
         Arguments and errors are those of `decode`.
         """
-        low_res = self.decode(points, labels, boxes, previous, targets, texts).low_res
-        return self.masks_of(low_res), low_res
+        with self.clock.running():
+            low_res = self.decode(points, labels, boxes, previous, targets, texts).low_res
+            return self.masks_of(low_res), low_res
 
     def masks_of(self, low_res: Tensor) -> NDArray[np.bool_]:
         """Logits (M, 1, S / 4, S / 4) to masks (M, H, W) at the size of the image."""
@@ -174,10 +184,12 @@ class PromptedImage:
         labels: list[list[int]] = [[] for _ in objects]
         active = list(range(len(objects)))
         low_res: Tensor | None = None  # of the active objects
+        start = self.clock.seconds
         if texts is not None:
             masks, low_res = self.predict(texts=texts)
+            seconds = self.clock.seconds - start
             answers = [
-                [Answer(mask, logits=low_res[place : place + 1], others=1)]
+                [Answer(mask, logits=low_res[place : place + 1], others=1, seconds=seconds)]
                 for place, mask in enumerate(masks)
             ]
             predictions = masks.copy()
@@ -209,6 +221,7 @@ class PromptedImage:
                         *clicks_given,
                         logits=low_res[place : place + 1],
                         others=int(texts is not None),
+                        seconds=self.clock.seconds - start,
                     )
                 )
         return answers

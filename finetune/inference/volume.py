@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from finetune.inference.clock import Clock
 from finetune.inference.prompted import Answer, PromptedImage
 from finetune.inference.stacks import encode_around
 from finetune.model.segmenter import Segmenter
@@ -27,6 +28,11 @@ class PromptedVolume:
         depth: Number of slices.
         read: Gives the pixels of a slice, as `PromptedImage` takes them.
         keep_bytes: Limit of the embeddings kept; those not used for longest are dropped.
+
+    Attributes:
+        clock: Counts the seconds of `predict` in any slice.
+        encoding: Seconds that the encoding of each slice took; one of a stack has its share.
+        used: Slices that were asked for; whoever wants to know which were since then clears it.
     """
 
     def __init__(
@@ -39,6 +45,9 @@ class PromptedVolume:
         self._segmenter, self._depth, self._read = segmenter, depth, read
         self._limit = keep_bytes
         self._kept: OrderedDict[int, PromptedImage] = OrderedDict()
+        self.clock = Clock(next(segmenter.parameters()).device)
+        self.encoding: dict[int, float] = {}
+        self.used: set[int] = set()
 
     def __len__(self) -> int:
         return self._depth
@@ -46,8 +55,14 @@ class PromptedVolume:
     def __getitem__(self, depth: int) -> PromptedImage:
         if not 0 <= depth < self._depth:
             raise IndexError(f"slice {depth} of {self._depth}")
+        self.used.add(depth)
         if depth not in self._kept:
-            encoded = encode_around(self._segmenter, self._read, depth, self._depth)
+            encoding = Clock(self.clock.device)
+            with encoding.running():
+                encoded = encode_around(self._segmenter, self._read, depth, self._depth)
+            for place, prompted in encoded.items():
+                prompted.clock = self.clock
+                self.encoding[place] = encoding.seconds / len(encoded)
             self._kept |= encoded
             size = self._kept[depth].embedding.nbytes
             while len(self._kept) > len(encoded) and len(self._kept) * size > self._limit:

@@ -18,14 +18,14 @@ from data_prep.common.files import write_text
 from data_prep.format.index import read_json
 from data_prep.options import ReadOptions
 from data_prep.readers.images import read_image
-from finetune.evaluation.compare import Comparison, compare, read_results
+from finetune.evaluation import page
+from finetune.evaluation.comparison.paired import Comparison, compare
+from finetune.evaluation.comparison.results import read_results
 from finetune.evaluation.drawing import draw_dice_by_clicks
 from finetune.evaluation.metrics import dice
-from finetune.evaluation.protocols import FILLED_BOX
 from finetune.evaluation.statistics import notes_on_groups
-from finetune.evaluation.tables import ALL_TARGETS, Summary, summarise
+from finetune.evaluation.tables import ALL_TARGETS, FILLED_BOX, Summary, summarise
 from finetune.inference.loading import load_segmenter
-from finetune.quickstart import page
 from pretrain.engine.checkpoint import latest_checkpoint
 from pretrain.engine.figures import save_figure
 from pretrain.engine.metrics import read_metrics

@@ -1,5 +1,6 @@
 """Comparison of runs: differences case by case, any number of runs, and the command."""
 
+import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,18 @@ import pytest
 from data_prep.common.cli import run_program
 from data_prep.common.errors import UserError
 from finetune.__main__ import COMMANDS
-from finetune.evaluation.compare import Difference, compare, comparison_markdown, read_results
+from finetune.evaluation.comparison.forms import markdown
+from finetune.evaluation.comparison.paired import Comparison, Difference, compare
+from finetune.evaluation.comparison.results import read_results
+from finetune.evaluation.comparison.tables import prompts_table
 from finetune.evaluation.statistics import mean_interval
 from finetune.evaluation.tables import Row, results_csv
 
 CASES = [f"case{index}" for index in range(8)]
+
+
+def comparison_markdown(comparison: Comparison) -> str:
+    return markdown(prompts_table(comparison))
 
 
 def rows(shift: float, cases: list[str] = CASES, protocol: str = "box") -> list[Row]:
@@ -39,16 +47,57 @@ def test_differences_are_taken_case_by_case() -> None:
     assert verdicts == ["ahead", "no clear difference", "behind"]
 
 
-def test_runs_on_other_cases_targets_or_protocols_are_refused() -> None:
+def test_runs_on_other_cases_or_targets_are_refused() -> None:
     one_target = [row for row in rows(0) if row.target == "a"]
     for other, named in (
         (rows(0, CASES[1:]), f"a was evaluated on case '{CASES[0]}', and b was not"),
         (one_target, "a was evaluated on target 'b', and b was not"),
-        (rows(0, protocol="1 click"), "a was evaluated on protocol 'box', and b was not"),
-        ([*rows(0), *rows(0, protocol="1 click")], "b was evaluated on protocol '1 click', and a"),
+        (
+            [*rows(0, CASES[1:]), *rows(0, protocol="1 click")],
+            "a was evaluated on target 'a' of case 'case0' under 'box', and b was not",
+        ),
     ):
         with pytest.raises(UserError, match=named):
             compare({"a": rows(0), "b": other})
+
+
+def test_other_prompts_are_compared_with_the_reference_of_the_baseline() -> None:
+    prompted = [*rows(0.1, protocol="1 click"), *rows(0.2)]
+    filled, absent = rows(0, protocol="filled box"), rows(0, CASES[:3], protocol="text, absent")
+    runs = {"sam": prompted, "unet": [*rows(0.15, protocol="no prompt"), *filled, *absent]}
+    comparison = compare(runs)
+    assert comparison.dice == pytest.approx({"1 click": 0.45, "box": 0.55})
+    found = {row.protocol: row for row in comparison.differences}
+    assert list(found) == ["no prompt", "filled box", "text, absent"]
+    assert found["no prompt"].against == comparison.reference == "1 click"
+    assert found["no prompt"].difference.mean == pytest.approx(0.05)
+    assert [found[name].verdict for name in list(found)[1:]] == ["not compared"] * 2
+    text = comparison_markdown(comparison)
+    assert "| no prompt | - | 0.500, +0.050 (+0.050 to +0.050) to 1 click: ahead |" in text
+    assert "p-values corrected" not in text  # there is one
+    assert "| box | 0.550 | - |" in text and "| filled box | - | 0.350 |" in text
+    assert "What sam was not evaluated under is compared with its `1 click`." in text
+    (first, *_) = compare(runs, "box").differences
+    assert (first.against, first.verdict) == ("box", "behind")
+    backwards = compare(dict(reversed(runs.items())))
+    assert {row.against for row in backwards.differences} == {"no prompt"}
+    with pytest.raises(UserError, match="sam has no rows under 'boxes'; did you mean box"):
+        compare(runs, "boxes")
+
+
+def test_p_values_are_corrected_for_all_runs_and_prompts() -> None:
+    given = rows(0, protocol="filled box")
+    runs = {
+        name: [*rows(shift), *rows(2 * shift, protocol="1 click"), *given]
+        for name, shift in (("base", 0), ("one", 0.02), ("two", 0))
+    }
+    found = {(row.protocol, row.run): row for row in compare(runs).differences}
+    assert found["box", "one"].p == found["1 click", "one"].p == 2 / 2**8
+    assert found["box", "two"].p == 1
+    # what boxes are worth by themselves is no hypothesis about a model: 4 are tested, not 6
+    assert found["box", "one"].corrected == found["1 click", "one"].corrected == 4 * 2 / 2**8
+    assert np.isnan([found["filled box", run].corrected for run in ("one", "two")]).all()
+    assert "p-values corrected for all 4 are in" in comparison_markdown(compare(runs))
 
 
 def grouped(shifts: dict[str, float], groups: dict[str, str]) -> list[Row]:
@@ -123,6 +172,22 @@ def test_a_file_without_results_is_refused(tmp_path: Path) -> None:
         read_results(path)
 
 
+def test_a_row_that_is_there_twice_or_damaged_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    path.write_text(results_csv([*rows(0), rows(0)[3]]))
+    with pytest.raises(UserError, match="'box' of b of case case1 is there twice"):
+        read_results(path)
+    whole = results_csv(rows(0))
+    for text, message in (
+        (results_csv([replace(rows(0)[0], dice=np.nan)]), "dice is nan"),
+        (results_csv([replace(rows(0)[0], hd95_definition="new")]), "hd95_definition is 'new'"),
+        (whole.removesuffix(",,surface\n") + ",\n", "a line ends before its hd95_definition"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=rf"is not a results.csv of evaluate \({message}\)"):
+            read_results(path)
+
+
 def evaluation(folder: Path, shift: float) -> Path:
     folder.mkdir()
     found = [*rows(shift), *rows(shift / 2, protocol="1 click")]
@@ -136,11 +201,17 @@ def test_the_command_writes_one_table(tmp_path: Path, capsys) -> None:
     results = f"--results=[{', '.join(map(str, folders))}]"
     output = tmp_path / "table.md"
     run_program("finetune", COMMANDS, ["compare", results, f"--output={output}"])
+    printed = capsys.readouterr().out
     lines = output.read_text().splitlines()
     assert lines[0] == "| prompt | u | v | w |"
     assert lines[2].startswith("| box | 0.350 | 0.450, +0.100 (+0.100 to +0.100): ahead | 0.250, -")
     assert lines[3].startswith("| 1 click | 0.350 | 0.400, +0.050 (")
-    assert capsys.readouterr().out == output.read_text()
+    table, _, written = printed.rpartition("\nwritten: ")
+    assert output.read_text().startswith(table + "\n## Scores\n")
+    assert written == f"{output}\n"
+    # the same folders, without the name of their option, and not written
+    run_program("finetune", COMMANDS, ["compare", *map(str, folders)])
+    assert capsys.readouterr().out == table
 
 
 def test_what_cannot_be_compared_is_one_line(tmp_path: Path, capsys) -> None:
@@ -157,3 +228,36 @@ def test_what_cannot_be_compared_is_one_line(tmp_path: Path, capsys) -> None:
             run_program("finetune", COMMANDS, ["compare", f"--results={results}"])
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line
+
+
+def test_options_that_fit_no_run_are_one_line(tmp_path: Path, capsys) -> None:
+    folders = [str(evaluation(tmp_path / name, 0)) for name in ("one", "two")]
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    for options, message in (
+        (["--protocols=[boxes]"], "no run has rows for 'boxes'; did you mean box?"),
+        (["--reference=text"], "one has no rows under 'text'"),
+        ([f"--output={tmp_path}/table.tex"], "is not a Markdown file"),
+        ([f"--output={tmp_path}/full"], "is there already"),
+        (["--cases=-1"], "must not be negative"),
+        (["stray"], "results.csv: cannot be read"),
+        (["--cases=1", "stray"], "'stray' is not an option"),
+    ):
+        with pytest.raises(SystemExit):
+            run_program("finetune", COMMANDS, ["compare", *folders, *options])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+    for name, tolerance in (("one", 1), ("two", 2)):
+        (tmp_path / name / "config.yaml").write_text(f"tolerance: {tolerance}\n")
+    with pytest.raises(SystemExit):
+        run_program("finetune", COMMANDS, ["compare", *folders])
+    assert "NSD of one is at 1 and that of two at 2" in capsys.readouterr().err
+
+
+def test_fewer_prompts_need_less_correction(tmp_path: Path) -> None:
+    folders = [str(evaluation(tmp_path / name, shift)) for name, shift in (("u", 0), ("v", 0.1))]
+    run_program(
+        "finetune", COMMANDS, ["compare", *folders, "--protocols=[box]", f"--output={tmp_path}/o"]
+    )
+    (line,) = csv.DictReader((tmp_path / "o" / "differences.csv").read_text().splitlines())
+    assert (line["prompt"], line["p"], line["p_holm"]) == ("box", str(2 / 2**8), str(2 / 2**8))

@@ -1,12 +1,19 @@
 """Intervals of means: the textbook's, their coverage for few skewed cases, and for groups."""
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from finetune.evaluation.statistics import Mean, mean_interval, notes_on_groups
+from finetune.evaluation.statistics import (
+    Mean,
+    holm,
+    mean_interval,
+    notes_on_groups,
+    sign_flip_test,
+)
 
 
 def alone(values) -> list[str]:
@@ -129,3 +136,75 @@ def test_bad_arguments_are_refused():
             mean_interval(values, groups)
     with pytest.raises(ValueError, match="confidence is 95"):
         mean_interval([1.0, 2.0], ["a", "b"], confidence=95)
+
+
+def literal_sign_flips(values, groups):
+    """Every exchange of the two names in some groups, one by one."""
+    names = sorted(set(groups))
+    means = []
+    for signs in product((1, -1), repeat=len(names)):
+        of = dict(zip(names, signs, strict=True))
+        means.append(abs(np.mean([of[g] * v for v, g in zip(values, groups, strict=True)])))
+    return np.mean(np.array(means) >= means[0] - 1e-12)
+
+
+@pytest.mark.parametrize("groups", ["ab", "abb", "aabccccc", "abcdefghhhhhiiiii", "abcabca"])
+def test_p_counts_all_exchanges_of_groups(groups):
+    values = np.random.default_rng(len(groups)).normal(0.5, 1, len(groups)).round(1)  # with ties
+    found = sign_flip_test(values, list(groups))
+    assert found == pytest.approx(literal_sign_flips(values, groups))
+    assert found >= 2 / 2 ** len(set(groups))
+
+
+def test_without_groups_it_is_the_paired_permutation_test():
+    one, other = np.random.default_rng(0).beta(5, 2, (2, 10))
+    expected = stats.permutation_test(
+        (one, other), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=np.inf
+    )
+    assert sign_flip_test(one - other, alone(one)) == pytest.approx(expected.pvalue)
+
+
+def test_of_many_groups_some_exchanges_are_drawn(monkeypatch):
+    values = np.random.default_rng(3).normal(0.4, 1, 12)
+    exact = sign_flip_test(values, alone(values))
+    monkeypatch.setattr("finetune.evaluation.statistics.EXACT_GROUPS", 5)
+    drawn = [sign_flip_test(values, alone(values), seed=seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert drawn == pytest.approx([exact] * 3, abs=0.02)
+    assert sign_flip_test([1.0] * 30, alone(range(30)), draws=99) == 0.01  # never 0
+
+
+def test_p_is_seldom_small_without_a_difference():
+    """Groups of several sizes that are skewed alike on both sides: 5 % of p are at most 0.05."""
+    rng, groups = np.random.default_rng(0), list("abbcccddddeeeeefgh")
+    sizes = [groups.count(group) for group in sorted(set(groups))]
+    small = 0
+    for _ in range(1000):
+        level = rng.exponential(size=8) * rng.choice([-1, 1], 8)
+        small += sign_flip_test(np.repeat(level, sizes), groups) <= 0.05
+    assert 30 < small < 70
+
+
+def test_one_group_has_no_p_value():
+    assert math.isnan(sign_flip_test([0.1, 0.2], ["a", "a"]))
+    assert math.isnan(sign_flip_test([], []))
+    assert sign_flip_test([0.0, 0.0], ["a", "b"]) == 1
+    with pytest.raises(ValueError, match="one finite value"):
+        sign_flip_test([math.nan], ["a"])
+
+
+def literal_holm(p_values):
+    """Each p times the number of those not yet rejected, and no less than any before it."""
+    p = np.array(p_values)
+    return [max(min(1, sum(p >= other) * other) for other in p[p <= each]) for each in p]
+
+
+def test_holm_corrects_step_by_step():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 5, 20):
+        p_values = (rng.uniform(size=count) ** 3).tolist()
+        assert holm(p_values) == pytest.approx(literal_holm(p_values))
+    first, unknown, last = holm([0.01, math.nan, 0.5])
+    assert (first, last) == (0.02, 0.5) and math.isnan(unknown)
+    assert holm([]) == []

@@ -17,7 +17,7 @@ import yaml
 
 from data_prep.common.cli import run_program
 from finetune.__main__ import COMMANDS
-from finetune.evaluation.compare import read_results
+from finetune.evaluation.comparison.results import read_results
 from finetune.evaluation.tables import results_csv
 from finetune.quickstart.report import write_report
 
