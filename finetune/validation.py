@@ -72,7 +72,7 @@ class Validation(Evaluator):
         self.max_images, self.seed, self.wanted_volumes = max_images, seed, volumes
         self.prompting: list[Protocol] = [Clicks(clicks), Box()] if clicks else [Box()]
         if bank:
-            self.prompting.append(Text(bank, held_out=False))
+            self.prompting.append(Text(bank, held_out=False, together=False))
 
     def prepare(self, stage: Stage, accelerator: Accelerator) -> None:
         """Find the images.

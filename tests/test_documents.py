@@ -270,7 +270,7 @@ def test_the_readme_runs_as_printed(after_readme):
         "volume.nii.gz",
         "liver.dcm",
         "predicted/p0_1.png",
-        "comparison.md",
+        "results/comparison/comparison.html",
         "docs/results.md",
     ):
         assert (after_readme / path).is_file(), path

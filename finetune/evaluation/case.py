@@ -6,6 +6,7 @@ scored as a volume, empty where nothing was predicted.
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from finetune.evaluation.answered import Answered
 from finetune.evaluation.details import ClickDice, Details, Seconds
 from finetune.evaluation.labelled import generator_of
 from finetune.evaluation.protocols import Protocol
-from finetune.evaluation.tables import PER_SLICE, Row
+from finetune.evaluation.tables import ALL_TARGETS, PER_SLICE, Row
 from finetune.evaluation.thumbnails import Thumbnail, reduce_image, reduce_mask
 from finetune.inference.volume import PromptedVolume
 from finetune.model.segmenter import Segmenter
@@ -87,7 +88,7 @@ class Case:
                 kept = found[target, row] = Answered(prompts=whole.prompts)
                 kept.seconds = self._seconds(whole.seconds)
                 kept.masks.update({n: np.packbits(mask) for n, mask in enumerate(whole.mask)})
-        found |= self._absent(protocol, seed)
+        found |= self._absent(protocol, seed) | self._for_all(protocol, seed)
         found = {
             key: answer
             for key, answer in found.items()
@@ -103,7 +104,7 @@ class Case:
         """One row for each target and protocol."""
         unit = "px" if self.spacing is None else "mm"
         spacing = self.spacing or [1.0] * self.labels.ndim
-        names = list(self.cases.targets)
+        names = [*self.cases.targets, ALL_TARGETS]
         rows = []
         for target in sorted({target for target, _ in self.answered}):
             truth = self._truth(target)
@@ -136,7 +137,7 @@ class Case:
         Args:
             rows: From `score`.
         """
-        names = list(self.cases.targets)
+        names = [*self.cases.targets, ALL_TARGETS]
         scored = {(row.target, row.protocol): row.dice for row in rows}
         for target in sorted({target for target, _ in self.answered}):
             name, truth = names[target], self._truth(target)
@@ -202,6 +203,22 @@ class Case:
                     kept.seconds += seconds
         return found
 
+    def _for_all(self, protocol: Protocol, seed: int) -> dict[tuple[int, str], Answered]:
+        """Answers to one prompt for all targets, where the case holds several."""
+        wanted, found = self._wanted(), dict[tuple[int, str], Answered]()
+        asked_for = protocol.asks_for_all and len(wanted) > 1
+        for image in self._whole(wanted) if asked_for else ():
+            random = generator_of(seed, self.key)
+            self._start()
+            prompted, asked = self.slices[image.depth or 0], self.cases.names(image)
+            answers = protocol.answers_for_all(prompted, asked, random)
+            for row, answer in answers.items():
+                key = (len(self.cases.targets), row)
+                kept = found.setdefault(key, Answered(prompts=answer.prompts))
+                kept.masks[image.depth] = np.packbits(answer.mask)
+                kept.seconds += self._seconds(answer.seconds) / len(answers)
+        return found
+
     def _whole(self, targets: tuple[int, ...]) -> list[LabelledImage]:
         """All slices of a volume, or the image, with these targets to be asked for."""
         record = self.images[0].record
@@ -213,6 +230,8 @@ class Case:
         return tuple(sorted({target for image in self.images for target in image.targets}))
 
     def _truth(self, target: int, depth: int | None = None) -> NDArray[np.bool_]:
-        """Mask of a target: of a slice, or as a whole."""
+        """Mask of a target, or after the last one of all; of a slice, or as a whole."""
         labels = self.labels if depth is None else self.labels[depth]
-        return np.isin(labels, list(self.cases.targets.values())[target])
+        values = list(self.cases.targets.values())
+        chosen = values[target] if target < len(values) else list(chain(*values))
+        return np.isin(labels, chosen)

@@ -18,6 +18,7 @@ from finetune.evaluation.model_size import write_model
 from finetune.evaluation.protocols import Protocol
 from finetune.evaluation.tables import (
     ABSENT,
+    ALL_TARGETS,
     Row,
     results_csv,
     summarise,
@@ -116,6 +117,6 @@ def evaluate_run(config: EvaluateConfig, resolved: str) -> None:
     write_text(output / "summary.md", table)
     details.write(output)
     write_model(output, segmenter, trained=config.run is not None)
-    held = [row for row in rows if not row.protocol.endswith(ABSENT)]
+    held = [row for row in rows if row.target != ALL_TARGETS and not row.protocol.endswith(ABSENT)]
     draw_results(segmenter, cases, held, protocols, config.seed, output / "figures")
     print(table, end="")

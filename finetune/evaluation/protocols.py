@@ -55,6 +55,11 @@ class Protocol(ABC):
         return False
 
     @property
+    def asks_for_all(self) -> bool:
+        """Whether it also asks for all targets of a case at once, by `answers_for_all`."""
+        return False
+
+    @property
     def clicks(self) -> dict[str, int]:
         """Number of clicks behind each row that counts clicks, by the row's name."""
         return {}
@@ -91,6 +96,16 @@ class Protocol(ABC):
 
         Returns:
             Answers by the name of their row in tables, which ends in `ABSENT`.
+        """
+        return {}
+
+    def answers_for_all(
+        self, prompted: PromptedImage, targets: Sequence[str], rng: np.random.Generator
+    ) -> dict[str, Answer]:
+        """What the model makes of one prompt for all targets of a case that holds several.
+
+        Returns:
+            An answer by the name of its row in tables, whose truth is the union of the targets.
         """
         return {}
 

@@ -29,6 +29,9 @@ AS_GIVEN = f"{ROUGH} as it is"
 WITHOUT_MODEL = (FILLED_BOX, AS_GIVEN)
 """What names of rows begin with that tell what prompts are worth by themselves, whatever model."""
 
+NAMES_ALL = " that names all"
+"""Ends the names of rows for one prompt for all targets of a case, under `ALL_TARGETS`."""
+
 BOUNDS = {"dice": (0.0, 1.0), "iou": (0.0, 1.0), "hd95": (0.0, math.inf), "nsd": (0.0, 1.0)}
 """Smallest and largest value of each metric."""
 
@@ -39,6 +42,8 @@ WAYS = {
     " mask carried on from slice to slice.",
     ABSENT: "`absent`: texts for targets that a case does not hold; Dice is the share of cases that"
     " were answered by an empty mask.",
+    NAMES_ALL: "`that names all`: one text for all targets of a case that holds several, scored"
+    " against their union.",
 }
 """What a table says about how volumes were prompted, by the end of rows' names."""
 
@@ -102,7 +107,8 @@ def summarise(rows: Sequence[Row], targets: Sequence[str] = ()) -> list[Summary]
         targets: Targets in their order; one without any case gets summaries of 0 cases. Others that
             occur in `rows` follow.
     """
-    names = list(dict.fromkeys([*targets, *(row.target for row in rows)]))
+    given = dict.fromkeys([*targets, *(row.target for row in rows)])
+    names = [name for name in given if name != ALL_TARGETS]
     kinds = list(dict.fromkeys((row.protocol, row.unit) for row in rows))
     summaries = []
     for target in names if len(names) < 2 else [*names, ALL_TARGETS]:

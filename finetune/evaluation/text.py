@@ -9,13 +9,15 @@ from numpy.typing import NDArray
 
 from data_prep.common.errors import UserError
 from finetune.evaluation.protocols import Clicks, Protocol
-from finetune.evaluation.tables import ABSENT, PER_SLICE
+from finetune.evaluation.tables import ABSENT, NAMES_ALL, PER_SLICE
 from finetune.inference.prompted import Answer, PromptedImage
 from finetune.model.segmenter import NO_TEXTS, Segmenter
 from finetune.prompts.text_bank import TextBank
 
 TEXT = "text"
-HELD_OUT = f"{TEXT}, held-out wording"
+WORDING = ", held-out wording"
+"""Added to the names of rows for wordings that a file keeps from training."""
+FOR_ALL = TEXT + NAMES_ALL
 
 
 def require_texts(
@@ -52,6 +54,9 @@ class Text(Protocol):
     absent: bool = True
     """Ask for the targets that a case does not hold, too: the answer should be empty."""
 
+    together: bool = True
+    """Ask for all targets of a case that holds several by one text, too."""
+
     every_slice = True
 
     def __post_init__(self) -> None:
@@ -71,6 +76,11 @@ class Text(Protocol):
         """As its option says."""
         return self.absent
 
+    @property
+    def asks_for_all(self) -> bool:
+        """As its option says."""
+        return self.together
+
     def answers(
         self,
         prompted: PromptedImage,
@@ -81,14 +91,30 @@ class Text(Protocol):
         """One row, or two."""
         rows = {TEXT: self._asked(prompted, targets, rng)}
         if self.held_out:
-            rows[HELD_OUT] = self._asked(prompted, targets, rng, held_out=True)
+            rows[TEXT + WORDING] = self._asked(prompted, targets, rng, held_out=True)
         return rows
+
+    def answers_for_all(
+        self, prompted: PromptedImage, targets: Sequence[str], rng: np.random.Generator
+    ) -> dict[str, Answer]:
+        """One row, or two."""
+        texts = {FOR_ALL: self._bank.draw(targets, rng)}
+        if self.held_out and self._bank.templates.held_out:
+            texts[FOR_ALL + WORDING] = self._bank.draw(targets, rng, held_out=True)
+        return {
+            row: Answer(prompted.predict(texts=[text])[0][0], others=1)
+            for row, text in texts.items()
+        }
 
     def absent_answers(
         self, prompted: PromptedImage, targets: Sequence[str], rng: np.random.Generator
     ) -> dict[str, list[Answer]]:
-        """One row."""
-        return {TEXT + ABSENT: self._asked(prompted, targets, rng)}
+        """One row, or two."""
+        rows = {TEXT + ABSENT: self._asked(prompted, targets, rng)}
+        if self.held_out:
+            held_out = self._asked(prompted, targets, rng, held_out=True)
+            rows[TEXT + WORDING + ABSENT] = held_out
+        return rows
 
     def _asked(
         self,

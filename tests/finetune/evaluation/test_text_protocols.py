@@ -63,8 +63,9 @@ class Reader(torch.nn.Module):
         found = []
         for number, text in enumerate(prompts.texts):
             self.texts.append(text)
-            low, high = RANGES[text.split()[-1]]
-            logits = torch.where((grey > low) & (grey < high), 1.0, -1.0)
+            named = [RANGES[word] for word in RANGES if word in text]
+            inside = [(grey > low) & (grey < high) for low, high in named]
+            logits = torch.where(torch.stack(inside).any(0), 1.0, -1.0)
             if "where" in text:
                 logits = -logits
             if prompts.points is not None:
@@ -81,6 +82,10 @@ def rows_of(cases: LabelledCases, protocol) -> tuple[dict, Reader]:
     reader = Reader()
     rows = evaluate(reader, cases, [protocol])
     return {(row.case, row.target, row.protocol): row for row in rows}, reader
+
+
+def record_of(cases: LabelledCases) -> str:
+    return cases.shards.record(0).key
 
 
 def test_a_text_for_what_a_case_does_not_hold_should_have_an_empty_answer(
@@ -100,12 +105,18 @@ def test_a_text_for_what_a_case_does_not_hold_should_have_an_empty_answer(
     absent = [(keys[1], "tumour"), (keys[2], "liver"), (keys[2], "tumour")]
     named = ("text", "text, held-out wording")
     expected = [(*pair, row) for pair in present for row in named]
-    expected += [(*pair, "text, absent") for pair in absent]
+    expected += [(*pair, row + ", absent") for pair in absent for row in named]
+    both_named = ("text that names all", "text that names all, held-out wording")
+    expected += [(keys[0], "all targets", row) for row in both_named]
     assert set(found) == set(expected)
     for pair in present:
         assert found[*pair, "text"].dice == 1
         assert found[*pair, "text, held-out wording"].dice < 0.2
     assert [found[*pair, "text, absent"].dice for pair in absent] == [0, 1, 1]
+    held_out = [found[*pair, "text, held-out wording, absent"].dice for pair in absent]
+    assert held_out == [0, 0, 0]  # it answers a "where" by all the rest
+    assert found[keys[0], "all targets", both_named[0]].dice == 1
+    assert found[keys[0], "all targets", both_named[1]].dice < 0.2
     assert all(math.isnan(found[*pair, "text, absent"].hd95) for pair in absent)
     assert {row.prompts for row in found.values()} == {1}
     assert {"where" in text for text in reader.texts} == {True, False}
@@ -115,8 +126,11 @@ def test_a_text_for_what_a_case_does_not_hold_should_have_an_empty_answer(
     assert (row.cases, row.dice.mean, row.missed) == (2, 0.5, 0)
     table = summary_markdown(list(summaries.values()), 1.0)
     assert "`absent`: texts for targets that a case does not hold" in table
+    assert "| all targets | text that names all | 1 | 1 | 1 | 1.000 " in table
+    assert "`that names all`: one text for all targets" in table
     without, _ = rows_of(cases, Text(bank=bank, absent=False, held_out=False))
-    assert set(without) == {(*pair, "text") for pair in present}
+    every = {(*pair, "text") for pair in present}
+    assert set(without) == every | {(keys[0], "all targets", both_named[0])}
     assert len(
         evaluate(Reader(), LabelledCases(CaseSelection(shards=shards, cases=1)), [Text(bank)])
     )
@@ -127,7 +141,8 @@ def test_a_volume_has_one_text_for_all_of_its_slices(make_shards, organs, bank) 
     volume.image[0][:30] = 150  # beyond the tumour something like it
     cases = LabelledCases(CaseSelection(shards=make_shards([volume], LABELS)))
     found, reader = rows_of(cases, Text(bank=bank, held_out=False))
-    assert len(reader.texts) == 2 * 7 and len(set(reader.texts)) == 2
+    assert len(reader.texts) == 3 * 7 and len(set(reader.texts)) == 3
+    assert found[record_of(cases), "all targets", "text that names all"].prompts == 1
     record = cases.shards.record(0)
     row = found[record.key, "tumour", "text"]
     assert row.prompts == 1
