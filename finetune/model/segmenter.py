@@ -290,13 +290,11 @@ def _load_encoder(segmenter: Segmenter, file: _File) -> set[str]:
 
 def _load_sam(segmenter: Segmenter, file: _File, with_encoder: bool) -> set[str]:
     """Load a SAM checkpoint, with or without its image encoder; returns the loaded keys."""
-    current, tensors = segmenter.state_dict(), file.tensors
-    if not with_encoder:
-        keep = {key: value for key, value in current.items() if key.startswith(SAM_ENCODER_PREFIX)}
-        rest = {k: v for k, v in tensors.items() if not k.startswith(SAM_ENCODER_PREFIX)}
-        tensors = {**keep, **rest}
-    weights.load_strictly(segmenter, tensors, file.path)
-    keys = {key for key in current if with_encoder or not key.startswith(SAM_ENCODER_PREFIX)}
+    ours = segmenter.decoder.new + (() if with_encoder else (SAM_ENCODER_PREFIX,))
+    kept = {k: v for k, v in segmenter.state_dict().items() if k.startswith(ours)}
+    rest = {k: v for k, v in file.tensors.items() if not k.startswith(ours)}
+    weights.load_strictly(segmenter, {**rest, **kept}, file.path)
+    keys = segmenter.state_dict().keys() - kept.keys()
     _remember(segmenter, keys, file.path)
     return keys
 
