@@ -65,8 +65,8 @@ def loading_lines(segmenter: Segmenter, path: Path) -> list[str]:
             f" sam.mask_decoder = MaskDecoder(num_multimask_outputs={len(segmenter.targets)},"
             f" transformer=sam.mask_decoder.transformer, transformer_dim={DECODER_WIDTH});"
             f" sam.load_state_dict(torch.load({str(path)!r}, weights_only=True))",
-            f"without prompts, multimask_output=True gives the logits of {names}, and"
-            " multimask_output=False those of the background; the largest is what a pixel is",
+            "without prompts and with return_logits=True, multimask_output=True gives"
+            f" {names}, and multimask_output=False the background; the largest is what a pixel is",
         ]
     else:
         lines = building_lines(size, f"checkpoint={str(path)!r}")

@@ -71,7 +71,7 @@ def test_a_decoder_of_classes_is_loaded_as_its_lines_say(make_run, tmp_path, cap
     run = make_run(*LORA, *CLASSES, "--model.image_size=64", targets=("disc", "cup"))
     export(run, tmp_path / "sam.pth")
     printed = capsys.readouterr().out
-    assert "multimask_output=True gives the logits of disc, cup, and" in printed
+    assert "multimask_output=True gives disc, cup, and multimask_output=False the" in printed
     sam = loaded(printed)
     segmenter = load_segmenter(run, torch.device("cpu"))
     image = torch.randn(1, 3, 64, 64)
