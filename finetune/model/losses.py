@@ -69,7 +69,7 @@ def _bce(
 ) -> Tensor:
     """`bce_loss` of each mask, (B, K), the object's pixels weighted."""
     truth = targets.float().expand(logits.shape)
-    weight = torch.tensor(object_weight, device=logits.device)
+    weight = None if object_weight == 1 else torch.tensor(object_weight, device=logits.device)
     entropy = binary_cross_entropy_with_logits(
         logits.float(), truth, reduction="none", pos_weight=weight
     )
