@@ -1,6 +1,6 @@
 """SAM's mask decoder, with room for an adapter in each block of its transformer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -146,6 +146,10 @@ class SamDecoder(Decoder):
             multimask_output=multimask,
         )
         return Decoded(low_res.float(), iou.float())
+
+    def sam_weights(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All of it but what is new, under the names that it has there."""
+        return {key: value for key, value in tensors.items() if not key.startswith(self.new)}
 
     def set_adapter(self, build: Callable[[int], DecoderBlockAdapter]) -> None:
         """Set an adapter in the first block."""

@@ -45,6 +45,8 @@ class Prompting(ABC):
         text_multimask: The same for a text without clicks.
         asks_for_absent: Whether it also asks for what an image does not hold, so that images
             without any target can be trained on.
+        every_target: Whether a batch is to have a mask of every target in every image, empty ones
+            included, and not only some of those that the image holds.
     """
 
     digest: str | None = None
@@ -53,6 +55,7 @@ class Prompting(ABC):
     multimask: bool = False
     text_multimask: bool = False
     asks_for_absent: bool = False
+    every_target: bool = False
     gives_prompts: ClassVar[bool] = True
     """Whether it gives clicks, boxes and the like: False for decoders that take none."""
     for_stacks: bool = False
@@ -96,9 +99,14 @@ class Prompting(ABC):
 
 
 class TargetsOnly(Prompting):
-    """No prompt but the name of the target, for decoders that take no others."""
+    """No prompt but the name of the target, for decoders that take no others.
+
+    Every target is asked for in every image: where it is absent, the truth is an empty mask.
+    """
 
     gives_prompts = False
+    asks_for_absent = True
+    every_target = True
 
     def predictions(
         self,
