@@ -6,9 +6,9 @@ import torch
 
 from data_prep.common.errors import UserError
 from data_prep.common.files import atomic_path
+from finetune.heads import SamedDecoder
 from finetune.inference.loading import load_segmenter
 from finetune.model.mask_decoder import DECODER_WIDTH, SamDecoder
-from finetune.model.samed_decoder import SamedDecoder
 from finetune.model.segmenter import TEXT_PREFIX, Segmenter
 from finetune.publish.config import ExportOptions
 from pretrain.publish.export import building_lines

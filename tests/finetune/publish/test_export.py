@@ -11,7 +11,7 @@ from finetune.model.prompt_encoder import Prompts
 
 LORA = ("--model.encoder_adapter=LoraAdapter", "--model.encoder_adapter.scale=2")
 TEXTS = "{class_path: ClipText, init_args: {model: ViT-B-32, width: 32, layers: 1, heads: 2}}"
-CLASSES = ("--model.decoder=SamedDecoder", "--prompts=TargetsOnly", "--loss.iou=0")
+CLASSES = ("--model.decoder=finetune.heads.SamedDecoder", "--prompts=TargetsOnly", "--loss.iou=0")
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pad SAM's attention windows")
 

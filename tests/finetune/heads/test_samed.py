@@ -21,7 +21,7 @@ def tiny_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def build(sam: object = None, trained: tuple[str, ...] = ()) -> Segmenter:
-    decoder = Component("finetune.model.samed_decoder.SamedDecoder")
+    decoder = Component("finetune.heads.SamedDecoder")
     config = ModelConfig("tiny", 64, decoder=decoder, trained=list(trained))
     return build_model(config, TARGETS, sam_checkpoint=sam)
 
