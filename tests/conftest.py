@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import psutil
 import pytest
+import torch
 from huggingface_hub import constants
 from PIL import Image
 from scipy.ndimage import gaussian_filter
@@ -28,6 +29,7 @@ from pretrain.engine.progress import IMAGES_PER_SECOND, MFU, TFLOPS_PER_SECOND
 from pretrain.sizes import SIZES, EncoderSize
 
 ROOT = Path(__file__).parent.parent
+LONGEST = (ROOT / "tests/test_documents.py", ROOT / "tests/slurm/test_pretrain.py")
 PLACES = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 MISSING = [
     name
@@ -48,12 +50,19 @@ def pytest_configure(config: pytest.Config) -> None:
     if worker and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+        # PyTorch counted the cores when it was imported: more threads would wait for each other
+        torch.set_num_threads(1)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """The processes of `make test` leave their core to the one whose file takes longest."""
+    if hasattr(item.config, "workerinput") and item.path != LONGEST[0] and os.nice(0) == 0:
+        os.nice(5)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files start first, so that `make test` does not wait for one at its end."""
-    longest = [ROOT / "tests/test_documents.py", ROOT / "tests/slurm/test_pretrain.py"]
-    places = {path: place for place, path in enumerate(longest)}
+    places = {path: place for place, path in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
 
 

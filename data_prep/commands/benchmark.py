@@ -181,7 +181,8 @@ def _compare_loading(
     images: Path, shards: Path, config: BenchmarkOptions, results: Results
 ) -> None:
     # torch, which the workers of `shard` need not wait for
-    from data_prep.loader.dataset import ShardDataset, build_loader
+    from data_prep.loader.batches import build_loader
+    from data_prep.loader.dataset import ShardDataset
 
     dataset = ShardDataset(shards)
     batches = max(4 * config.images // BATCH, 4)

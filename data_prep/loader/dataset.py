@@ -1,8 +1,7 @@
 """Shards to samples, in an order that is a pure function of the seed.
 
 The sample order of an epoch permutes the shards, then the samples within each run of a few shards,
-so that reading stays nearly sequential. All epochs in a row are one endless stream; the position in
-it, samples seen by all processes together, is the loader's whole state.
+so that reading stays nearly sequential.
 """
 
 import hashlib
@@ -10,20 +9,18 @@ import json
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from data_prep.common.errors import DamagedError, UserError
 from data_prep.format.codec import decode, decode_slices
 from data_prep.format.index import Member, ShardIndex, open_shard, read_at, read_json
 from data_prep.loader.remote import ShardCache, is_remote
-from data_prep.loader.signals import leave_signals_to_parent
 
 OPEN_SHARDS = 16
 """Least number of shards that a process keeps open; more if `shuffle_shards` needs it."""
@@ -144,6 +141,10 @@ class ShardDataset(Dataset[Any]):
             self._meta(shard, members),
         )
 
+    def key(self, index: int) -> str:
+        """The key of one record, without reading it."""
+        return self._locate(index)[1]
+
     def meta(self, index: int) -> dict[str, Any]:
         """The JSON of one record, without decoding its image.
 
@@ -251,80 +252,3 @@ class ShardDataset(Dataset[Any]):
         # the default is still there when the interpreter has emptied the module
         for descriptor, _ in getattr(self, "_open", {}).values():
             close(descriptor)
-
-
-class OrderedDataset(Protocol):
-    """What `build_loader` reads: a `ShardDataset`, a mixture of them, or anything with an order."""
-
-    def __len__(self) -> int: ...
-
-    def order(self, epoch: int) -> np.ndarray:
-        """(n,) int64: the indices of one epoch, as many as the dataset is long."""
-        ...
-
-    def __getitem__(self, item: tuple[int, int]) -> Any:
-        """The sample (index, draw), a pure function of the two."""
-        ...
-
-
-class GlobalBatches(Sampler[list[tuple[int, int]]]):
-    """Endless batches of (index, draw) for one process of several.
-
-    With G = batch_size * world_size, global batch k is the k-th run of G samples of
-    order(0) + order(1) + ... counted from `samples_seen`, and process `rank` takes its contiguous
-    part. To resume, on any number of processes, pass the samples seen so far by all of them.
-
-    Args:
-        batch_size: Samples per process and batch.
-        samples_seen: Position in the stream, in samples over all processes.
-    """
-
-    def __init__(
-        self,
-        dataset: OrderedDataset,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        samples_seen: int = 0,
-    ) -> None:
-        if batch_size < 1 or not 0 <= rank < world_size or samples_seen < 0:
-            raise ValueError(f"{batch_size=}, {rank=}, {world_size=}, {samples_seen=}")
-        self.dataset, self.batch_size = dataset, batch_size
-        self.rank, self.world_size, self.samples_seen = rank, world_size, samples_seen
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = lru_cache(maxsize=2)(self.dataset.order)
-        length = len(self.dataset)
-        start = self.samples_seen + self.rank * self.batch_size
-        while True:
-            draws = range(start, start + self.batch_size)
-            yield [(int(order(draw // length)[draw % length]), draw) for draw in draws]
-            start += self.batch_size * self.world_size
-
-
-def build_loader(
-    dataset: OrderedDataset,
-    batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    workers: int = 0,
-    samples_seen: int = 0,
-    collate: Callable[[list[Any]], Any] | None = None,
-    pin_memory: bool = False,
-) -> DataLoader[Any]:
-    """An endless DataLoader of this process's part of the global batches.
-
-    It is sharded already: do not pass it to `Accelerator.prepare`, which would divide it again.
-    Iterate over it once; count samples seen as batches taken x batch_size x world_size.
-    """
-    batches = GlobalBatches(dataset, batch_size, rank, world_size, samples_seen)
-    return DataLoader(
-        cast("Dataset[Any]", dataset),
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pin_memory,
-        persistent_workers=workers > 0,
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=leave_signals_to_parent,
-    )

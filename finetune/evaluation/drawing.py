@@ -43,8 +43,7 @@ def draw_results(
     clicks = {name: number for name, number in clicks_of(protocols).items() if name in given}
     if clicks:
         draw_dice_by_clicks({"": summarise(rows)}, clicks, folder / "dice_by_clicks.png")
-    first_of = {image.record: image for image in reversed(cases.images)}
-    record_of = {cases.read(image)[0].partition("/")[0]: n for n, image in first_of.items()}
+    record_of = {cases.shards.key(image.record): image.record for image in cases.images}
     name_ranked = list(clicks)[-1] if clicks else rows[0].protocol
     ranked = sorted((row for row in rows if row.protocol == name_ranked), key=lambda row: row.dice)
     for name, rank in {"worst": 0, "median": len(ranked) // 2, "best": -1}.items():

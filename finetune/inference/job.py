@@ -87,7 +87,8 @@ def finish(
     automatic = all(each.target is not None for each in job.wanted)
     task.output.parent.mkdir(parents=True, exist_ok=True)
     numbered = task.numbered or (automatic and len(names) > 1)
-    image.write(Masks(job.labels, names, numbered, automatic), task.output)
+    masks = Masks(job.labels, names, numbered=numbered, automatic=automatic)
+    image.write(masks, task.output)
     if task.overlay:
         _draw(job, placed)
     return placed

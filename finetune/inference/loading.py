@@ -79,11 +79,9 @@ def load_segmenter(
     try:
         segmenter = rebuild(config, targets, folder, encoder, sam)
     except UserError as error:
-        if str(error).startswith("model.text"):  # no option says where a text tower is
-            raise
         raise UserError(
-            f"run: the weights that {run} was trained on: {error}; say where they are with"
-            " --encoder and --sam"
+            f"run: the weights that {run} was trained on: {error}; of encoder and SAM say where"
+            " they are with --encoder and --sam"
         ) from None
     restore(segmenter, checkpoint)
     segmenter.previous_mask = trained_with_previous_mask(config, trained)

@@ -35,8 +35,12 @@ class Listed:
 
     @property
     def digest(self) -> str:
-        """Of what its rows say, wherever in the table they are."""
-        said = [{name: cell for name, cell in row.items() if cell} for row in self.rows.values()]
+        """Of what its rows say, wherever in the table they are; also of an empty column `object`,
+        with which masks hold numbers."""
+        said = [
+            {name: cell for name, cell in row.items() if cell or name == "object"}
+            for row in self.rows.values()
+        ]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from data_prep.common.errors import UserError
 from data_prep.common.files import write_text
-from data_prep.loader.dataset import OrderedDataset, build_loader
+from data_prep.loader.batches import OrderedDataset, build_loader
 from data_prep.loader.signals import term_blocked
 from pretrain.engine.checkpoint import State
 from pretrain.engine.cpu import keep_freed_memory, use_cores

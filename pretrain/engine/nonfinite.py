@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 
 from data_prep.common.errors import UserError
 from data_prep.common.files import write_json
-from data_prep.loader.dataset import GlobalBatches, OrderedDataset
+from data_prep.loader.batches import GlobalBatches, OrderedDataset
 from pretrain.engine.checkpoint import State
 from pretrain.engine.optim import step_seed
 from pretrain.engine.run_options import RunOptions

@@ -10,8 +10,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from data_prep.loader.batches import OrderedDataset
 from data_prep.loader.damaged import DamagedList
-from data_prep.loader.dataset import OrderedDataset
 from pretrain.engine.checkpoint import Checkpoint
 
 

@@ -5,7 +5,6 @@ given to the same script in this process.
 """
 
 import re
-import shlex
 from pathlib import Path
 
 import open_clip
@@ -19,14 +18,12 @@ from data_prep.common.parsing import parse
 from finetune.config import ModelConfig, TrainConfig
 from finetune.model.segmenter import build_model
 from finetune.train import COMMAND
+from helpers.recipes import ROOT, header_of, options_of_command, recipes_of
 from pretrain.engine.optim import learning_rate
 
 pytestmark = pytest.mark.usefixtures("shallow")
 
-ROOT = Path(__file__).parents[2]
-RECIPES = sorted(
-    path.relative_to(ROOT).as_posix() for path in (ROOT / "configs/finetune").glob("*.yaml")
-)
+RECIPES = recipes_of("configs/finetune")
 SMALL = (
     *("--optim.epochs=null", "--optim.warmup_epochs=null", "--optim.steps=2"),
     *("--optim.batch_size=2", "--optim.accumulate=1", "--optim.warmup_steps=1"),
@@ -34,18 +31,6 @@ SMALL = (
 )
 """What makes a recipe run in a second."""
 SMALL_TEXT = [f"--model.text.{option}" for option in ("width=32", "heads=2", "layers=1")]
-
-
-def header_of(recipe: str) -> list[str]:
-    """The lines of the comment at the top."""
-    text = (ROOT / recipe).read_text()
-    return text[: re.search(r"^[^#]", text, re.MULTILINE).start()].splitlines()
-
-
-def command_of(recipe: str) -> list[str]:
-    """Words of the command in the header."""
-    shown = [line[4:] for line in header_of(recipe) if line.startswith("#   ")]
-    return shlex.split(" ".join(shown).replace("\\ ", " "))
 
 
 @pytest.fixture
@@ -77,11 +62,9 @@ def workspace(tmp_path, make_shards, organs, monkeypatch) -> Path:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_starts_as_its_header_says(recipe, workspace, capsys) -> None:
-    launcher, options = command_of(recipe)[:4], command_of(recipe)[4:]
-    assert launcher[:3] == ["accelerate", "launch", "--config_file"] and Path(launcher[3]).is_file()
-    assert options[:3] == ["finetune/train.py", "--config", recipe] and Path(options[0]).is_file()
+    options = options_of_command(recipe)
     small = [*SMALL, *(SMALL_TEXT if "--model.text.pretrained" in options else ())]
-    run_command("finetune/train.py", COMMAND, [*options[1:], *small])
+    run_command("finetune/train.py", COMMAND, [*options, *small])
     AcceleratorState._reset_state(reset_partial_state=True)
     assert "2 steps of 2, 1 process on cpu" in capsys.readouterr().out
     assert (workspace / options[options.index("--output") + 1] / "DONE").is_file()
@@ -89,7 +72,7 @@ def test_a_recipe_starts_as_its_header_says(recipe, workspace, capsys) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_its_header_has_memory_and_time_and_its_rate_is_absolute(recipe) -> None:
-    header = "\n".join(header_of(recipe))
+    header = header_of(recipe)
     assert re.search(r"Memory: .*\d [MG]B", header), "no memory is stated"
     assert re.search(r"Time: .*\d", header), "no time is stated"
     options = [f"--config={ROOT / recipe}", "--data.shards=x", "--output=y"]

@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState
 
 from data_prep.common.cli import run_command
 from data_prep.common.parsing import parse
+from helpers.recipes import ROOT, header_of, options_of_command, recipes_of
 from pretrain import estimate
 from pretrain.config import EstimateOptions, PretrainConfig
 from pretrain.encoder.sam import build_encoder
@@ -24,10 +25,7 @@ from pretrain.train import COMMAND
 
 pytestmark = pytest.mark.usefixtures("shallow")
 
-ROOT = Path(__file__).parents[2]
-RECIPES = sorted(
-    path.relative_to(ROOT).as_posix() for path in (ROOT / "configs/pretrain").rglob("*.yaml")
-)
+RECIPES = recipes_of("configs/pretrain")
 FOR_CPU = ("configs/pretrain/laptop.yaml", "configs/pretrain/quickstart.yaml")
 """Their memory and time were measured, and are not estimated for GPUs."""
 SMALL = (
@@ -36,22 +34,6 @@ SMALL = (
     *("--data.workers=0", "--log_every=1", "--data.min_scale=0.5"),
 )
 """What makes a recipe run in a second."""
-
-
-def header_of(recipe: str) -> str:
-    """The comment at the top, as one line but for its command."""
-    lines = []
-    for line in (ROOT / recipe).read_text().splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line)
-    return "\n".join(lines)
-
-
-def command_of(recipe: str) -> list[str]:
-    """Words of the command in the header."""
-    shown = [line[4:] for line in header_of(recipe).splitlines() if line.startswith("#   ")]
-    return shlex.split(" ".join(shown).replace("\\ ", " "))
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +59,11 @@ def workspace(image_shards, tmp_path_factory, shallow) -> Path:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_starts_as_its_header_says(recipe, workspace, monkeypatch, capsys):
     monkeypatch.chdir(workspace)
-    launcher, options = command_of(recipe)[:4], command_of(recipe)[4:]
-    assert launcher[:3] == ["accelerate", "launch", "--config_file"] and Path(launcher[3]).is_file()
-    assert options[0] == "pretrain/train.py" and Path(options[0]).is_file()
-    assert options[1:3] == ["--config", recipe]
+    options = options_of_command(recipe)
     output = Path(options[options.index("--output") + 1])
     shutil.rmtree(output, ignore_errors=True)
     size = [] if "start_from" in (ROOT / recipe).read_text() else ["--encoder_size=vit_t"]
-    run_command("pretrain/train.py", COMMAND, [*options[1:], *SMALL, *size])
+    run_command("pretrain/train.py", COMMAND, [*options, *SMALL, *size])
     AcceleratorState._reset_state(reset_partial_state=True)
     assert "1 steps of 2, 1 process on cpu" in capsys.readouterr().out
     assert (output / "DONE").is_file()

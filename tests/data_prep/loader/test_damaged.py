@@ -15,8 +15,9 @@ from data_prep.common.cli import one_line_errors
 from data_prep.common.errors import DamagedError, UserError
 from data_prep.format.index import index_path, load_index
 from data_prep.loader import damaged as damaged_module
+from data_prep.loader.batches import build_loader
 from data_prep.loader.damaged import DamagedList
-from data_prep.loader.dataset import ShardDataset, build_loader
+from data_prep.loader.dataset import ShardDataset
 from data_prep.loader.mixture import ShardMixture
 
 

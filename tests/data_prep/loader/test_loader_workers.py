@@ -11,13 +11,15 @@ import pytest
 
 from data_prep.common.cli import one_line_errors
 from data_prep.common.errors import UserError
-from data_prep.loader.dataset import ShardDataset, build_loader
+from data_prep.loader.batches import build_loader
+from data_prep.loader.dataset import ShardDataset
 
 ROOT = Path(__file__).parents[3]
 
 TRAINING = """
 import multiprocessing, signal, sys, time
-from data_prep.loader.dataset import ShardDataset, build_loader
+from data_prep.loader.batches import build_loader
+from data_prep.loader.dataset import ShardDataset
 
 batches = iter(build_loader(ShardDataset(sys.argv[1]), 2, workers=1, collate=len))
 next(batches)

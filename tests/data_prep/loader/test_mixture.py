@@ -9,7 +9,8 @@ import pytest
 
 from data_prep.common.errors import UserError
 from data_prep.common.files import write_json
-from data_prep.loader.dataset import GlobalBatches, ShardDataset, build_loader
+from data_prep.loader.batches import GlobalBatches, build_loader
+from data_prep.loader.dataset import ShardDataset
 from data_prep.loader.mixture import ShardMixture
 
 

@@ -18,7 +18,8 @@ import pytest
 from data_prep.__main__ import main
 from data_prep.common.errors import UserError
 from data_prep.loader import remote
-from data_prep.loader.dataset import ShardDataset, build_loader
+from data_prep.loader.batches import build_loader
+from data_prep.loader.dataset import ShardDataset
 
 
 class Server:

@@ -14,7 +14,8 @@ import json, sys
 from itertools import islice
 from pathlib import Path
 from data_prep.loader import remote
-from data_prep.loader.dataset import ShardDataset, build_loader
+from data_prep.loader.batches import build_loader
+from data_prep.loader.dataset import ShardDataset
 
 def describe(record, generator):
     return record.key, int(record.image.sum()), float(generator.random())

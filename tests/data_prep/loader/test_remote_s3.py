@@ -16,7 +16,8 @@ from werkzeug.serving import make_server
 
 from data_prep.common.errors import UserError
 from data_prep.loader import remote
-from data_prep.loader.dataset import ShardDataset, build_loader
+from data_prep.loader.batches import build_loader
+from data_prep.loader.dataset import ShardDataset
 
 SOMEONE = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "secret"}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data_prep.common.errors import UserError
-from data_prep.loader.dataset import build_loader
+from data_prep.loader.batches import build_loader
 from data_prep.records import Sample
 from finetune.config import Augmentation, CaseSelection, SegmentationDataConfig
 from finetune.data.augment import change_intensity, random_affine, warp

@@ -201,6 +201,15 @@ def test_an_image_whose_rows_have_changed_is_done_again(glow, run_table, tmp_pat
     assert run_table(glow, moved, "--no-overlay") == []
 
 
+def test_an_empty_column_of_numbers_changes_masks_too(glow, run_table, tmp_path) -> None:
+    for text, value in (
+        ('file,box\nb.png,"3,3,17,17"\n', 255),
+        ('file,object,box\nb.png,,"3,3,17,17"\n', 1),
+    ):
+        run_table(glow, text, "--no-overlay")
+        assert read(tmp_path / "masks" / "b.png").max() == value
+
+
 def test_a_killed_run_does_again_what_it_did_not_note(glow, run_table, tmp_path, capsys):
     run_table(glow, TABLE, "--no-overlay")
     record = tmp_path / "masks" / "rows.jsonl"

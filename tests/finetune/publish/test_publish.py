@@ -279,4 +279,4 @@ def test_what_cannot_be_published_or_found_is_refused(on_hub, refused, folder) -
     (folder / "run" / "sources" / "encoder.safetensors").unlink()
     config = folder / "run" / "config.yaml"
     config.write_text(config.read_text().replace("sam.pth", "gone.pth"))
-    assert "say where they are with --encoder and --sam" in refused()
+    assert "of encoder and SAM say where they are with --encoder and --sam" in refused()

@@ -13,7 +13,8 @@ from PIL import Image
 
 from data_prep.__main__ import main as data_prep
 from data_prep.common.cli import run_command
-from data_prep.loader.dataset import GlobalBatches, ShardDataset
+from data_prep.loader.batches import GlobalBatches
+from data_prep.loader.dataset import ShardDataset
 from pretrain.engine import loop
 from pretrain.engine.checkpoint import latest_checkpoint
 from pretrain.train import COMMAND
