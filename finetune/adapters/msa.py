@@ -1,5 +1,7 @@
 """Adapters of the Medical SAM Adapter in the image encoder (MSA, arXiv 2304.12620, section 3.2)."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -8,7 +10,7 @@ from pretrain.encoder.block import BlockAdapter, EncoderBlock
 from pretrain.encoder.windows import TokenGroups
 from pretrain.sizes import EncoderSize
 
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
 
 class Adapter(nn.Module):

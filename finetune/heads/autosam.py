@@ -12,22 +12,25 @@ from pretrain.encoder.stock import PositionEmbeddingRandom
 
 PART = "mask_decoder"
 POSITIONS = "pe_layer.positional_encoding_gaussian_matrix"
-IOU_TOKEN, MASK_TOKENS = f"{PART}.iou_token.weight", f"{PART}.mask_tokens.weight"
-AUXILIARY = f"{PART}.auxiliary"
+MASK_TOKENS = 2
+"""Per target, as in the published code; the mask is that of the first."""
 NOT_TAKEN = (
+    f"{PART}.iou_token.",
+    f"{PART}.mask_tokens.",
     f"{PART}.iou_prediction_head.",
     *(f"{PART}.output_hypernetworks_mlps.{n}." for n in "123"),
 )
-"""What SAM needs for several masks of one prompt, and to choose among them."""
+"""SAM's output tokens, and what it needs for several masks of one prompt and to choose among
+them."""
 
 
 class ClassDecoder(nn.Module):
     """SAM's mask decoder whose output tokens differ from target to target.
 
-    SAM's decoder reads five output tokens, one for the expected IoU and four for masks, and those
+    SAM's decoder reads output tokens, one for the expected IoU and the others for masks, and those
     of the prompt. The latter are left out. The former, the paper's auxiliary embeddings, exist once
-    for each target; all else is shared. The mask is that of the first mask token, which SAM uses
-    where it gives one mask.
+    for each target; all else is shared. They start at random: from equal ones all targets would
+    have one mask at first, and hundreds of steps would go by before they part.
 
     Args:
         targets: T, the number of targets.
@@ -39,8 +42,7 @@ class ClassDecoder(nn.Module):
         self.transformer, self.output_upscaling = sam.transformer, sam.output_upscaling
         self.output_hypernetworks_mlps = sam.output_hypernetworks_mlps[:1]
         self.pe_layer = PositionEmbeddingRandom(DECODER_WIDTH // 2)
-        tokens = 1 + sam.num_mask_tokens
-        self.auxiliary = nn.Parameter(torch.randn(targets, tokens, DECODER_WIDTH))
+        self.auxiliary = nn.Parameter(torch.randn(targets, 1 + MASK_TOKENS, DECODER_WIDTH))
 
     def forward(self, embeddings: Tensor, target: Tensor) -> Tensor:
         """Masks of one target each.
@@ -66,12 +68,12 @@ class ClassDecoder(nn.Module):
 class AutoSam(Decoder):
     """One mask for each target, by SAM's mask decoder with output tokens of the target's own.
 
-    It starts from SAM's decoder where a SAM checkpoint is given: the tokens of each target from
-    SAM's output tokens. These are trained in any case, the rest only if `model.trained` names it.
+    It starts from SAM's decoder where a SAM checkpoint is given, but for the tokens, which start
+    new and are trained in any case; the rest only if `model.trained` names it.
     """
 
     takes_prompts = False
-    always_trained = (AUXILIARY,)
+    new = (f"{PART}.auxiliary",)
 
     def __init__(self, image_size: int, targets: Sequence[str]) -> None:
         self.mask_decoder = ClassDecoder(len(targets))
@@ -84,7 +86,7 @@ class AutoSam(Decoder):
         return Decoded(self.mask_decoder(repeated, prompts.target).float(), None)
 
     def sam_weights(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """SAM's decoder, its output tokens repeated for each target, and its position encoding."""
+        """SAM's decoder but for its output tokens, and its position encoding."""
         taken = {
             key: tensor
             for key, tensor in tensors.items()
@@ -92,8 +94,4 @@ class AutoSam(Decoder):
         }
         if (positions := tensors.get(f"prompt_encoder.{POSITIONS}")) is not None:
             taken[f"{PART}.{POSITIONS}"] = positions
-        iou, masks = taken.pop(IOU_TOKEN, None), taken.pop(MASK_TOKENS, None)
-        if iou is not None and masks is not None:
-            targets = len(self.mask_decoder.auxiliary)
-            taken[AUXILIARY] = torch.cat([iou, masks]).repeat(targets, 1, 1)
         return taken

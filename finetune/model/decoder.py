@@ -41,10 +41,8 @@ class Decoder(ABC):
     takes_prompts: ClassVar[bool] = True
     """Whether clicks and boxes say what is segmented; else the prompt's target alone does."""
     new: ClassVar[tuple[str, ...]] = ()
-    """Beginnings of the names of weights that SAM's checkpoints have in another shape; they start
-    new."""
-    always_trained: ClassVar[tuple[str, ...]] = ()
-    """Keys of the segmenter's state that are trained in any case, whatever they start from."""
+    """Beginnings of the names of weights that SAM's checkpoints lack, or have in another shape;
+    they start new."""
 
     parts: dict[str, nn.Module]
 

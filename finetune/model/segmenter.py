@@ -298,7 +298,7 @@ def _load_sam(segmenter: Segmenter, file: _File, with_encoder: bool) -> set[str]
     new = {k: v for k, v in state if k.startswith(decoder.new)}
     weights.load_strictly(segmenter, {**kept, **new, **taken}, file.path)
     _remember(segmenter, set(taken), file.path)
-    return set(taken) - set(decoder.always_trained)
+    return set(taken)
 
 
 def _add_text(segmenter: Segmenter, encoder: TextEncoder) -> set[str]:

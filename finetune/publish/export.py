@@ -11,6 +11,7 @@ from finetune.inference.loading import load_segmenter
 from finetune.model.mask_decoder import DECODER_WIDTH, SamDecoder
 from finetune.model.segmenter import TEXT_PREFIX, Segmenter
 from finetune.publish.config import ExportOptions
+from pretrain.encoder.block import EncoderBlock
 from pretrain.publish.export import building_lines
 from pretrain.sizes import NATIVE_GRID, PATCH
 
@@ -49,6 +50,7 @@ def merge_adapters(segmenter: Segmenter) -> None:
             name = type(layer.adapter).__name__
             raise UserError(f"{name} cannot be merged into the weights of SAM")
     for block in segmenter.image_encoder.blocks:
+        assert isinstance(block, EncoderBlock)
         if block.adapter is not None:
             block.adapter.merge(block)
             block.adapter = None

@@ -135,11 +135,19 @@ class Sam(nn.Module):
         transformer = TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8)
         self.mask_decoder = MaskDecoder(transformer_dim=256, transformer=transformer)
 
-    def unprompted(self, embedding: torch.Tensor) -> torch.Tensor:
-        """(1, 1, h, w) logits of (1, 256, h / 4, w / 4), without any prompt token."""
-        nothing = torch.zeros(1, 0, 256)
-        position = self.prompt_encoder.get_dense_pe()
-        masks, _ = self.mask_decoder(
+    def unprompted(self, embedding: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """(1, 1, h, w) logits of (1, 256, h / 4, w / 4), with three output tokens (3, 256) instead
+        of SAM's five, and no prompt token."""
+        sam = self.mask_decoder
+        decoder = MaskDecoder(
+            transformer_dim=256, transformer=sam.transformer, num_multimask_outputs=1
+        )
+        decoder.output_upscaling = sam.output_upscaling
+        decoder.output_hypernetworks_mlps = sam.output_hypernetworks_mlps[:2]
+        decoder.iou_token.weight.copy_(tokens[:1])
+        decoder.mask_tokens.weight.copy_(tokens[1:])
+        nothing, position = torch.zeros(1, 0, 256), self.prompt_encoder.get_dense_pe()
+        masks, _ = decoder(
             embedding, position, nothing, torch.zeros_like(embedding), multimask_output=False
         )
         return masks
@@ -163,24 +171,22 @@ def build(head: str, sam: Path | None, trained: tuple[str, ...] = (), **given) -
 
 
 @torch.no_grad()
-def test_autosam_starts_as_sam_without_prompts_and_each_target_has_its_own_tokens(tmp_path) -> None:
+def test_autosam_is_sams_decoder_with_tokens_of_each_target_and_no_prompt(tmp_path) -> None:
     path, sam = sam_file(tmp_path)
     segmenter = build("AutoSam", path).eval()
+    tokens = segmenter.mask_decoder.auxiliary  # (T, 3, 256)
     embeddings = torch.randn(2, 256, 4, 4)
     masks, iou = segmenter.decode(embeddings, PROMPTS)
     assert masks.shape == (4, 1, 16, 16) and iou is None
-    for prompt, image in enumerate(PROMPTS.image):
-        expected = sam.unprompted(embeddings[image : image + 1])[0]
+    for prompt, (image, target) in enumerate(zip(PROMPTS.image, PROMPTS.target, strict=True)):
+        expected = sam.unprompted(embeddings[image : image + 1], tokens[target])[0]
         torch.testing.assert_close(masks[prompt], expected, rtol=1e-4, atol=1e-4)
 
-    segmenter.mask_decoder.auxiliary[2] += torch.randn(5, 256)
+    # From equal tokens all targets would have one mask, and learn to differ only slowly.
+    assert not torch.allclose(masks[0], masks[2], atol=1e-2)
+    tokens[2] += torch.randn(3, 256)
     changed, _ = segmenter.decode(embeddings, PROMPTS)
     torch.testing.assert_close(changed[1:3], masks[1:3])
-    iou_token, *mask_tokens = segmenter.mask_decoder.auxiliary[2]
-    sam.mask_decoder.iou_token.weight[0] = iou_token
-    sam.mask_decoder.mask_tokens.weight.copy_(torch.stack(mask_tokens))
-    expected = sam.unprompted(embeddings[1:])[0]
-    torch.testing.assert_close(changed[0], expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(changed[0], masks[0], atol=1e-2)
 
 
@@ -210,7 +216,8 @@ def test_only_the_head_is_trained_on_sams_encoder(tmp_path) -> None:
 def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path) -> None:
     path, _ = sam_file(tmp_path)
     state = torch.load(path, weights_only=True)
-    for key in ("mask_decoder.mask_tokens.weight", "mask_decoder.output_upscaling.0.weight"):
+    position = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+    for key in (position, "mask_decoder.output_upscaling.0.weight"):
         torch.save({k: v for k, v in state.items() if k != key}, tmp_path / "less.pth")
         with pytest.raises(UserError, match="1 missing: mask_decoder"):
             build("AutoSam", tmp_path / "less.pth")
