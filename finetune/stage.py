@@ -77,9 +77,12 @@ class PromptedLoss(nn.Module):
         if self.cache is None:
             images = normalise_pixels(batch.images, batch.valid)
             return self.segmenter.encode(images, batch.stacks)
-        return self.cache.complete(
-            batch, lambda images, valid: self.segmenter.encode(normalise_pixels(images, valid))
+        encoder = self.segmenter.image_encoder
+        frozen = encoder.features if self.cache.before_neck else encoder
+        found = self.cache.complete(
+            batch, lambda images, valid: frozen(normalise_pixels(images, valid))
         )
+        return encoder.neck(found) if self.cache.before_neck else found
 
     # What the following compute at full size is freed when they return.
     def round_dice(self, decoded: Decoded, masks: Tensor, valid: Tensor) -> Tensor:
@@ -179,8 +182,10 @@ class SegmentationStage(Stage):
         data = {
             "targets": cases.targets,
             "window": cases.window,
+            "plane": cases.plane,
             "multimask": self.prompting.multimask,
             "previous_mask": self.prompting.previous_mask,
+            "rough_masks": self.prompting.rough_masks,
             "text_multimask": self.prompting.text_multimask,
             "stack": self.segmenter.stack,
             "fingerprint": cases.shards.fingerprint,

@@ -6,7 +6,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_origin
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser
 
 from data_prep.common.components import Component
 from data_prep.common.errors import UserError
@@ -15,8 +15,6 @@ from data_prep.common.messages import choices, describe, nearest, one_line
 from data_prep.common.yaml_text import as_list, load_yaml
 
 Config = TypeVar("Config")
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 def parse(config_class: type[Config], program: str, arguments: Sequence[str]) -> tuple[Config, str]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from data_prep.common.errors import UserError
 from data_prep.loader.dataset import ShardDataset
-from data_prep.options import Window
+from data_prep.options import Plane, Window
 from finetune.config import CaseSelection
 
 
@@ -45,6 +45,7 @@ class LabelledCases:
     Attributes:
         targets: Mask values of each wanted target, by name, in the order of the shard set.
         window: Intensity window that the shard set was made with.
+        plane: Plane of the slices of volumes; None where all records are 2D.
         images: Every image that holds a target, records in stored order, slices from the first.
         empty: The images and slices that hold none, in the same order: of the same groups and,
             unless `selection.cases` limits these, of groups that hold none anywhere, which are
@@ -58,7 +59,8 @@ class LabelledCases:
     def __init__(self, selection: CaseSelection, seed: int = 0, part: Part | None = None) -> None:
         self.shards = ShardDataset(selection.shards, selection.split, seed)
         self.targets = _wanted_targets(self.shards, selection.targets)
-        self.window: Window = self.shards.info["source"].get("window", "auto")
+        window = self.shards.info["source"].get("window", "auto")
+        self.window: Window = tuple(window) if isinstance(window, list) else window
         metas = {index: self.shards.meta(index) for index in range(len(self.shards))}
         images = {index: _images(index, meta, list(self.targets)) for index, meta in metas.items()}
         groups = sorted({metas[index]["group"] for index, found in images.items() if found})
@@ -77,6 +79,8 @@ class LabelledCases:
                 raise UserError(f"data.validation is {part.share}, which leaves no group of {held}")
             trained, judged = np.split(chosen, [len(chosen) - held])
             chosen = judged if part.validation else trained
+        volumes = any(image.depth is not None for found in images.values() for image in found)
+        self.plane: Plane | None = "axial" if volumes else None
         kept = {groups[index] for index in chosen}
         self.images = [
             image

@@ -1,5 +1,7 @@
 """Embeddings of a frozen image encoder, computed once for each view and kept on disk.
 
+Where its neck is trained, as that of an encoder of stage one is, what the neck is given is kept.
+
 An entry is a file of its own, named after what it depends on and written whole or not at all, so
 that processes and runs may share a folder and be killed at any time. One that is damaged counts as
 missing: it is computed again, and written over.
@@ -31,6 +33,8 @@ from finetune.model.prompt_encoder import PROMPT_WIDTH
 from finetune.model.segmenter import Segmenter
 from pretrain.sizes import PATCH
 
+NECK = "neck."
+"""Begins the names of the image encoder's weights after its blocks."""
 PARTIAL = ".partial"
 """End of the hidden names of files that are being written."""
 LEFT_OVER = 3600.0
@@ -47,11 +51,17 @@ class EmbeddingCache:
         identity: All that decides an embedding besides its view. Each identity has a folder of its
             own inside `folder`, and is told in its `identity.json`.
         shape: (C, h, w) of an embedding.
+        before_neck: Whether embeddings are those that the neck is given.
     """
 
     def __init__(
-        self, folder: Path, identity: Mapping[str, Any], shape: tuple[int, int, int]
+        self,
+        folder: Path,
+        identity: Mapping[str, Any],
+        shape: tuple[int, int, int],
+        before_neck: bool = False,
     ) -> None:
+        self.before_neck = before_neck
         text = json.dumps(identity, sort_keys=True, default=str)
         self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
         self.identity, self.shape = json.loads(text), shape
@@ -145,23 +155,25 @@ def open_cache(
     """The cache that `data.cache` asks for, or None.
 
     Raises:
-        UserError: The image encoder is trained, so that its embeddings change.
+        UserError: More of the image encoder than its neck is trained: its embeddings change.
     """
     if options.data.cache is None:
         return None
     encoder = segmenter.image_encoder
     trained = [name for name, each in encoder.named_parameters() if each.requires_grad]
+    before_neck = any(name.startswith(NECK) for name in trained)
+    trained = [name for name in trained if not name.startswith(NECK)]
     if trained:
         raise UserError(
             f"data.cache: the image encoder is trained ({len(trained)} parameters, first"
             f" image_encoder.{trained[0]}), so its embeddings change; leave data.cache out, or"
-            " freeze it: --model.encoder_adapter null, nothing of it in model.trained, and the"
-            " encoder of a whole SAM checkpoint (the neck of one of stage one is trained here)"
+            " freeze it: --model.encoder_adapter null, nothing of it but the neck in"
+            " model.trained, and --encoder or --sam"
         )
     data = asdict(options.data)
     changes = {k: v for k, v in data.items() if k not in (*WITHOUT_EFFECT, "views", "cache")}
     identity = {
-        "encoder": weights_digest(encoder),
+        "encoder": weights_digest(encoder, but=NECK if before_neck else None),
         "image_size": options.model.image_size,
         "precision": options.precision,
         "data": dataset.cases.shards.fingerprint,
@@ -169,18 +181,26 @@ def open_cache(
         "views": VIEWS_VERSION,
         "changes": changes,
     }
-    return EmbeddingCache(options.data.cache, identity, shape_of(options.model.image_size))
+    width = encoder.size.width if before_neck else PROMPT_WIDTH
+    shape = shape_of(options.model.image_size, width)
+    return EmbeddingCache(options.data.cache, identity, shape, before_neck)
 
 
-def shape_of(image_size: int) -> tuple[int, int, int]:
+def shape_of(image_size: int, width: int = PROMPT_WIDTH) -> tuple[int, int, int]:
     """(C, h, w) of the embedding of a square image."""
-    return PROMPT_WIDTH, image_size // PATCH, image_size // PATCH
+    return width, image_size // PATCH, image_size // PATCH
 
 
-def weights_digest(module: nn.Module) -> str:
-    """SHA-256 of all parameters and buffers of a module, with their names."""
+def weights_digest(module: nn.Module, but: str | None = None) -> str:
+    """SHA-256 of all parameters and buffers of a module, with their names.
+
+    Args:
+        but: Leave out those whose names begin so.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
+        if but is not None and name.startswith(but):
+            continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(_bytes(tensor.cpu()))
     return digest.hexdigest()

@@ -5,6 +5,7 @@ scored as a volume, empty where nothing was predicted.
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -31,7 +32,7 @@ from finetune.evaluation.tables import (
     summary_csv,
     summary_markdown,
 )
-from finetune.inference.loading import find_device, load_model
+from finetune.inference.loading import find_device, load_model, trained_on
 from finetune.inference.volume import PromptedVolume
 from finetune.model.decoder import require_prompts
 from finetune.model.segmenter import Segmenter
@@ -229,6 +230,15 @@ def evaluate_run(config: EvaluateConfig, resolved: str) -> None:
     cases = LabelledCases(config.data, config.seed)
     for protocol in protocols:
         protocol.begin(segmenter, list(cases.targets))
+    if config.run is not None and (trained := trained_on(config.run).window) != cases.window:
+        made, seen = (
+            each if isinstance(each, str) else list(each) for each in (cases.window, trained)
+        )
+        print(
+            f"warning: {config.data.shards} was made with --window {made}, and the run was trained"
+            f" on images of --window {seen}; shards of that window show how it does in use",
+            file=sys.stderr,
+        )
     rows = evaluate(segmenter, cases, protocols, config.tolerance, config.seed, config.hd95)
     if not rows:
         raise UserError(

@@ -1,18 +1,19 @@
 """A model ready for use: an adapted one, back from its run folder, or SAM as it is."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from data_prep.common.errors import UserError
 from data_prep.common.parsing import parse_file
-from data_prep.options import Window
+from data_prep.options import Plane, Window
 from finetune.config import ModelConfig, ModelSource, TrainConfig
 from finetune.inference.published import SEGMENTER, find_run, require_sources
 from finetune.model.kept import kept_weights
-from finetune.model.segmenter import Segmenter, build_model
+from finetune.model.segmenter import TEXT_PREFIX, Segmenter, build_model
 from finetune.model.text import TEXT_ROLE
 from pretrain.encoder.weights import find_weights, image_size_of
 from pretrain.engine.checkpoint import (
@@ -26,18 +27,22 @@ SOURCES = "sources"
 """Name of the document on the files that the frozen weights came from."""
 DATA = "data"
 """Name of the document on how the model was trained: `targets`, `window`, `multimask`,
-`text_multimask`, `previous_mask`, `stack`, and the `fingerprint` of the shard set."""
+`text_multimask`, `previous_mask`, `rough_masks`, `stack`, the `plane` of slices of volumes, and the
+`fingerprint` of the shard set."""
 
 
-def load_model(source: ModelSource, device: torch.device) -> Segmenter:
+def load_model(source: ModelSource, device: torch.device, texts: bool = True) -> Segmenter:
     """The model that a command's options name, in evaluation mode.
+
+    Args:
+        texts: As of `load_segmenter`.
 
     Raises:
         UserError: See `load_segmenter` and `load_sam`.
     """
     if source.run is not None:
         last = source.checkpoint == "last"
-        return load_segmenter(source.run, device, source.encoder, source.sam, last)
+        return load_segmenter(source.run, device, source.encoder, source.sam, last, texts)
     assert source.sam is not None
     return load_sam(source.sam, device, source.encoder, source.image_size)
 
@@ -53,6 +58,7 @@ def load_segmenter(
     encoder: str | None = None,
     sam: str | None = None,
     last: bool = False,
+    texts: bool = True,
 ) -> Segmenter:
     """The model of a run folder, or of a published one, in evaluation mode.
 
@@ -65,6 +71,7 @@ def load_segmenter(
         encoder: Where the encoder that it was trained on lies now, if not in the run folder.
         sam: The same of the SAM checkpoint.
         last: Take the newest checkpoint in any case.
+        texts: False leaves its text encoder out, whose package takes seconds to import.
 
     Raises:
         UserError: Not a run, no checkpoint, or the encoder or SAM weights it was trained on are
@@ -73,6 +80,9 @@ def load_segmenter(
     folder = find_run(run)
     checkpoint = find_checkpoint(folder, last)
     config, _ = parse_file(TrainConfig, folder / "config.yaml")
+    if not texts:
+        patterns = [each for each in config.model.trained if not each.startswith(TEXT_PREFIX)]
+        config = replace(config, model=replace(config.model, text=None, trained=patterns))
     trained = checkpoint.document(DATA) or {}
     targets = list(trained.get("targets", {}))
     require_sources(folder, run, encoder, sam)
@@ -175,8 +185,19 @@ def _recorded_parts(run: Path) -> set[str]:
     return set()
 
 
-def trained_window(run: str | Path) -> Window:
-    """Intensity window of the images that a model was trained on.
+class TrainedOn(NamedTuple):
+    """What a model has seen, as far as its checkpoint says; those of earlier versions say less."""
+
+    window: Window = "auto"
+    """Intensity window of the images."""
+    plane: Plane | None = None
+    """Plane of the slices of volumes; None where there were none."""
+    rough_masks: bool = True
+    """Whether a rough mask was the first prompt in a share of the steps."""
+
+
+def trained_on(run: str | Path) -> TrainedOn:
+    """What the images and the prompts were that a model was trained on.
 
     Args:
         run: As of `load_segmenter`.
@@ -184,9 +205,11 @@ def trained_window(run: str | Path) -> Window:
     Raises:
         UserError: Not a run, or no checkpoint.
     """
-    # checkpoints of earlier versions do not say
-    window = (find_checkpoint(find_run(run)).document(DATA) or {}).get("window", "auto")
-    return (window[0], window[1]) if isinstance(window, list) else window
+    said = find_checkpoint(find_run(run)).document(DATA) or {}
+    known = {name: said[name] for name in TrainedOn._fields if name in said}
+    if isinstance(known.get("window"), list):
+        known["window"] = tuple(known["window"])
+    return TrainedOn(**known)
 
 
 def find_checkpoint(run: Path, last: bool = False) -> Checkpoint:
@@ -227,7 +250,10 @@ def restore(segmenter: Segmenter, checkpoint: Checkpoint) -> None:
                     "name the very file that it was trained on, not a run folder that has trained "
                     "on since"
                 )
-    segmenter.load_trained(checkpoint.weights(SEGMENTER), checkpoint.weights_file(SEGMENTER))
+    weights = checkpoint.weights(SEGMENTER)
+    if segmenter.text_encoder is None:
+        weights = {key: value for key, value in weights.items() if not key.startswith(TEXT_PREFIX)}
+    segmenter.load_trained(weights, checkpoint.weights_file(SEGMENTER))
 
 
 def find_device(name: str) -> torch.device:

@@ -23,7 +23,7 @@ from finetune.inference.arrays import (
 )
 from finetune.inference.files.base import Reading, SliceError
 from finetune.inference.files.opening import open_image
-from finetune.inference.loading import find_device, has_adapters, load_model, trained_window
+from finetune.inference.loading import find_device, has_adapters, load_model, trained_on
 from finetune.inference.objects import Prompt, check_inside
 from finetune.inference.prompted import PromptedImage
 from finetune.inference.segmenting import check_kinds, segment_volume
@@ -66,7 +66,7 @@ class Predictor:
     ) -> None:
         run = str(run_or_hub)
         source = ModelSource(run=run, encoder=encoder, sam=sam, checkpoint=checkpoint)
-        self._start(source, device, trained_window(run))
+        self._start(source, device, trained_on(run).window)
 
     @classmethod
     def from_sam(

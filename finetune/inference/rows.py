@@ -73,9 +73,12 @@ def read_images(table: Path) -> list[Listed]:
     return list(images.values())
 
 
-def list_images(folder: Path) -> list[Listed]:
+def list_images(folder: Path, output: Path) -> list[Listed]:
     """The pictures, NIfTI files and folders of DICOM series in a folder, each as a row that names
     nothing but its file.
+
+    Args:
+        output: Where their masks go; it may lie in the folder, and is none of them.
 
     Raises:
         UserError: There are none.
@@ -84,7 +87,9 @@ def list_images(folder: Path) -> list[Listed]:
     names = sorted(
         path.name
         for path in folder.iterdir()
-        if not path.name.startswith(".") and (path.is_dir() or path.name.lower().endswith(suffixes))
+        if not path.name.startswith(".")
+        and (path.is_dir() or path.name.lower().endswith(suffixes))
+        and path.resolve() != output.resolve()
     )
     if not names:
         raise UserError(

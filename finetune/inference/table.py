@@ -17,7 +17,7 @@ from finetune.inference.files.opening import kind_of, open_image, stem
 from finetune.inference.job import Job, finish, prepare
 from finetune.inference.objects import UNPROMPTED
 from finetune.inference.options import PredictConfig
-from finetune.inference.predict import load, reading
+from finetune.inference.predict import load, reading, seen_by
 from finetune.inference.rows import BadRowError, Listed, list_images, objects_of, read_images
 from finetune.inference.task import Task
 
@@ -35,15 +35,17 @@ def predict_table(config: PredictConfig, resolved: str) -> None:
             rows that could not.
     """
     table = config.prompts
-    images = list_images(config.input) if table is None else read_images(table)
+    images = read_images(table) if table else list_images(config.input, config.output)
     if not config.input.is_dir():
         raise UserError(
             f"input: {config.input} is no folder; with --prompts it is that of the files"
         )
     take_folder(config.output, resolved)
     faults = skipped = 0
-    how = reading(config, has_window=True)
+    how = reading(config, seen_by(config), has_window=True)
     segmenter = None
+    rows = [row for listed in images for row in listed.rows.values()]
+    texts = any(row.get("text") or row.get("target") for row in rows)
     done = Done(config.output, config.input, config.overlay)
     with tqdm(total=len(images), desc="predict", unit="image", mininterval=1) as progress:
         for listed in images:
@@ -53,7 +55,7 @@ def predict_table(config: PredictConfig, resolved: str) -> None:
                 else:
                     job = job_of(listed, config, how, done)
                     if segmenter is None:
-                        segmenter = load(config)
+                        segmenter = load(config, texts)
                     if not job.wanted and segmenter.decoder.takes_prompts:
                         if table is None:
                             raise UserError(

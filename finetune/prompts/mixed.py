@@ -51,6 +51,7 @@ class Mixed(Prompting):
         self.previous_mask = all(kind.previous_mask for kind in kinds)
         self.multimask = any(kind.multimask for kind in kinds)
         self.text_multimask = any(kind.text_multimask for kind in kinds)
+        self.rough_masks = any(kind.rough_masks for kind in kinds)
         self.asks_for_absent = any(kind.asks_for_absent for kind in kinds)
         self.for_stacks = any(kind.for_stacks for kind in kinds)
 

@@ -43,6 +43,7 @@ class Prompting(ABC):
         multimask: Whether a first prompt that may mean several objects, a single click or a box,
             is answered by the best of SAM's three masks; in use it is then the same.
         text_multimask: The same for a text without clicks.
+        rough_masks: Whether a rough mask is the first prompt in a share of the steps.
         asks_for_absent: Whether it also asks for what an image does not hold, so that images
             without any target can be trained on.
         every_target: Whether a batch is to have a mask of every target in every image, empty ones
@@ -54,6 +55,7 @@ class Prompting(ABC):
     previous_mask: bool = False
     multimask: bool = False
     text_multimask: bool = False
+    rough_masks: bool = False
     asks_for_absent: bool = False
     every_target: bool = False
     gives_prompts: ClassVar[bool] = True

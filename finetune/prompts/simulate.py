@@ -67,6 +67,11 @@ class ClicksAndBoxes(Prompting):
             if getattr(self, name) < 0:
                 raise UserError(f"prompts.{name} is {getattr(self, name)}; it must not be negative")
 
+    @property
+    def rough_masks(self) -> bool:  # type: ignore[override]
+        """As its option says."""
+        return self.mask_share > 0
+
     def prepare(self, batch: SegmentationBatch, rng: np.random.Generator) -> "First":
         """First prompts, and the truth at the decoder's resolution."""
         truths = batch.masks.cpu().numpy()

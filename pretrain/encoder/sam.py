@@ -148,10 +148,14 @@ class SamEncoder(ImageEncoderViT):
         Returns:
             (B, 256, H / 16, W / 16).
         """
+        embedding: Tensor = self.neck(self.features(images, stacks))
+        return embedding
+
+    def features(self, images: Tensor, stacks: Sequence[int] = ()) -> Tensor:
+        """What the neck is given: (B, C, H / 16, W / 16). Arguments as in `forward`."""
         embeddings, grid = self.embed(images)
         tokens = self.encode(embeddings, grid, stacks=stacks).view(len(images), *grid, -1)
-        neck: Tensor = self.neck(tokens.permute(0, 3, 1, 2))
-        return neck
+        return tokens.permute(0, 3, 1, 2)
 
     def forward_tokens(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Token features before the neck, of all tokens or of the kept ones only.

@@ -111,7 +111,15 @@ def test_a_run_travels_with_its_tower(loaded, make_shards, monkeypatch) -> None:
         prompted = PromptedImage(load_segmenter(run, CPU), image)
         return prompted.predict(texts=["the disc", "square here"])[1]
 
+    def without_texts(run: Path) -> None:
+        """Clicks need no text encoder, whose package takes seconds to import."""
+        clicked = {"points": np.array([[[20.0, 20]]]), "labels": np.array([[1]])}
+        both = [load_segmenter(run, CPU, texts=texts) for texts in (True, False)]
+        one, other = (PromptedImage(each, image).predict(**clicked)[1] for each in both)
+        assert both[1].text_encoder is None and torch.equal(one, other)
+
     expected = answers(run)
+    without_texts(run)
     Path("far/away").mkdir(parents=True)
     shutil.move(run, "far/away/run")
     Path("clip.safetensors").unlink()

@@ -56,12 +56,14 @@ class ImageFile(ABC):
         size: (height, width) of each, in pixels.
         chosen: The only slice to segment, if one was chosen.
         is_volume: Whether it has slices.
+        plane: Plane of the slices of a volume.
     """
 
     depth: int
     size: tuple[int, int]
     chosen: int | None = None
     is_volume = True
+    plane: Plane | None = None
 
     @property
     @abstractmethod

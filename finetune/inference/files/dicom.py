@@ -148,7 +148,8 @@ class DicomVolume(ImageFile):
     """A series, or a multi-frame file, whose slices make a volume."""
 
     def __init__(self, series: Series, plane: Plane, reading: Reading, path: Path) -> None:
-        self._series, self._plane = series, plane
+        self._series = series
+        self.plane: Plane = plane
         self._voxels = volume_from_nifti(series.image, plane).array
         self.depth, *size = self._voxels.shape
         self.size = (size[0], size[1])
@@ -172,7 +173,7 @@ class DicomVolume(ImageFile):
             assert self.chosen is not None
             write_png(masks.labels[self.chosen], path, masks.numbered)
             return
-        image = mask_to_nifti(masks.labels, self._series.image, self._plane)
+        image = mask_to_nifti(masks.labels, self._series.image, self.plane)
         if name.endswith(NIFTI_SUFFIXES):
             write_nifti(image, path)
         else:
@@ -184,7 +185,7 @@ class DicomVolume(ImageFile):
         """Read a mask of the series as NIfTI, or of its chosen slice as PNG."""
         _refuse_seg(path)
         if self.chosen is None or path.name.lower().endswith(NIFTI_SUFFIXES):
-            return read_nifti(path, self._series.image, self._plane)
+            return read_nifti(path, self._series.image, self.plane)
         labels = np.zeros((self.depth, *self.size), np.uint8)
         labels[self.chosen] = read_png(path, self.size)
         return labels

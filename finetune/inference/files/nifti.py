@@ -35,8 +35,8 @@ class NiftiFile(ImageFile):
     def __init__(self, path: Path, reading: Reading) -> None:
         check_unused(reading, path, "not DICOM", "series")
         self._image = load_nifti(path)
-        self._plane: Plane = reading.plane or "axial"
-        self._voxels = volume_from_nifti(self._image, self._plane, reading.channel).array
+        self.plane: Plane = reading.plane or "axial"
+        self._voxels = volume_from_nifti(self._image, self.plane, reading.channel).array
         self.depth, *size = self._voxels.shape
         self.size = (size[0], size[1])
         self.chosen = reading.slice
@@ -54,11 +54,11 @@ class NiftiFile(ImageFile):
 
     def write(self, masks: Masks, path: Path) -> None:
         """See `write_nifti`."""
-        write_nifti(mask_to_nifti(masks.labels, self._image, self._plane), path)
+        write_nifti(mask_to_nifti(masks.labels, self._image, self.plane), path)
 
     def read_masks(self, path: Path) -> NDArray[np.uint8]:
         """See `read_nifti`."""
-        return read_nifti(path, self._image, self._plane)
+        return read_nifti(path, self._image, self.plane)
 
 
 def write_nifti(image: Nifti1Image, path: Path) -> None:

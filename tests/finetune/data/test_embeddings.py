@@ -66,13 +66,13 @@ def loss_of(stage: SegmentationStage, position: int) -> torch.Tensor:
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images each call of the encoder took."""
     calls: list[int] = []
-    forward = SamEncoder.forward
+    features = SamEncoder.features
 
     def counted(encoder: SamEncoder, images: torch.Tensor, *more: Any) -> torch.Tensor:
         calls.append(len(images))
-        return forward(encoder, images, *more)
+        return features(encoder, images, *more)
 
-    monkeypatch.setattr(SamEncoder, "forward", counted)
+    monkeypatch.setattr(SamEncoder, "features", counted)
     return calls
 
 
@@ -80,10 +80,12 @@ def entries(folder: Path) -> list[Path]:
     return sorted(folder.glob("*/*/*.safetensors"))
 
 
+@pytest.mark.parametrize("trained", ["mask_decoder.*", "mask_decoder.*, image_encoder.neck.*"])
 def test_a_run_with_the_cache_has_the_losses_of_one_without(
-    words, encoded, tmp_path, read_losses
+    words, encoded, tmp_path, read_losses, trained
 ) -> None:
-    runs = []
+    """Also where the neck is trained, as that of an encoder of stage one is."""
+    words, runs = [*words, f"--model.trained=[{trained}]"], []
     for name, cache in (("without", "null"), ("with", str(tmp_path / "cache"))):
         encoded.clear()
         options = ["--optim.steps=10", "--log_every=1", f"--data.cache={cache}"]
@@ -201,7 +203,7 @@ def test_a_run_says_where_its_embeddings_are_and_how_large(words, tmp_path) -> N
     ("options", "message"),
     [
         (["--model.encoder_adapter=MsaAdapter"], "the image encoder is trained .*adapter"),
-        (["--model.trained=[image_encoder.neck.*]"], "the image encoder is trained .*neck"),
+        (["--model.trained=[image_encoder.blocks.1.*]"], "the image encoder is trained .*norm1"),
         (["--sam=null"], "the image encoder is trained"),
         (["--data.views=null"], r"data\.cache: needs a number of views; set data\.views to 8"),
         (["--data.views=0"], r"data\.views is 0; it must be at least 1, or null"),

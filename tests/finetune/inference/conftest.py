@@ -9,9 +9,11 @@ from torch import nn
 
 from data_prep.common.cli import run_program
 from finetune.__main__ import COMMANDS
+from finetune.inference.loading import TrainedOn
 from finetune.model.decoder import Decoded
 
 SIDE = 64
+SEEN = TrainedOn()
 
 
 class Glow(nn.Module):
@@ -89,10 +91,10 @@ def wander():
 def predict(monkeypatch):
     """Run the command with a stand-in segmenter, whatever run is named."""
 
-    def start(segmenter, *options: str) -> None:
+    def start(segmenter, *options: str, seen: TrainedOn = SEEN) -> None:
         loading = "finetune.inference.loading"
-        monkeypatch.setattr(f"{loading}.load_model", lambda source, device: segmenter)
-        monkeypatch.setattr(f"{loading}.trained_window", lambda run: "auto")
+        monkeypatch.setattr(f"{loading}.load_model", lambda source, device, texts: segmenter)
+        monkeypatch.setattr(f"{loading}.trained_on", lambda run: seen)
         arguments = ["predict", "--run=run", "--device=cpu", *map(str, options)]
         run_program("finetune", COMMANDS, arguments)
 

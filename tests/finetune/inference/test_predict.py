@@ -19,6 +19,7 @@ from data_prep.readers.nifti import volume_from_nifti
 from finetune.__main__ import COMMANDS
 from finetune.inference.files.base import Reading
 from finetune.inference.files.opening import open_image
+from finetune.inference.loading import TrainedOn
 from finetune.inference.objects import check_inside, parse_object
 from finetune.inference.prompted import PromptedImage
 from finetune.inference.segmenting import segment
@@ -33,8 +34,8 @@ def parse_prompt(clicks: str, box: str):
 def with_discs(discs, monkeypatch):
     """Predict with the stand-in segmenter, whatever run is named."""
     module = "finetune.inference.loading"
-    monkeypatch.setattr(f"{module}.load_model", lambda source, device: discs)
-    monkeypatch.setattr(f"{module}.trained_window", lambda run: "auto")
+    monkeypatch.setattr(f"{module}.load_model", lambda source, device, texts: discs)
+    monkeypatch.setattr(f"{module}.trained_on", lambda run: TrainedOn())
 
 
 def command(*options: str) -> None:

@@ -9,13 +9,14 @@ from nibabel.affines import apply_affine
 from PIL import Image
 from pydicom.data import get_testdata_file
 from scipy.ndimage import label
-from scipy.spatial import KDTree
 
 from data_prep.readers.dicom_seg import seg_masks
 from data_prep.readers.dicom_series import load_series
 from finetune.inference.files.base import Masks, Reading
 from finetune.inference.files.dicom_seg import write_seg
 from finetune.inference.files.opening import open_image
+from finetune.inference.loading import TrainedOn
+from helpers import dicom_space
 
 TURN = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]
 TURN *= np.sign(np.linalg.det(TURN))
@@ -25,7 +26,6 @@ GEOMETRIES = {
     "sagittal": {"orientation": (0.0, 1, 0, 0, 0, -1), "step": (2.5, 0.0, 0.0)},
     "oblique": {"orientation": (*TURN[0], *TURN[1]), "step": tuple(2.5 * TURN[2])},
 }
-LPS_TO_RAS = np.array([-1, -1, 1])
 
 
 @pytest.fixture
@@ -95,6 +95,8 @@ def test_a_series_gives_a_dicom_seg(glow, predict, write_series, tmp_path, geome
         heights = [np.dot(normal, place) for segment, *place in places if segment == number]
         assert (np.diff(heights) > 0).all() or (np.diff(heights) < 0).all()
 
+    if dicom_space.HAS_DCMQI:  # there is none for Linux on ARM
+        dicom_space.assert_dcmqi_reads(output, paths, values)
     series = load_series(paths)
     voxels = np.asarray(series.image.dataobj).T
     ours = np.zeros(voxels.shape, np.uint8)
@@ -116,20 +118,22 @@ def test_a_series_gives_nifti_where_it_lies(glow, predict, write_series, tmp_pat
     mask = nibabel.load(output)
     data = np.asarray(mask.dataobj)
     for number in (1, 2):
-        expected = []
-        for path, plane in zip(paths, values, strict=True):
-            image = pydicom.dcmread(path)
-            across, down = np.reshape(image.ImageOrientationPatient, (2, 3)).astype(float)
-            rows, columns = np.nonzero(plane == number)
-            height, width = map(float, image.PixelSpacing)
-            place = np.array(image.ImagePositionPatient, float)
-            points = place + np.outer(columns * width, across) + np.outer(rows * height, down)
-            expected.append(points * LPS_TO_RAS)
         found = apply_affine(mask.affine, np.argwhere(data == number))
-        distances, nearest = KDTree(np.concatenate(expected)).query(found)
-        assert (
-            distances.max() < 0.01 and len(set(nearest)) == len(found) == (values == number).sum()
-        )
+        dicom_space.assert_at(found, paths, values == number)
+
+
+def test_another_plane_than_that_of_training_is_said(glow, predict, write_series, tmp_path, capsys):
+    folder, _, _ = write_series(**GEOMETRIES["sagittal"])
+    given = (f"--input={folder}", "--no-overlay")
+    line = "plane: sagittal, as the series was acquired; the run was trained on axial slices"
+    seen = TrainedOn(plane="axial")
+    for number, (trained, options, said) in enumerate(
+        [(seen, (), True), (TrainedOn(), (), False), (seen, ("--plane=axial",), False)]
+    ):
+        output = f"--output={tmp_path / f'{number}.nii'}"
+        shown = prompts_for(folder, plane="axial" if options else None)
+        predict(glow, *given, *shown, *options, output, seen=trained)
+        assert (line in capsys.readouterr().out) == said
 
 
 def test_one_slice_of_a_series(glow, predict, refused, write_series, tmp_path):
@@ -166,7 +170,9 @@ def test_one_file_gives_a_mask_of_each_format(glow, predict, tmp_path):
     assert seg.FrameOfReferenceUID == image.FrameOfReferenceUID
     nifti = nibabel.load(tmp_path / "mask.nii.gz")
     assert np.array_equal(np.asarray(nifti.dataobj)[..., 0].T > 0, png)
-    assert np.allclose(nifti.affine[:3, 3], np.array(image.ImagePositionPatient) * LPS_TO_RAS)
+    assert np.allclose(
+        nifti.affine[:3, 3], np.array(image.ImagePositionPatient) * dicom_space.LPS_TO_RAS
+    )
     assert np.allclose(nifti.header.get_zooms()[:2], image.PixelSpacing)
     predict(glow, *given[:1], "--box=5,5,20,20", "--add", "--value=2", "--no-overlay",
             f"--output={tmp_path / 'mask.nii.gz'}")  # fmt: skip

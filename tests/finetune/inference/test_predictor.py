@@ -13,6 +13,7 @@ from pydicom.data import get_testdata_file
 
 import finetune
 from data_prep.common.errors import UserError
+from finetune.inference.loading import TrainedOn
 from finetune.inference.prompted import PromptedImage
 
 CLICKS, BOX = np.array([[30, 20, 1], [60, 40, 0]]), np.array([10, 5, 60, 45])
@@ -38,7 +39,7 @@ def seeing(monkeypatch):
     def make(segmenter):
         loading = "finetune.inference.predictor"
         monkeypatch.setattr(f"{loading}.load_model", lambda source, device: segmenter)
-        monkeypatch.setattr(f"{loading}.trained_window", lambda run: "auto")
+        monkeypatch.setattr(f"{loading}.trained_on", lambda run: TrainedOn())
         return finetune.Predictor("run", "cpu")
 
     return make

@@ -6,6 +6,7 @@ from PIL import Image
 
 from data_prep.common.cli import run_program
 from finetune.__main__ import COMMANDS
+from finetune.inference.loading import TrainedOn
 from finetune.inference.overlay import COLOURS
 
 
@@ -56,18 +57,20 @@ def test_one_object_is_white(glow, predict, squares, tmp_path):
     assert np.array_equal(read(tmp_path / "second.png"), (squares == 1) * 2)
 
 
-def test_a_rough_mask_is_a_prompt(glow, predict, squares, tmp_path):
+def test_a_rough_mask_is_a_prompt(glow, predict, squares, tmp_path, capsys):
     rough = np.zeros((64, 64), np.uint8)
     rough[6:14, 5:13] = 255
     Image.fromarray(rough).save(tmp_path / "rough.png")
     predict(glow, *files(tmp_path), f"--mask={tmp_path / 'rough.png'}")
+    assert "rough mask" not in capsys.readouterr().out
     found = read(tmp_path / "mask.png")
     assert (found[7:13, 5:12] == 255).all()  # what is near it
     assert not found[:, 18:].any() and not found[30:].any()
     rough[rough > 0], rough[44:56, 24:46] = 1, 2
     Image.fromarray(rough).save(tmp_path / "both.png")
     given = (f"--mask={tmp_path / 'both.png'}", "--clicks=10,10,1")
-    predict(glow, *files(tmp_path, "two.png"), *given)
+    predict(glow, *files(tmp_path, "two.png"), *given, seen=TrainedOn(rough_masks=False))
+    assert "was never trained to start from a rough mask" in capsys.readouterr().out
     found = read(tmp_path / "two.png")
     assert np.array_equal(found == 1, squares == 1) and (found[45:55, 25:43] == 2).all()
 

@@ -31,7 +31,7 @@ def run_table(predict, folder, tmp_path, monkeypatch):
         from finetune.inference import table
 
         load = table.load
-        monkeypatch.setattr(table, "load", lambda config: loads.append(1) or load(config))
+        monkeypatch.setattr(table, "load", lambda *given: loads.append(1) or load(*given))
         files = (f"--input={folder}", f"--output={tmp_path / output}")
         try:
             predict(segmenter, f"--prompts={tmp_path / 'table.csv'}", *files, *options)

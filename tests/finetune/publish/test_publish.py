@@ -19,7 +19,7 @@ from data_prep.common.errors import UserError
 from data_prep.common.files import sha256, write_json
 from finetune.__main__ import COMMANDS
 from finetune.config import ModelConfig
-from finetune.inference.loading import load_segmenter, trained_window
+from finetune.inference.loading import load_segmenter, trained_on
 from finetune.model.segmenter import build_model
 from finetune.publish import facts
 from finetune.train import COMMAND
@@ -115,7 +115,7 @@ def test_a_published_segmenter_is_used_by_its_name(
     loaded = load_segmenter(f"hf:{NAME}", CPU, "encoder.safetensors", str(folder / "sam.pth"))
     assert same(loaded, expected) and loaded.targets == expected.targets == ("disc", "square")
     assert (loaded.multimask, loaded.previous_mask) == (True, True)
-    assert trained_window(f"hf:{NAME}") == "auto"
+    assert trained_on(f"hf:{NAME}").window == "auto"
 
     card = on_hub.models[NAME]["README.md"].decode()
     (shown,) = re.findall(r"```sh\n(.*?)```", card, re.DOTALL)
