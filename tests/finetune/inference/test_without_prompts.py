@@ -8,6 +8,7 @@ from PIL import Image
 
 import finetune
 from data_prep.common.errors import UserError
+from finetune.inference.loading import TrainedOn
 
 PICTURE = np.zeros((64, 64), np.uint8)
 PICTURE[10:30, 20:50] = 200
@@ -82,8 +83,8 @@ def test_a_table_needs_no_more_than_files(headed, predict, images, tmp_path):
     assert slices.tolist() == [False, True, False, False, False]
 
 
-def test_all_images_of_a_folder_are_segmented(headed, predict, images, tmp_path, capsys):
-    out = tmp_path / "masks"
+def test_all_images_of_a_folder_are_segmented(headed, predict, images, capsys):
+    out = images / "masks"  # in the folder itself, where it is none of the images
     files = (f"--input={images}", f"--output={out}", "--no-overlay")
     predict(headed, *files)
     names = {path.name for path in out.iterdir()} - {"config.yaml", "rows.jsonl"}
@@ -115,7 +116,7 @@ def test_prompts_that_are_needed_are_asked_for(glow, headed, predict, refused, i
 
 
 def test_in_python_nothing_need_be_named(headed, glow, monkeypatch, wander):
-    for name, value in (("load_model", lambda *_: headed), ("trained_window", lambda run: "auto")):
+    for name, value in (("load_model", lambda *_: headed), ("trained_on", lambda run: TrainedOn())):
         monkeypatch.setattr(f"finetune.inference.predictor.{name}", value)
     predictor = finetune.Predictor("run", "cpu")
     predictor.set_image(PICTURE)
