@@ -28,7 +28,6 @@ from finetune.publish.facts import read_run
 from finetune.stage import SegmentationStage
 from finetune.train import COMMAND
 from pretrain.engine.checkpoint import best_checkpoint
-from pretrain.sizes import SIZES, EncoderSize
 
 ROOT = Path(__file__).parents[3]
 LABELS = {"bright": [1], "dark": [2]}
@@ -50,10 +49,8 @@ def quadrants(seed: int) -> Sample:
 
 
 @pytest.fixture
-def made(tmp_path, monkeypatch, make_shards):
+def made(tmp_path, make_shards):
     """A tiny SAM checkpoint, 48 pictures to train on, and 8 others."""
-    monkeypatch.setitem(SIZES, "tiny", EncoderSize(32, 2, 2, (1,)))
-    torch.manual_seed(0)
     torch.save(build_model(ModelConfig("tiny", 64)).state_dict(), tmp_path / "sam.pth")
     make_shards([quadrants(seed) for seed in range(48)], LABELS, "train")
     make_shards([quadrants(seed) for seed in range(48, 56)], LABELS, "test")

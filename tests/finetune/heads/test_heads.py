@@ -15,16 +15,9 @@ from finetune.config import ModelConfig
 from finetune.heads import AutoSam, CnnHead, LinearHead
 from finetune.model.prompt_encoder import Prompts
 from finetune.model.segmenter import Segmenter, build_model
-from pretrain.sizes import SIZES, EncoderSize
 
 TARGETS = ("liver", "tumour", "kidney")
 PROMPTS = Prompts(torch.tensor([1, 0, 1, 1]), target=torch.tensor([2, 0, 0, 2]))
-
-
-@pytest.fixture(autouse=True)
-def tiny_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SIZES, "tiny", EncoderSize(32, 2, 2, (1,)))
-    torch.manual_seed(0)
 
 
 def randomise(module: nn.Module) -> None:

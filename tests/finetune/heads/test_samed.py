@@ -1,6 +1,5 @@
 """SAMed's decoder: SAM's with one output for each class, of which the largest is the answer."""
 
-import pytest
 import torch
 from segment_anything.modeling import MaskDecoder, TwoWayTransformer
 
@@ -8,16 +7,9 @@ from data_prep.common.components import Component
 from finetune.config import ModelConfig
 from finetune.model import Segmenter, build_model
 from finetune.model.prompt_encoder import Prompts
-from pretrain.sizes import SIZES, EncoderSize
 
 TARGETS = ("liver", "spleen", "kidney")
 PROMPTS = Prompts(torch.tensor([0, 1, 0, 1]), target=torch.tensor([0, 0, 2, 1]))
-
-
-@pytest.fixture(autouse=True)
-def tiny_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SIZES, "tiny", EncoderSize(32, 2, 2, (1,)))
-    torch.manual_seed(0)
 
 
 def build(sam: object = None, trained: tuple[str, ...] = ()) -> Segmenter:
