@@ -1,10 +1,10 @@
-"""`python -m finetune evaluate | predict | compare | publish | benchmark | quickstart`."""
+"""`python -m finetune evaluate | predict | compare | export | publish | benchmark | quickstart`."""
 
 from data_prep.common.cli import Command, run_program
 from finetune.benchmark.config import BenchmarkOptions
 from finetune.config import CompareConfig, EvaluateConfig, QuickstartConfig
 from finetune.inference.options import PredictConfig
-from finetune.publish.config import PublishOptions
+from finetune.publish.config import ExportOptions, PublishOptions
 
 COMMANDS = {
     "evaluate": Command(
@@ -22,6 +22,11 @@ COMMANDS = {
         "finetune.evaluation.compare:compare_runs",
         (CompareConfig,),
         words="results",
+    ),
+    "export": Command(
+        "An adapted model as a checkpoint for segment_anything, its adapters merged.",
+        "finetune.publish.export:export",
+        (ExportOptions,),
     ),
     "publish": Command(
         "Upload the trained weights of a run to the Hugging Face Hub, with a model card.",

@@ -74,11 +74,13 @@ class SegmentationDataConfig(CaseSelection):
     validation: float = 0.0
     """Share of these groups that is not trained on, but judged by `finetune.validation.Validation`
     to find the best checkpoint."""
-    without_targets: float = 0.0
-    """Share of the samples that are images, or slices of volumes, without any of the targets. For
-    texts, which may ask for what is not there; clicks and boxes have nothing to ask for in them."""
+    without_targets: float | None = 0.0
+    """Share of the samples that are images, or slices of volumes, without any of the targets; null:
+    as many as the data has. For decoders without prompts, which must learn to find nothing there,
+    and for texts, which may ask for what is not there; clicks and boxes have nothing to ask for."""
     masks_per_image: int = 4
-    """Largest number of targets of an image trained on at once."""
+    """Largest number of targets of an image trained on at once. Decoders without prompts are
+    trained on every target of every image, whether it is there or not."""
     stack: int = 1
     """Neighbouring slices of a volume that make up a training sample, for adapters and prompts that
     look at neighbours: the slice that is drawn and those around it, moved to lie inside the volume;
@@ -106,11 +108,11 @@ class SegmentationDataConfig(CaseSelection):
             raise UserError(f"data.views is {self.views}; it must be at least 1, or null")
         if self.cache is not None and self.views is None:
             raise UserError("data.cache: needs a number of views; set data.views to 8, say")
-        if self.stack > 1 and self.without_targets:
+        if self.stack > 1 and self.without_targets != 0:
             raise UserError("data.without_targets is for single slices; set data.stack to 1")
         for name in ("validation", "without_targets"):
-            if not 0 <= getattr(self, name) < 1:
-                value = getattr(self, name)
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
                 raise UserError(f"data.{name} is {value}; it must be in 0..1, below 1")
 
 

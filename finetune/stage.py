@@ -110,7 +110,10 @@ class SegmentationStage(Stage):
     def __init__(self, options: TrainConfig, device: torch.device) -> None:
         self.options, self.device, self.workers = options, device, options.data.workers
         self.model_config = options.model
-        self.dataset = SegmentationDataset(options.data, options.model.image_size, options.seed)
+        self.prompting, loss = options.prompts.build(Prompting), options.loss.build(MaskLoss)
+        self.dataset = SegmentationDataset(
+            options.data, options.model.image_size, options.seed, self.prompting.every_target
+        )
         self.decoder_of_encoder = options.encoder is not None and options.sam is None
         if options.resume == "auto" and checkpoints_of(options.output):
             self.segmenter = rebuild(options, self.dataset.targets, options.output)
@@ -118,12 +121,12 @@ class SegmentationStage(Stage):
             self.segmenter = build_model(
                 options.model, self.dataset.targets, options.encoder, options.sam
             )
-        self.prompting, loss = options.prompts.build(Prompting), options.loss.build(MaskLoss)
         require_prompts(self.segmenter.decoder, "prompts", self.prompting)
         self.prompting.begin(self.segmenter)
-        if options.data.without_targets and not self.prompting.asks_for_absent:
+        if options.data.without_targets != 0 and not self.prompting.asks_for_absent:
             raise UserError(
-                "data.without_targets: only texts can ask for what is not in an image; leave it 0"
+                "data.without_targets: only texts and decoders without prompts can ask for what is"
+                " not in an image; leave it 0"
             )
         together = self.segmenter.image_encoder.for_stacks
         if options.data.stack == 1 and (together or self.prompting.for_stacks):

@@ -11,12 +11,12 @@ from data_prep.common.errors import UserError
 from finetune.data.cases import LabelledCases, Part
 from finetune.evaluation.labelled import encode_labelled, generator_of
 from finetune.evaluation.metrics import dice
+from finetune.evaluation.pooled import count_pixels, pooled_scores
 from finetune.evaluation.protocols import (
     Box,
     Clicks,
     Propagated,
     Protocol,
-    TargetOnly,
 )
 from finetune.evaluation.tables import FILLED_BOX
 from finetune.evaluation.text import Text
@@ -36,12 +36,14 @@ class Validation(Evaluator):
     """Mean Dice of images of the groups that `data.validation` keeps from training.
 
     Images are prompted as in evaluation, slice by slice: at each number of clicks and by the exact
-    box, or by the target alone where the decoder takes no prompts. The mean of these rows is the
-    score; the checkpoint with the highest is kept in the run folder as `best`. Texts are also given
-    for targets that an image does not hold, some images that hold none among them: their row is the
-    share that is answered by an empty mask. Whole volumes, where
-    some are asked for, are prompted in one slice by one click or the box, and their rows count
-    among the others.
+    box. The mean of these rows is the score; the checkpoint with the highest is kept in the run
+    folder as `best`. Texts are also given for targets that an image does not hold, some images that
+    hold none among them: their row is the share that is answered by an empty mask. Whole volumes,
+    where some are asked for, are prompted in one slice by one click or the box, and their rows
+    count among the others.
+
+    A decoder without prompts is asked for every target in images with targets and without, in the
+    proportion that the data has, and judged by `pooled_scores`.
 
     Args:
         every: Steps between judgements.
@@ -86,19 +88,21 @@ class Validation(Evaluator):
         if not config.validation:
             raise UserError("evaluators: Validation needs groups; set data.validation to 0.1, say")
         self.cases = LabelledCases(config, stage.options.seed, Part(config.validation, True))
-        count = len(self.cases.images)
-        if not count:
+        if not self.cases.images:
             share, line = config.validation, "no validation, and no best checkpoint"
             accelerator.print(f"{line}: {share} of so few groups is none; see data.validation")
-        chosen = np.random.default_rng(self.seed).permutation(count)[: self.max_images]
-        self.images = [self.cases.images[index] for index in sorted(chosen.tolist())]
+        self.volumes = self._choose_volumes()
+        images = self.cases.images
+        self.prompted = stage.segmenter.decoder.takes_prompts
+        if not self.prompted:
+            self.prompting, self.volumes = [], []
+            images = images + self.cases.empty
+        chosen = np.random.default_rng(self.seed).permutation(len(images))[: self.max_images]
+        self.images = [images[index] for index in sorted(chosen.tolist())]
         if any(protocol.asks_for_absent for protocol in self.prompting):
             some = np.random.default_rng([self.seed, 2]).permutation(len(self.cases.empty))
             some = some[: len(self.images) // 4]
             self.images += [self.cases.empty[index] for index in sorted(some.tolist())]
-        self.volumes = self._choose_volumes()
-        if not stage.segmenter.decoder.takes_prompts:
-            self.prompting, self.volumes = [TargetOnly()], []
         for protocol in self.prompting:
             protocol.begin(stage.segmenter, list(self.cases.targets))
 
@@ -110,41 +114,57 @@ class Validation(Evaluator):
         trained.segmenter.multimask = trained.prompting.multimask
         trained.segmenter.text_multimask = trained.prompting.text_multimask
         trained.segmenter.previous_mask = trained.prompting.previous_mask
+        with accelerator.autocast():
+            if self.prompted:
+                rows = self._prompted_scores(trained.segmenter, accelerator)
+            else:
+                shared = self.images[accelerator.process_index :: accelerator.num_processes]
+                found = [
+                    counted
+                    for image in shared
+                    for counted in count_pixels(trained.segmenter, self.cases, image)
+                ]
+                rows = pooled_scores(self.cases, gather_object(found))
+        if not rows:  # nothing to be found, and nothing was
+            return Judgement()
+        numbers = {row.replace(" ", "_"): float(np.mean(values)) for row, values in rows.items()}
+        score = float(np.mean(list(numbers.values())))
+        on_rank_0(accelerator, lambda: self._keep(trained, score))
+        return Judgement({**numbers, SCORE: score})
+
+    def _prompted_scores(
+        self, segmenter: Segmenter, accelerator: Accelerator
+    ) -> dict[str, list[float]]:
+        """By row the mean over the targets of each image, and the Dice in each volume."""
         found: list[tuple[int, str, float]] = []  # place, row, mean over targets
         for place in range(accelerator.process_index, len(self.images), accelerator.num_processes):
             key, pixels, truths = self.cases.read(self.images[place])
             names = self.cases.names(self.images[place])
             absent = [name for name in self.cases.targets if name not in names]
-            with accelerator.autocast():
-                segmenter = trained.segmenter
-                prompted = encode_labelled(segmenter, self.cases, self.images[place], pixels)
-                for protocol in self.prompting:
-                    rng = generator_of(self.seed, key)
-                    given = protocol.answers(prompted, truths, names, rng) if names else {}
-                    for row, answers in given.items():
-                        pairs = zip(answers, truths, strict=True)
-                        dices = [dice(answer.mask, truth) for answer, truth in pairs]
-                        found.append((place, row, float(np.mean(dices))))
-                    if not absent or not protocol.asks_for_absent:
-                        continue
-                    rng = generator_of(self.seed, key)
-                    for row, answers in protocol.absent_answers(prompted, absent, rng).items():
-                        empty = [not answer.mask.any() for answer in answers]
-                        found.append((place, row, float(np.mean(empty))))
+            prompted = encode_labelled(segmenter, self.cases, self.images[place], pixels)
+            for protocol in self.prompting:
+                rng = generator_of(self.seed, key)
+                given = protocol.answers(prompted, truths, names, rng) if names else {}
+                for row, answers in given.items():
+                    pairs = zip(answers, truths, strict=True)
+                    dices = [dice(answer.mask, truth) for answer, truth in pairs]
+                    found.append((place, row, float(np.mean(dices))))
+                if not absent or not protocol.asks_for_absent:
+                    continue
+                rng = generator_of(self.seed, key)
+                for row, answers in protocol.absent_answers(prompted, absent, rng).items():
+                    empty = [not answer.mask.any() for answer in answers]
+                    found.append((place, row, float(np.mean(empty))))
         for number in range(
             accelerator.process_index, len(self.volumes), accelerator.num_processes
         ):
-            with accelerator.autocast():
-                judged = self._judge_volume(trained.segmenter, self.volumes[number])
+            judged = self._judge_volume(segmenter, self.volumes[number])
             found += [(len(self.images) + number, row, value) for row, value in judged]
         rows: dict[str, list[float]] = {}
         for _, row, value in sorted(gather_object(found)):  # whatever the number of processes
             if row != FILLED_BOX:  # which no model has made
                 rows.setdefault(row, []).append(value)
-        numbers = {row.replace(" ", "_"): float(np.mean(values)) for row, values in rows.items()}
-        score = float(np.mean(list(numbers.values())))
-        on_rank_0(accelerator, lambda: self._keep(trained, score))
-        return Judgement({**numbers, SCORE: score})
+        return rows
 
     def _choose_volumes(self) -> list[int]:
         """Records, sorted."""

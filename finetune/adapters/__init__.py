@@ -1,5 +1,6 @@
 """Small trained modules beside frozen weights: set by a recipe in encoder and decoder blocks."""
 
+from finetune.adapters.lora import LoraAdapter
 from finetune.adapters.msa import Adapter, MsaAdapter
 from finetune.adapters.msa_3d import Msa3dAdapter
 from finetune.adapters.msa_decoder import MsaDecoderAdapter
@@ -10,6 +11,7 @@ __all__ = [
     "Adapter",
     "BlockAdapter",
     "DecoderBlockAdapter",
+    "LoraAdapter",
     "Msa3dAdapter",
     "MsaAdapter",
     "MsaDecoderAdapter",

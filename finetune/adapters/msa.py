@@ -1,11 +1,16 @@
 """Adapters of the Medical SAM Adapter in the image encoder (MSA, arXiv 2304.12620, section 3.2)."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data_prep.common.errors import UserError
 from pretrain.encoder.block import BlockAdapter, EncoderBlock
 from pretrain.encoder.windows import TokenGroups
 from pretrain.sizes import EncoderSize
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
 
 class Adapter(nn.Module):
@@ -16,19 +21,34 @@ class Adapter(nn.Module):
     Args:
         width: Channels C in and out.
         ratio: Share of the width kept inside, above 0; at least one channel is.
+        activation: Between the projections, one of `ACTIVATIONS`.
+        zero_start: False: the up-projection starts as any linear layer.
+
+    Raises:
+        UserError: Another activation.
     """
 
-    def __init__(self, width: int, ratio: float = 0.25) -> None:
+    def __init__(
+        self,
+        width: int,
+        ratio: float = 0.25,
+        activation: str = "relu",
+        zero_start: bool = True,
+    ) -> None:
         super().__init__()
+        if activation not in ACTIVATIONS:
+            raise UserError(f"activation is {activation!r}; there are {', '.join(ACTIVATIONS)}")
         inner = max(1, round(width * ratio))
+        self.activation = ACTIVATIONS[activation]
         self.down = nn.Linear(width, inner)
         self.up = nn.Linear(inner, width)
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
+        if zero_start:
+            nn.init.zeros_(self.up.weight)
+            nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C), without a residual."""
-        return self.up(F.relu(self.down(x)))
+        return self.up(self.activation(self.down(x)))
 
 
 class MsaAdapter(BlockAdapter):
@@ -41,13 +61,23 @@ class MsaAdapter(BlockAdapter):
         size: Size of the encoder.
         ratio: Width inside an adapter as a share of the encoder's.
         scale: Weight of the adapter beside the MLP.
+        activation: Inside an adapter: `relu` as in the paper, `gelu` as in its authors' code.
+        zero_start: Whether the adapted model starts as the model it adapts. In the authors' code it
+            does not: all projections start at random.
     """
 
-    def __init__(self, size: EncoderSize, ratio: float = 0.25, scale: float = 0.5) -> None:
+    def __init__(
+        self,
+        size: EncoderSize,
+        ratio: float = 0.25,
+        scale: float = 0.5,
+        activation: str = "relu",
+        zero_start: bool = True,
+    ) -> None:
         super().__init__()
         self.scale = scale
-        self.after_attention = Adapter(size.width, ratio)
-        self.beside_mlp = Adapter(size.width, ratio)
+        self.after_attention = Adapter(size.width, ratio, activation, zero_start)
+        self.beside_mlp = Adapter(size.width, ratio, activation, zero_start)
 
     def attention(self, block: EncoderBlock, tokens: Tensor, groups: TokenGroups) -> Tensor:
         """(B, n, C) -> (B, n, C)."""

@@ -46,7 +46,7 @@ class SegmentationSample:
     """(S, S) bool: where the frame shows the image."""
     masks: Tensor
     """(M, S, S) bool, none of them empty; M >= 1, but for slices of a stack and images without
-    targets."""
+    targets. Where every target is asked for, one for each, empty ones included."""
     targets: Tensor
     """(M,) int64 positions in `SegmentationDataset.targets`."""
     draw: int = 0
@@ -127,14 +127,31 @@ class SegmentationDataset(Dataset):
     Args:
         size: Side S of the frame, in pixels; a multiple of 16.
         seed: Seed of the order, the choice of few cases and all augmentation.
+        every_target: Give a mask of every target in every image, empty where it is absent.
+
+    Attributes:
+        without: Share of the samples that are images without targets.
+
+    Raises:
+        UserError: See `LabelledCases`; or the set has no images of a kind that is asked for.
     """
 
-    def __init__(self, config: SegmentationDataConfig, size: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        config: SegmentationDataConfig,
+        size: int,
+        seed: int = 0,
+        every_target: bool = False,
+    ) -> None:
         self.config, self.size, self.seed = config, size, seed
+        self.every_target = every_target
         part = Part(config.validation, False) if config.validation else None
         self.cases = LabelledCases(config, seed, part)
         self.targets = list(self.cases.targets)
-        self._empty = self.cases.empty if config.without_targets else []
+        every = len(self.cases.empty) + len(self.cases.images)
+        wanted = config.without_targets
+        self.without = len(self.cases.empty) / every if wanted is None else wanted
+        self._empty = self.cases.empty if self.without else []
         self._holding = [
             np.array([n for n, image in enumerate(self.cases.images) if target in image.targets])
             for target in range(len(self.targets))
@@ -180,7 +197,7 @@ class SegmentationDataset(Dataset):
         found = np.array(order[: len(self)], np.int64)
         if self._empty:
             empty = len(self) + generator.integers(len(self._empty), size=len(self))
-            return np.where(generator.random(len(self)) < self.config.without_targets, empty, found)
+            return np.where(generator.random(len(self)) < self.without, empty, found)
         return found
 
     def __getitem__(self, item: int | tuple[int, int]) -> SegmentationSample | SegmentationStack:
@@ -195,7 +212,10 @@ class SegmentationDataset(Dataset):
         generator = np.random.default_rng([self.seed, draw])
         more = index - len(self)
         found = self.cases.images[index] if more < 0 else self._empty[more]
-        image = self._some_targets(found, generator)
+        if self.every_target:
+            image = replace(found, targets=tuple(range(len(self.targets))))
+        else:
+            image = self._some_targets(found, generator)
         view = None
         if self.config.views is not None:  # of which an image shows another in each epoch
             view = draw // len(self) % self.config.views
@@ -206,7 +226,7 @@ class SegmentationDataset(Dataset):
             return replace(sample, draw=draw, held=found.targets)
         # of a neighbour only the chosen targets are known: where they have no mask, they are absent
         others = tuple(n for n in self.cases.held(found.record) if n not in image.targets)
-        slices = [replace(s, held=(*others, *s.targets.tolist())) for s in sample.slices]
+        slices = [replace(s, held=(*others, *_seen(s))) for s in sample.slices]
         return replace(sample, draw=draw, slices=slices)
 
     def _some_targets(self, image: LabelledImage, generator: np.random.Generator) -> LabelledImage:
@@ -233,7 +253,7 @@ class SegmentationDataset(Dataset):
         planes = torch.cat([masks, resize.valid()[None]])
         matrix = random_affine(self.config.augmentation, resize.resized, rng)
         warped = warp(planes.float(), matrix, "nearest") > 0.5
-        if warped[:-1].any() or not image.targets:
+        if warped[:-1].any() or not masks.any():
             planes = warped
         else:
             matrix = torch.eye(2, 3)
@@ -245,11 +265,16 @@ class SegmentationDataset(Dataset):
         samples, targets = [], torch.tensor(image.targets, dtype=torch.int64)
         for place, each in enumerate(changed.chunk(len(stored))):
             held = masks[place]
-            seen = held.flatten(1).any(dim=1)  # (M,)
+            seen = held.flatten(1).any(dim=1) | self.every_target  # (M,)
             shown = None if view is None else View(f"{key}+{place}", view, planes is warped)
             sample = SegmentationSample(key, each, valid, held[seen], targets[seen], view=shown)
             samples.append(sample)
         return samples[0] if len(samples) == 1 else SegmentationStack(samples)
+
+
+def _seen(sample: SegmentationSample) -> list[int]:
+    """The targets whose mask is not empty."""
+    return sample.targets[sample.masks.flatten(1).any(1)].tolist()
 
 
 def collate(samples: Sequence[SegmentationSample | SegmentationStack]) -> SegmentationBatch:

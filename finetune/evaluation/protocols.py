@@ -10,11 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.common.errors import UserError
-from finetune.evaluation.tables import FILLED_BOX, IN_ONE_SLICE, PER_SLICE
+from finetune.evaluation.tables import ABSENT, FILLED_BOX, IN_ONE_SLICE, PER_SLICE
 from finetune.inference.prompted import Answer, PromptedImage
 from finetune.inference.volume import PromptedVolume, propagate
 from finetune.model.segmenter import Segmenter
 from finetune.prompts.boxes import boxes_of, jitter_box
+
+NO_PROMPT = "no prompt"
+"""Name of the row for decoders that see every image and are told nothing."""
 
 
 class VolumeAnswer(NamedTuple):
@@ -207,7 +210,15 @@ class JitteredBox(Protocol):
 class TargetOnly(Protocol):
     """No prompt but the name of the target, for decoders that take no others."""
 
+    absent: bool = True
+    """Ask for the targets that a case does not hold, too: the answer should be empty."""
+
     gives_prompts = False
+
+    @property
+    def asks_for_absent(self) -> bool:
+        """As its option says."""
+        return self.absent
 
     def answers(
         self,
@@ -217,8 +228,13 @@ class TargetOnly(Protocol):
         rng: np.random.Generator,
     ) -> dict[str, list[Answer]]:
         """One row."""
-        masks, _ = prompted.predict(targets=targets)
-        return {"no prompt": [Answer(mask) for mask in masks]}
+        return {NO_PROMPT: _named(prompted, targets)}
+
+    def absent_answers(
+        self, prompted: PromptedImage, targets: Sequence[str], rng: np.random.Generator
+    ) -> dict[str, list[Answer]]:
+        """One row."""
+        return {NO_PROMPT + ABSENT: _named(prompted, targets)}
 
 
 @dataclass(frozen=True)
@@ -282,6 +298,11 @@ class Propagated(Protocol):
 
 def _clicks(number: int) -> str:
     return "1 click" if number == 1 else f"{number} clicks"
+
+
+def _named(prompted: PromptedImage, targets: Sequence[str]) -> list[Answer]:
+    masks, _ = prompted.predict(targets=targets)
+    return [Answer(mask) for mask in masks]
 
 
 def _from_boxes(prompted: PromptedImage, boxes: NDArray[np.float64]) -> list[Answer]:

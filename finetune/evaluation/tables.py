@@ -40,8 +40,8 @@ WAYS = {
     " knows the truth can do; `filled box` is what these boxes are worth by themselves.",
     IN_ONE_SLICE: "`in one slice`: the slice in which the target is largest is prompted, and its"
     " mask carried on from slice to slice.",
-    ABSENT: "`absent`: texts for targets that a case does not hold; Dice is the share of cases that"
-    " were answered by an empty mask.",
+    ABSENT: "`absent`: targets that a case does not hold were asked for; Dice is the share of cases"
+    " that were answered by an empty mask.",
     NAMES_ALL: "`that names all`: one text for all targets of a case that holds several, scored"
     " against their union.",
 }

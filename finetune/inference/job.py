@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from finetune.inference.files.base import ImageFile, Masks
 from finetune.inference.objects import Wanted, check_inside, place, with_rough_masks
 from finetune.inference.overlay import draw_overlay
-from finetune.inference.segmenting import Placed, check_prompts, draw_object
+from finetune.inference.segmenting import Placed, all_targets, check_prompts, draw_object
 from finetune.inference.task import Task
 from finetune.inference.volume import PromptedVolume
 from finetune.model.segmenter import Segmenter
@@ -23,6 +23,7 @@ class Job:
     task: Task
     image: ImageFile
     wanted: list[Wanted]
+    """None: all targets of a model without prompts."""
     labels: NDArray[np.uint8]
     """(D, H, W): what is there already."""
 
@@ -64,9 +65,13 @@ def finish(
         encoded: Called after each slice that was encoded.
 
     Raises:
-        UserError: The model takes other prompts, or the mask cannot be written in this format.
+        UserError: The model takes other prompts, or there are none and it needs some, or the mask
+            cannot be written in this format.
     """
     task, image = job.task, job.image
+    if not job.wanted:
+        every = all_targets(segmenter, image.depth, image.chosen, task.value)
+        job = replace(job, wanted=every)
     for each in job.wanted:
         check_prompts(segmenter, each)
 
@@ -81,7 +86,8 @@ def finish(
     names = {each.value: each.name for each in job.wanted}
     automatic = all(each.target is not None for each in job.wanted)
     task.output.parent.mkdir(parents=True, exist_ok=True)
-    masks = Masks(job.labels, names, numbered=task.numbered, automatic=automatic)
+    numbered = task.numbered or (automatic and len(names) > 1)
+    masks = Masks(job.labels, names, numbered=numbered, automatic=automatic)
     image.write(masks, task.output)
     if task.overlay:
         _draw(job, placed)

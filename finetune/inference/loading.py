@@ -162,7 +162,7 @@ def rebuild(
         for role, path in kept.items()
         if role.startswith(TEXT_ROLE)
     }
-    decoder_was_loaded = "prompt_encoder" in _recorded_parts(run)
+    decoder_was_loaded = not _recorded_parts(run).isdisjoint(("prompt_encoder", "mask_decoder"))
     return build_model(
         config.model,
         targets,

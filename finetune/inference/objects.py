@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from data_prep.common.errors import UserError
 from finetune.inference.options import MAX_OBJECTS
 
+NO_PROMPT = 'no prompt: give --clicks "x,y,1", --box "x0,y0,x1,y1", --mask FILE, --text or --target'
+UNPROMPTED = "no prompt: an object has neither clicks nor a box nor a text"
 BETWEEN_OBJECTS = ";"
 CLICK_FORM = "x,y,label or x,y,slice,label"
 BOX_FORM = "x0,y0,x1,y1 or x0,y0,x1,y1,slice"
@@ -143,7 +145,7 @@ def parse_object(
     if not depths and text:
         return {None: Prompt(text=text)}
     if not depths:
-        raise UserError("no prompt: an object has neither clicks nor a box nor a text")
+        raise UserError(UNPROMPTED)
     if None in depths and len(depths) > 1:
         raise UserError("clicks and box: some of an object name their slice, and others do not")
     prompts: dict[int | None, Prompt] = {}

@@ -8,6 +8,8 @@ from data_prep.common.errors import UserError
 from data_prep.options import Plane, Window, check_window
 from finetune.config import ModelSource
 
+SERIES = (".dcm", ".nii", ".nii.gz", ".png")
+"""Ends of the masks of a DICOM series."""
 MAX_OBJECTS = 254
 """Largest value of an object in a mask: 255 means the only object of a PNG."""
 
@@ -24,17 +26,19 @@ class PredictConfig(ModelSource):
 
     input: Path
     """Image file (PNG, JPEG, TIFF and the like, DICOM or NIfTI), or the folder of a DICOM series.
-    With `prompts`: the folder of the files in the table."""
+    With `prompts`: the folder of the files in the table. For a model whose decoder takes no
+    prompts, also a folder of pictures, NIfTI files and folders of DICOM series: all of them."""
     output: Path
     """Mask to write, which must not be there yet: .png for pictures (255 on a single object),
     .nii or .nii.gz for NIfTI, and .dcm (DICOM-SEG), .nii, .nii.gz, or .png for a single slice of
     DICOM. A DICOM-SEG names the patient and study of its images, as its standard demands. With
-    `prompts`: a folder."""
+    `prompts` or a folder of images: a folder."""
     prompts: Path | None = None
     """CSV table of many images, whose model is loaded once. Columns: `file`; then `clicks`, or `x`,
     `y` and `label` (default 1) of one click per row; `box`; `target`; `text`; `slice`, which alone
     is then segmented; and `object`, its value in the mask, which must be there where a file has
-    several rows. Masks that are there already are skipped, unless their rows have changed."""
+    several rows. Masks that are there already are skipped, unless their rows have changed. A model
+    whose decoder takes no prompts needs none but `file`."""
     clicks: str = ""
     """Clicks as "x,y,label x,y,label": label 1 on the object, 0 on the background. Objects are
     separated by ";". In a volume "x,y,slice,label", or `slice` says the slice of all."""
@@ -46,8 +50,8 @@ class PredictConfig(ModelSource):
     """Rough mask to improve, by itself or with clicks and boxes: a file in the geometry of the
     input, of one object, or of several with their values."""
     target: str | None = None
-    """Target to segment, or several separated by ";", for a model whose decoder takes no prompts.
-    It sees every slice of a volume."""
+    """Target to segment, or several separated by ";", for a model whose decoder takes no prompts;
+    null: all that it was trained on, in their order. It sees every slice of a volume."""
     text: str | None = None
     """What is wanted in words, or several texts separated by ";", for a model that was trained with
     texts. Clicks may correct it. By itself it is for every slice of a volume."""
@@ -76,7 +80,8 @@ class PredictConfig(ModelSource):
     overlay: bool = True
     """Write the picture of the mask over the image; --no-overlay leaves it out."""
     suffix: Literal[".png", ".nii", ".nii.gz", ".dcm"] | None = None
-    """With `prompts`: format of the masks. null: .nii.gz for volumes, .png for others."""
+    """With `prompts` or a folder of images: format of the masks. null: .nii.gz for volumes, .png
+    for others."""
     device: str = "auto"
     """`cpu`, `cuda`, `mps`, or `auto`: a GPU if there is one."""
     threads: int | None = None
@@ -89,12 +94,24 @@ class PredictConfig(ModelSource):
             raise UserError(f"value is {self.value}; it must be 1 to {MAX_OBJECTS}")
         if self.run is None and not self.adapters:
             raise UserError("adapters: SAM as it is has none; leave --no-adapters out")
-        if self.prompts is None:
+        if self.prompts is None and not self.is_folder:
             if self.suffix is not None:
                 raise UserError("suffix: is for --prompts; --output says the format of one mask")
             return
         alone = ("clicks", "box", "mask", "target", "text", "slice", "value", "add")
         defaults = type(self).__dataclass_fields__
         given = [name for name in alone if getattr(self, name) != defaults[name].default]
-        if given:
+        if given and self.prompts is not None:
             raise UserError(f"{given[0]}: is for one image; with --prompts the table says it")
+        if given:
+            raise UserError(
+                f"{given[0]}: is for one image; name those of a folder in a table (--prompts), and"
+                f" for a DICOM series give an --output that ends in {', '.join(SERIES)}"
+            )
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether `input` is a folder of images, and not of one series, as `output` says."""
+        if self.prompts is not None or not self.input.is_dir():
+            return False
+        return not self.output.name.lower().endswith(SERIES)

@@ -12,7 +12,7 @@ from data_prep.common.errors import UserError
 from data_prep.options import Window
 from finetune.inference.files.base import ImageFile, Reading
 from finetune.inference.files.opening import kind_of, open_image
-from finetune.inference.objects import parse_objects
+from finetune.inference.objects import NO_PROMPT, parse_objects
 from finetune.inference.options import PredictConfig
 from finetune.inference.task import Task, check_new
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 
 def predict(config: PredictConfig, resolved: str) -> None:
-    """Segment the objects of one image, or of all images of a table."""
-    if config.prompts is not None:
+    """Segment the objects of one image, or of all images of a table or a folder."""
+    if config.is_folder and config.run is None:
+        raise UserError(f"prompts: {config.input} is a folder, and SAM needs prompts; give a table")
+    if config.prompts is not None or config.is_folder:
         from finetune.inference.table import predict_table  # with PyTorch
 
-        predict_table(config, config.prompts, resolved)
+        predict_table(config, resolved)
         return
     wanted = parse_objects(config.clicks, config.box, config.target, config.value or 1, config.text)
-    if not wanted and config.mask is None:
-        raise UserError(
-            'no prompt: give --clicks "x,y,1", --box "x0,y0,x1,y1", --mask FILE, --text or --target'
-        )
+    if not wanted and config.mask is None and config.run is None:  # of a run its decoder decides
+        raise UserError(NO_PROMPT)
     kind = kind_of(config.input)
     task = Task(
         input=config.input,

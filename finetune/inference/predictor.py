@@ -148,7 +148,7 @@ class Predictor:
             mask: Rough masks (H, W) or (M, H, W), bool or integers that are not 0 on the object; or
                 the logits of an earlier call, (S / 4, S / 4) or (M, S / 4, S / 4) float.
             text: What is wanted in words, one text or M, for a model that was trained with texts.
-            target: One or M names, for a decoder that takes no prompts.
+            target: One or M names, for a decoder that takes no prompts; None: all of `targets`.
 
         Returns:
             Masks (M, H, W); the IoU (M,) that the model expects of each, NaN where it expects none;
@@ -170,6 +170,8 @@ class Predictor:
         previous = None if mask is None else self._logits(mask, prompted)
         texts = names_of(text)
         others = [points, boxes, previous, texts]
+        if names is None and all(each is None for each in others):
+            names = self._all_targets()
         count = count_objects([names, *others])
         check_kinds(self.segmenter, names is not None, previous is not None, texts is not None)
         if names is not None and any(each is not None for each in others):
@@ -205,7 +207,7 @@ class Predictor:
             box: (5,), (k, 5) in k slices, or (M, k, 5): x0, y0, x1, y1, slice.
             mask: Rough masks (D, H, W) or (M, D, H, W); a prompt in each slice that they mark.
             text: One text or M, as in `predict`; alone it is for every slice.
-            target: One or M names, for a decoder that takes no prompts.
+            target: One or M names, for a decoder that takes no prompts; None: all of `targets`.
 
         Returns:
             (M, D, H, W); M is 1 for one object.
@@ -217,6 +219,8 @@ class Predictor:
             raise UserError(
                 f"a volume has shape {volume.shape}; expected (D, H, W) or (D, H, W, 3)"
             )
+        if all(each is None for each in (clicks, box, mask, text, target)):
+            target = self._all_targets()
         objects = prompts_by_slice(volume.shape[:3], clicks, box, mask, target, text)
         check_kinds(self.segmenter, target is not None, mask is not None, text is not None)
         slices = PromptedVolume(self.segmenter, len(volume), lambda depth: np.array(volume[depth]))
@@ -242,6 +246,10 @@ class Predictor:
                 yield
         finally:
             self._encode()
+
+    def _all_targets(self) -> list[str] | None:
+        """Their names where the decoder takes no prompts, so that none need be given."""
+        return None if self.segmenter.decoder.takes_prompts else list(self.targets)
 
     def _encode(self) -> None:
         if self._pixels is not None:

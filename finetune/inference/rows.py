@@ -10,7 +10,10 @@ import numpy as np
 from data_prep.common.errors import UserError
 from data_prep.common.messages import nearest
 from data_prep.layouts._tables import read_numbered
+from finetune.inference.files.base import NIFTI_SUFFIXES
+from finetune.inference.files.opening import PICTURE_SUFFIXES
 from finetune.inference.objects import Prompt, Wanted, check_value, parse_object
+from finetune.inference.options import SERIES
 
 COLUMNS = ("file", "object", "clicks", "x", "y", "label", "box", "target", "text", "slice")
 
@@ -46,6 +49,7 @@ class BadRowError(Exception):
 
     def __init__(self, line: int, reason: object) -> None:
         super().__init__(f"line {line}: {reason}")
+        self.reason = reason
 
 
 def read_images(table: Path) -> list[Listed]:
@@ -69,13 +73,50 @@ def read_images(table: Path) -> list[Listed]:
     return list(images.values())
 
 
+def list_images(folder: Path, output: Path) -> list[Listed]:
+    """The pictures, NIfTI files and folders of DICOM series in a folder, each as a row that names
+    nothing but its file.
+
+    Args:
+        output: Where their masks go; it may lie in the folder, and is none of them.
+
+    Raises:
+        UserError: There are none.
+    """
+    suffixes = (*PICTURE_SUFFIXES, *NIFTI_SUFFIXES)
+    names = sorted(
+        path.name
+        for path in folder.iterdir()
+        if not path.name.startswith(".")
+        and (path.is_dir() or path.name.lower().endswith(suffixes))
+        and path.resolve() != output.resolve()
+    )
+    if not names:
+        raise UserError(
+            f"input: {folder} holds no pictures, NIfTI files or folders of DICOM series; for a"
+            f" single DICOM series --output must end in {', '.join(SERIES)}"
+        )
+    return [Listed(name, {1: {"file": name}}) for name in names]
+
+
 def objects_of(rows: dict[int, Row]) -> tuple[list[Wanted], int | None]:
     """The objects of an image, by the lines of its rows; and its only slice, if all of them name it
     in the column `slice`, so that the prompts need not.
 
+    Returns:
+        No object where its only row names none: then all targets of a model without prompts are
+        wanted.
+
     Raises:
         BadRowError: A row is wrong.
     """
+    if len(rows) == 1:
+        ((line, only),) = rows.items()
+        if not any(cell for name, cell in only.items() if name not in ("file", "slice")):
+            try:
+                return [], whole_number(only, "slice")
+            except UserError as error:
+                raise BadRowError(line, error) from None
     objects: dict[int, list[tuple[int, dict[int | None, Prompt]]]] = {}
     for line, row in rows.items():
         try:

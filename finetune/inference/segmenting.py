@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.common.errors import UserError
-from finetune.inference.objects import Prompt, Wanted
+from finetune.inference.objects import NO_PROMPT, Prompt, Wanted, check_value, place
 from finetune.inference.prompted import Answer, PromptedImage
 from finetune.inference.volume import PromptedVolume, carry_through
 from finetune.model.segmenter import NO_TEXTS, Segmenter
@@ -49,6 +49,29 @@ def check_prompts(segmenter: Segmenter, wanted: Wanted) -> None:
             each is not None for each in (prompt.target, prompt.mask, prompt.text)
         )
         check_kinds(segmenter, named, rough, said)
+
+
+def all_targets(
+    segmenter: Segmenter, depth: int, chosen: int | None, first: int | None
+) -> list[Wanted]:
+    """Everything that a model without prompts was trained to segment.
+
+    Args:
+        depth: Slices of the image; 1 for a picture.
+        chosen: The only slice to segment, if one was chosen.
+        first: Value of the first target, 1 if None; the others count up.
+
+    Raises:
+        UserError: The model's decoder takes prompts, and has been given none.
+    """
+    if segmenter.decoder.takes_prompts:
+        raise UserError(NO_PROMPT)
+    values = range(first or 1, (first or 1) + len(segmenter.targets))
+    check_value(values[-1])
+    return [
+        place(Wanted(value, {None: Prompt(target=name)}), depth, chosen)
+        for value, name in zip(values, segmenter.targets, strict=True)
+    ]
 
 
 def segment(prompted: PromptedImage, prompt: Prompt) -> Answer:

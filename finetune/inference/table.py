@@ -1,4 +1,4 @@
-"""Many images, prompted by a table: the model is loaded once, and a bad row stops no other."""
+"""Many images, of a table or a folder: the model is loaded once, and a bad one stops no other."""
 
 import sys
 from collections.abc import Iterator
@@ -15,23 +15,27 @@ from finetune.inference.done import Done
 from finetune.inference.files.base import Reading, SliceError
 from finetune.inference.files.opening import kind_of, open_image, stem
 from finetune.inference.job import Job, finish, prepare
+from finetune.inference.objects import UNPROMPTED
 from finetune.inference.options import PredictConfig
 from finetune.inference.predict import load, reading, seen_by
-from finetune.inference.rows import BadRowError, Listed, objects_of, read_images
+from finetune.inference.rows import BadRowError, Listed, list_images, objects_of, read_images
 from finetune.inference.task import Task
 
 MAY_DIFFER = ("device", "threads", "prompts")
 """Options that another start in the same folder may change."""
 
 
-def predict_table(config: PredictConfig, table: Path, resolved: str) -> None:
-    """Segment all images of a table; what is there already is kept, unless its rows have changed.
+def predict_table(config: PredictConfig, resolved: str) -> None:
+    """Segment all images of a table, or of a folder by a model without prompts.
+
+    What is there already is kept, unless its rows have changed.
 
     Raises:
-        UserError: The table or the model cannot be used; or, when all else is done, rows that could
-            not.
+        UserError: The table, the folder or the model cannot be used; or, when all else is done,
+            rows that could not.
     """
-    images = read_images(table)
+    table = config.prompts
+    images = read_images(table) if table else list_images(config.input, config.output)
     if not config.input.is_dir():
         raise UserError(
             f"input: {config.input} is no folder; with --prompts it is that of the files"
@@ -52,6 +56,13 @@ def predict_table(config: PredictConfig, table: Path, resolved: str) -> None:
                     job = job_of(listed, config, how, done)
                     if segmenter is None:
                         segmenter = load(config, texts)
+                    if not job.wanted and segmenter.decoder.takes_prompts:
+                        if table is None:
+                            raise UserError(
+                                f"prompts: {config.input} is a folder, and this model needs prompts"
+                                " for each of its images; give them in a table"
+                            )
+                        raise BadRowError(listed.line, UNPROMPTED)
                     if done.has_changed(listed):
                         progress.write(f"{listed.name}: its rows have changed, so it is done again")
                     with errors_of(listed.line):
@@ -59,10 +70,16 @@ def predict_table(config: PredictConfig, table: Path, resolved: str) -> None:
                         done.add(listed, job.task.output)
             except BadRowError as error:
                 faults += 1
-                progress.write(f"error: {table}, {error}", file=sys.stderr)
+                named = f"{table}, {error}" if table else f"{listed.name}: {error.reason}"
+                progress.write(f"error: {named}", file=sys.stderr)
             progress.update()
     written = len(images) - faults - skipped
     print(f"{config.output}: {written} masks written, {skipped} were there already")
+    if faults and table is None:
+        raise UserError(
+            f"input: {faults} of {len(images)} images of {config.input} were not segmented, as said"
+            " above; start again when they are mended or removed: the others are kept"
+        )
     if faults:
         raise UserError(
             f"prompts: {faults} of {len(images)} images of {table} were not segmented, as said"

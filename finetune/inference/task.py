@@ -15,6 +15,7 @@ class Task:
     input: Path
     output: Path
     wanted: list[Wanted]
+    """None: all targets of a model without prompts."""
     value: int | None = None
     numbered: bool = False
     mask: Path | None = None

@@ -1,7 +1,7 @@
 """What a decoder is: masks for prompts, made of image embeddings."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -40,6 +40,9 @@ class Decoder(ABC):
 
     takes_prompts: ClassVar[bool] = True
     """Whether clicks and boxes say what is segmented; else the prompt's target alone does."""
+    new: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of weights that SAM's checkpoints lack, or have in another shape;
+    they start new."""
 
     parts: dict[str, nn.Module]
 
@@ -61,6 +64,18 @@ class Decoder(ABC):
             prompts: Each for one of the images.
             multimask: K = 3 masks for an ambiguous prompt, where the decoder can; else K = 1.
         """
+
+    def sam_weights(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """What it starts from in a SAM checkpoint.
+
+        Args:
+            tensors: All of the checkpoint but the image encoder.
+
+        Returns:
+            A tensor for each key that it has in the segmenter's state, where the checkpoint is
+            whole; None, as by default, for a decoder that has no part of SAM's.
+        """
+        return None
 
     def set_adapter(self, build: Callable[[int], Any]) -> None:
         """Set an adapter, made from the decoder's width.

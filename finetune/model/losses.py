@@ -64,10 +64,15 @@ def _dice(logits: Tensor, targets: Tensor, valid: Tensor | None, smooth: float =
     )
 
 
-def _bce(logits: Tensor, targets: Tensor, valid: Tensor | None) -> Tensor:
-    """`bce_loss` of each mask, (B, K)."""
+def _bce(
+    logits: Tensor, targets: Tensor, valid: Tensor | None, object_weight: float = 1.0
+) -> Tensor:
+    """`bce_loss` of each mask, (B, K), the object's pixels weighted."""
     truth = targets.float().expand(logits.shape)
-    entropy = binary_cross_entropy_with_logits(logits.float(), truth, reduction="none")
+    weight = None if object_weight == 1 else torch.tensor(object_weight, device=logits.device)
+    entropy = binary_cross_entropy_with_logits(
+        logits.float(), truth, reduction="none", pos_weight=weight
+    )
     return _mean_inside(entropy, _inside(logits, valid))
 
 
@@ -136,6 +141,8 @@ class SegmentationLoss(MaskLoss):
     """Weight of soft Dice."""
     bce: float = 1.0
     """Weight of binary cross entropy."""
+    bce_object: float = 1.0
+    """Weight of the object's pixels in binary cross entropy; those of the background have 1."""
     focal: float = 0.0
     """Weight of focal loss (SAM: 20, with dice 1 and bce 0)."""
     iou: float = 1.0
@@ -146,7 +153,7 @@ class SegmentationLoss(MaskLoss):
     """Share of the object's pixels in the focal loss, 0..1."""
 
     def __post_init__(self) -> None:
-        for name in ("dice", "bce", "focal", "iou", "focal_gamma"):
+        for name in ("dice", "bce", "bce_object", "focal", "iou", "focal_gamma"):
             if getattr(self, name) < 0:
                 raise UserError(f"loss.{name} is {getattr(self, name)}; it must not be negative")
         if self.dice + self.bce + self.focal == 0:
@@ -170,7 +177,7 @@ class SegmentationLoss(MaskLoss):
         if self.dice:
             masks["dice"] = _dice(logits, targets, valid)
         if self.bce:
-            masks["bce"] = _bce(logits, targets, valid)
+            masks["bce"] = _bce(logits, targets, valid, self.bce_object)
         if self.focal:
             masks["focal"] = _focal(logits, targets, valid, self.focal_gamma, self.focal_alpha)
         if logits.shape[1] > targets.shape[1]:

@@ -1,6 +1,6 @@
 """SAM's mask decoder, with room for an adapter in each block of its transformer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ CLICK_GAIN = 1.5
 
 With it a click attends to its own position with logit 4.5.
 """
+ALTERNATIVES = 3
+"""Masks that SAM gives for an ambiguous prompt."""
 
 
 class DecoderBlockAdapter(nn.Module):
@@ -85,13 +87,16 @@ class DecoderBlock(TwoWayAttentionBlock):
 _NO_ADAPTER = DecoderBlockAdapter()
 
 
-def build_mask_decoder() -> MaskDecoder:
+def build_mask_decoder(masks: int = ALTERNATIVES) -> MaskDecoder:
     """SAM's mask decoder; its state dict is the `mask_decoder.*` part of a SAM checkpoint.
 
     Without SAM's weights it starts ready to read clicks: in attention between prompt and image
     queries and keys are projected alike, so a click attends to the pixels around it, as equal
     Fourier features are the most similar; and what is read returns to the space it came from. From
     independent projections the same is learned in some hundred steps more.
+
+    Args:
+        masks: Masks beside the first one; a SAM checkpoint has `ALTERNATIVES`.
     """
     transformer = TwoWayTransformer(
         depth=0, embedding_dim=DECODER_WIDTH, num_heads=DECODER_HEADS, mlp_dim=DECODER_MLP
@@ -101,7 +106,9 @@ def build_mask_decoder() -> MaskDecoder:
     for name, module in transformer.named_modules():
         if isinstance(module, Attention):
             _initialise(module, across=not name.endswith("self_attn"))
-    return MaskDecoder(transformer_dim=DECODER_WIDTH, transformer=transformer)
+    return MaskDecoder(
+        transformer_dim=DECODER_WIDTH, transformer=transformer, num_multimask_outputs=masks
+    )
 
 
 @torch.no_grad()
@@ -139,6 +146,10 @@ class SamDecoder(Decoder):
             multimask_output=multimask,
         )
         return Decoded(low_res.float(), iou.float())
+
+    def sam_weights(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All of it but what is new, under the names that it has there."""
+        return {key: value for key, value in tensors.items() if not key.startswith(self.new)}
 
     def set_adapter(self, build: Callable[[int], DecoderBlockAdapter]) -> None:
         """Set an adapter in the first block."""

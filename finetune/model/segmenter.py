@@ -224,8 +224,8 @@ def build_model(
     size = _choose_size(config.encoder_size, encoder_file or sam_file)
     encoder = SamEncoder(SIZES[size])
     decoder = config.decoder.build(Decoder, config.image_size, tuple(targets))
-    if sam_file is None and encoder_file is not None and whole and _is_sams(decoder):
-        sam_file = encoder_file if _holds_decoder(encoder_file) else None
+    if sam_file is None and encoder_file is not None and whole and _holds_decoder(encoder_file):
+        sam_file = None if decoder.sam_weights({}) is None else encoder_file
     segmenter = Segmenter(encoder, decoder, config.image_size, targets)
     loaded: set[str] = set()
     if encoder_file is not None:
@@ -267,10 +267,6 @@ def _holds_decoder(file: _File) -> bool:
     return any(key.startswith(SAM_DECODER_PREFIXES) for key in file.tensors)
 
 
-def _is_sams(decoder: Decoder) -> bool:
-    return {f"{name}." for name in decoder.parts}.issuperset(SAM_DECODER_PREFIXES)
-
-
 def _choose_size(name: str | None, file: _File | None) -> str:
     if file is None:
         return name or DEFAULT_SIZE
@@ -290,15 +286,19 @@ def _load_encoder(segmenter: Segmenter, file: _File) -> set[str]:
 
 def _load_sam(segmenter: Segmenter, file: _File, with_encoder: bool) -> set[str]:
     """Load a SAM checkpoint, with or without its image encoder; returns the loaded keys."""
-    current, tensors = segmenter.state_dict(), file.tensors
-    if not with_encoder:
-        keep = {key: value for key, value in current.items() if key.startswith(SAM_ENCODER_PREFIX)}
-        rest = {k: v for k, v in tensors.items() if not k.startswith(SAM_ENCODER_PREFIX)}
-        tensors = {**keep, **rest}
-    weights.load_strictly(segmenter, tensors, file.path)
-    keys = {key for key in current if with_encoder or not key.startswith(SAM_ENCODER_PREFIX)}
-    _remember(segmenter, keys, file.path)
-    return keys
+    decoder, tensors = segmenter.decoder, file.tensors
+    encoder = {k: v for k, v in tensors.items() if k.startswith(SAM_ENCODER_PREFIX)}
+    started = decoder.sam_weights({k: v for k, v in tensors.items() if k not in encoder})
+    if started is None and not with_encoder:
+        raise UserError(f"sam: {type(decoder).__name__} has no part of SAM's; leave it out")
+    taken = {**(encoder if with_encoder else {}), **(started or {})}
+    loads = {True: with_encoder, False: started is not None}  # by whether it is the encoder's
+    state = segmenter.state_dict().items()
+    kept = {k: v for k, v in state if not loads[k.startswith(SAM_ENCODER_PREFIX)]}
+    new = {k: v for k, v in state if k.startswith(decoder.new)}
+    weights.load_strictly(segmenter, {**kept, **new, **taken}, file.path)
+    _remember(segmenter, set(taken), file.path)
+    return set(taken)
 
 
 def _add_text(segmenter: Segmenter, encoder: TextEncoder) -> set[str]:

@@ -46,6 +46,8 @@ class Prompting(ABC):
         rough_masks: Whether a rough mask is the first prompt in a share of the steps.
         asks_for_absent: Whether it also asks for what an image does not hold, so that images
             without any target can be trained on.
+        every_target: Whether a batch is to have a mask of every target in every image, empty ones
+            included, and not only some of those that the image holds.
     """
 
     digest: str | None = None
@@ -55,6 +57,7 @@ class Prompting(ABC):
     text_multimask: bool = False
     rough_masks: bool = False
     asks_for_absent: bool = False
+    every_target: bool = False
     gives_prompts: ClassVar[bool] = True
     """Whether it gives clicks, boxes and the like: False for decoders that take none."""
     for_stacks: bool = False
@@ -98,9 +101,14 @@ class Prompting(ABC):
 
 
 class TargetsOnly(Prompting):
-    """No prompt but the name of the target, for decoders that take no others."""
+    """No prompt but the name of the target, for decoders that take no others.
+
+    Every target is asked for in every image: where it is absent, the truth is an empty mask.
+    """
 
     gives_prompts = False
+    asks_for_absent = True
+    every_target = True
 
     def predictions(
         self,

@@ -68,12 +68,13 @@ def _use(config: PublishOptions, facts: RunFacts) -> list[str]:
     named = "".join(f" --{need.role} {need.source or f'{need.role}.safetensors'}" for need in files)
     name = f"{HUB}{config.repo}"
     target = next(iter(facts.data.get("targets", {})), "lesion")
+    shape = "(1, H, W)"
     if not facts.segmenter.decoder.takes_prompts:
-        prompt, call = f"--target {shlex.quote(target)}", f"target={target!r}"
+        prompt, call, shape = "", "", f"({len(facts.segmenter.targets)}, H, W)"
     elif facts.segmenter.text_encoder is not None:
-        prompt, call = f"--text {shlex.quote(target)}", f"text={target!r}"
+        prompt, call = f" --text {shlex.quote(target)}", f"text={target!r}"
     else:
-        prompt, call = '--clicks "120,88,1"', "clicks=[[120, 88, 1]]"
+        prompt, call = ' --clicks "120,88,1"', "clicks=[[120, 88, 1]]"
     given = "".join(
         f', {need.role}="{need.source or f"{need.role}.safetensors"}"' for need in files
     )
@@ -82,7 +83,7 @@ def _use(config: PublishOptions, facts: RunFacts) -> list[str]:
             [
                 "```sh",
                 f"python -m finetune predict --run {name}{named} \\",
-                f"    --input image.png {prompt} --output mask.png",
+                f"    --input image.png{prompt} --output mask.png",
                 "```",
             ]
         ),
@@ -91,9 +92,18 @@ def _use(config: PublishOptions, facts: RunFacts) -> list[str]:
             "",
             f'predictor = Predictor("{name}"{given})',
             'predictor.set_image("image.png")  # or an array, (H, W) or (H, W, 3)',
-            f"masks, scores, logits = predictor.predict({call})  # masks: (1, H, W) bool",
+            f"masks, scores, logits = predictor.predict({call})  # masks: {shape} bool",
         ),
+        *_values(facts),
     ]
+
+
+def _values(facts: RunFacts) -> list[str]:
+    """What a mask of a model without prompts holds."""
+    if facts.segmenter.decoder.takes_prompts:
+        return []
+    values = [f"{n} {name}" for n, name in enumerate(facts.segmenter.targets, start=1)]
+    return [f"It needs no prompts. The values in a mask are {_listed(values)}."]
 
 
 def _needs(config: PublishOptions, facts: RunFacts) -> list[str]:

@@ -1,10 +1,37 @@
-"""Options of publishing an adapted model."""
+"""Options of exporting and publishing an adapted model."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from data_prep.common.errors import UserError
 from pretrain.publish.config import RunRepoOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Write an adapted model as a checkpoint that segment_anything loads, with equal masks.
+
+    Adapters that can be merged into the weights they change, such as LoraAdapter, are; a model with
+    others is refused. The command prints the lines of Python that load the file.
+    """
+
+    run: str
+    """Run folder of finetune/train.py, or hf:org/name of one on the Hub."""
+    output: Path
+    """New file that ends in .pth."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Of a run that was validated: the checkpoint that did best, or the last one. Others have the
+    last one alone."""
+    encoder: str | None = None
+    """Where the image encoder that the run was trained on lies now, if the run does not keep it."""
+    sam: str | None = None
+    """Where the SAM checkpoint that the run was trained on lies now, if the run does not keep
+    it."""
+
+    def __post_init__(self) -> None:
+        if self.output.suffix != ".pth":
+            raise UserError(f"output: {self.output} must end in .pth")
 
 
 @dataclass(frozen=True, kw_only=True)

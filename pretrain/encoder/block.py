@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from data_prep.common.errors import UserError
 from pretrain.encoder.attention import attend
 from pretrain.encoder.stock import Block
 from pretrain.encoder.windows import TokenGroups
@@ -33,6 +34,14 @@ class BlockAdapter(nn.Module):
     def mlp(self, block: "EncoderBlock", tokens: Tensor, groups: TokenGroups) -> Tensor:
         """The MLP branch (B, n, C), before its residual."""
         return block.mlp(tokens)
+
+    def merge(self, block: "EncoderBlock") -> None:
+        """Change the block's own weights so that they do alone what the two do together.
+
+        Raises:
+            UserError: There are no such weights.
+        """
+        raise UserError(f"{type(self).__name__} cannot be merged into the weights of SAM")
 
 
 _NO_ADAPTER = BlockAdapter()

@@ -41,6 +41,7 @@ from segment_anything.modeling import (  # noqa: E402
     TwoWayTransformer,
 )
 from segment_anything.modeling.image_encoder import Block  # noqa: E402
+from segment_anything.modeling.prompt_encoder import PositionEmbeddingRandom  # noqa: E402
 from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock  # noqa: E402
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "Block",
     "ImageEncoderViT",
     "MaskDecoder",
+    "PositionEmbeddingRandom",
     "PromptEncoder",
     "TwoWayAttentionBlock",
     "TwoWayTransformer",

@@ -23,7 +23,7 @@ from pretrain.encoder.weights import (
     read_weights,
 )
 from pretrain.publish.config import ExportOptions
-from pretrain.sizes import ATTENTION_WINDOW, NATIVE_GRID, PATCH, size_name
+from pretrain.sizes import ATTENTION_WINDOW, NATIVE_GRID, PATCH, EncoderSize, size_name
 
 NECK_CHANNELS = 256
 """Channels of SAM's image embedding."""
@@ -70,17 +70,7 @@ def to_segment_anything(encoder: SamEncoder, config: ExportOptions) -> list[str]
     weights = segment_anything_weights(encoder, decoder, source)
     with atomic_path(config.output) as temporary:
         torch.save(weights, temporary)
-    name, size = size_name(encoder.size), encoder.size
-    if name in sam_model_registry:
-        line = f'sam_model_registry["{name}"](checkpoint={str(config.output)!r})'
-        lines = [f"from segment_anything import sam_model_registry; sam = {line}"]
-    else:
-        parts = f"{size.width}, {size.depth}, {size.heads}, {list(size.global_blocks)}"
-        lines = [
-            f"segment_anything's registry has no {name}; its builder makes one:",
-            "from segment_anything.build_sam import _build_sam;"
-            f" sam = _build_sam({parts}, checkpoint={str(config.output)!r})",
-        ]
+    lines = building_lines(encoder.size, f"checkpoint={str(config.output)!r}")
     if not decoder:
         lines.append(
             "prompt encoder and mask decoder are new and untrained; --sam FILE gives SAM's"
@@ -88,6 +78,25 @@ def to_segment_anything(encoder: SamEncoder, config: ExportOptions) -> list[str]
     if not decoder or config.sam is not None:
         lines.append("masks need training first (finetune): pretraining does not train the neck")
     return lines
+
+
+def building_lines(size: EncoderSize, arguments: str = "") -> list[str]:
+    """A line of Python that builds `sam` by segment_anything; before it one that explains it.
+
+    Args:
+        size: Of the image encoder.
+        arguments: Further arguments of the builder.
+    """
+    name = size_name(size)
+    if name in sam_model_registry:
+        line = f'sam_model_registry["{name}"]({arguments})'
+        return [f"from segment_anything import sam_model_registry; sam = {line}"]
+    parts = f"{size.width}, {size.depth}, {size.heads}, {list(size.global_blocks)}"
+    call = f"_build_sam({', '.join(filter(None, (parts, arguments)))})"
+    return [
+        f"segment_anything's registry has no {name}; its builder makes one:",
+        f"from segment_anything.build_sam import _build_sam; sam = {call}",
+    ]
 
 
 def to_transformers(encoder: SamEncoder, config: ExportOptions) -> list[str]:

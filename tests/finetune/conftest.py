@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data_prep.common.cli import write_resolved_config
+from data_prep.common.files import write_json
 from data_prep.common.parsing import parse
 from data_prep.options import WriteOptions
 from data_prep.records import Reference, Sample, Source
@@ -96,24 +97,36 @@ def discs() -> Discs:
 
 
 @pytest.fixture
-def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run of a tiny segmenter at 64 pixels, as finetune/train.py leaves it."""
+def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Write a run of a tiny segmenter, as finetune/train.py leaves it, with every weight moved."""
     tiny = EncoderSize(width=32, depth=2, heads=2, global_blocks=(1,))
     monkeypatch.setitem(SIZES, "tiny", tiny)
-    torch.manual_seed(0)
-    run = tmp_path / "run"
-    options = ["--data.shards=unused", f"--output={run}", "--model.encoder_size=tiny"]
-    options += ["--model.encoder_adapter=finetune.adapters.MsaAdapter"]
-    config, resolved = parse(TrainConfig, "train", [*options, "--model.image_size=64"])
-    segmenter = build_model(config.model)
-    for step in (1, 2):
-        for parameter in segmenter.parameters():
-            parameter.data += torch.randn_like(parameter) * 0.05
-        folder = run / "checkpoints" / f"step-{step:08d}"
-        folder.mkdir(parents=True)
-        save_file(segmenter.trained_state_dict(), folder / "segmenter.safetensors")
-    write_resolved_config(run, resolved)
-    return run
+
+    def make(*given: str, targets: tuple[str, ...] = ()) -> Path:
+        torch.manual_seed(0)
+        run = tmp_path / "run"
+        options = ["--data.shards=unused", f"--output={run}", "--model.encoder_size=tiny"]
+        config, resolved = parse(TrainConfig, "train", [*options, *given])
+        segmenter = build_model(config.model, targets)
+        for step in (1, 2):
+            for parameter in segmenter.parameters():
+                parameter.data += torch.randn_like(parameter) * 0.05
+            folder = run / "checkpoints" / f"step-{step:08d}"
+            folder.mkdir(parents=True)
+            save_file(segmenter.trained_state_dict(), folder / "segmenter.safetensors")
+            if targets:
+                write_json(folder / "data.json", {"targets": {name: [1] for name in targets}})
+        write_resolved_config(run, resolved)
+        return run
+
+    return make
+
+
+@pytest.fixture
+def run_folder(make_run: Callable[..., Path]) -> Path:
+    """A run of a tiny segmenter with MSA's adapters at 64 pixels."""
+    adapter = "--model.encoder_adapter=finetune.adapters.MsaAdapter"
+    return make_run(adapter, "--model.image_size=64")
 
 
 def ellipse(shape: tuple[int, int], centre: tuple[float, float], radii: tuple[float, float]):

@@ -9,6 +9,7 @@ import yaml
 from torch import Tensor, nn
 
 from data_prep.common.components import Component
+from data_prep.common.errors import UserError
 from data_prep.common.parsing import parse, parse_file
 from finetune.adapters import Adapter, MsaAdapter, MsaDecoderAdapter
 from finetune.config import ModelConfig
@@ -69,6 +70,22 @@ def test_bottleneck_has_the_width_asked_for() -> None:
     randomise(adapter)
     x = torch.randn(3, 5, 32)
     torch.testing.assert_close(adapter(x), literal(adapter, x))
+
+
+def test_the_bottleneck_of_the_authors_code() -> None:
+    torch.manual_seed(3)
+    like_any = nn.Linear(32, 8), nn.Linear(8, 32)
+    torch.manual_seed(3)
+    adapter = MsaAdapter(TINY, activation="gelu", zero_start=False)
+    assert all(not (each.up.weight == 0).any() for each in adapter.children())
+    down, up = like_any
+    x = torch.randn(3, 5, 32)
+    inside = x @ down.weight.T + down.bias
+    inside = inside * (1 + torch.erf(inside / 2**0.5)) / 2
+    expected = inside @ up.weight.T + up.bias
+    torch.testing.assert_close(adapter.after_attention(x), expected)
+    with pytest.raises(UserError, match="activation is 'swish'; there are relu, gelu"):
+        MsaAdapter(TINY, activation="swish")
 
 
 def test_adapted_model_starts_as_the_model_it_adapts_and_learns() -> None:

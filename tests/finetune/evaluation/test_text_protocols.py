@@ -125,7 +125,7 @@ def test_a_text_for_what_a_case_does_not_hold_should_have_an_empty_answer(
     row = summaries["tumour", "text, absent"]
     assert (row.cases, row.dice.mean, row.missed) == (2, 0.5, 0)
     table = summary_markdown(list(summaries.values()), 1.0)
-    assert "`absent`: texts for targets that a case does not hold" in table
+    assert "`absent`: targets that a case does not hold were asked for" in table
     assert "| all targets | text that names all | 1 | 1 | 1 | 1.000 " in table
     assert "`that names all`: one text for all targets" in table
     without, _ = rows_of(cases, Text(bank=bank, absent=False, held_out=False))

@@ -79,6 +79,17 @@ def test_losses_equal_loops(loss, literal, padded):
     assert loss(logits, targets.float(), valid) == loss(logits, targets, valid)
 
 
+def test_object_pixels_can_weigh_more_in_the_cross_entropy():
+    logits, targets, valid = batch()
+    loss = SegmentationLoss(dice=0, bce=1, bce_object=2, iou=0)
+    twice = []
+    for pairs in masks(logits, targets, valid):
+        terms = [-(2 * t * math.log(p) + (1 - t) * math.log(1 - p)) for p, t in pairs]
+        twice.append(sum(terms) / len(terms))
+    found, parts = loss(logits, targets, valid)
+    assert found.item() == pytest.approx(sum(twice) / 6, rel=1e-5) and parts["bce"] == found
+
+
 def test_iou_equals_loops():
     logits, targets, valid = batch()
     targets[0, 1], logits[0, 1] = False, -3.0  # both empty
