@@ -35,19 +35,20 @@ SCORE = "score"
 class Validation(Evaluator):
     """Mean Dice of images of the groups that `data.validation` keeps from training.
 
-    Images are prompted as in evaluation, slice by slice: at each number of clicks and by the exact
-    box. The mean of these rows is the score; the checkpoint with the highest is kept in the run
-    folder as `best`. Texts are also given for targets that an image does not hold, some images that
-    hold none among them: their row is the share that is answered by an empty mask. Whole volumes,
-    where some are asked for, are prompted in one slice by one click or the box, and their rows
-    count among the others.
+    Images are prompted as in evaluation, slice by slice: at each number of clicks, by the exact box
+    and by texts, as its options say. The mean of these rows is the score; the checkpoint with the
+    highest is kept in the run folder as `best`. Texts are also given for targets that an image does
+    not hold, some images that hold none among them: their row is the share that is answered by an
+    empty mask. Whole volumes, where some are asked for, are prompted in one slice by one click or
+    the box, and their rows count among the others.
 
     A decoder without prompts is asked for every target in images with targets and without, in the
     proportion that the data has, and judged by `pooled_scores`.
 
     Args:
         every: Steps between judgements.
-        clicks: Numbers of clicks; none for a model that is used by boxes alone.
+        clicks: Numbers of clicks; none for a model that is used otherwise.
+        box: Give the exact box, too.
         max_images: Use at most so many images, drawn at random.
         seed: Seed of the choice of images.
         volumes: Judge so many whole volumes, too, drawn at random.
@@ -59,6 +60,7 @@ class Validation(Evaluator):
         self,
         every: int = 250,
         clicks: tuple[int, ...] = (1, 3),
+        box: bool = True,
         max_images: int = 100,
         seed: int = 0,
         volumes: int = 0,
@@ -72,9 +74,11 @@ class Validation(Evaluator):
         if volumes < 0:
             raise UserError(f"evaluators: Validation.volumes is {volumes}; it must not be negative")
         self.max_images, self.seed, self.wanted_volumes = max_images, seed, volumes
-        self.prompting: list[Protocol] = [Clicks(clicks), Box()] if clicks else [Box()]
-        if bank:
-            self.prompting.append(Text(bank, held_out=False, together=False))
+        self.prompting: list[Protocol] = [Clicks(clicks)] if clicks else []
+        self.prompting += [Box()] if box else []
+        self.prompting += [Text(bank, held_out=False, together=False)] if bank else []
+        if not self.prompting:
+            raise UserError("evaluators: Validation has no prompts; give clicks, box or bank")
 
     def prepare(self, stage: Stage, accelerator: Accelerator) -> None:
         """Find the images.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.common.errors import UserError
 from finetune.inference.files.base import ImageFile, Masks
 from finetune.inference.objects import Wanted, check_inside, place, with_rough_masks
 from finetune.inference.overlay import draw_overlay
@@ -45,11 +46,31 @@ def prepare(task: Task, image: ImageFile) -> Job:
     if task.mask is not None:
         rough = image.read_masks(task.mask)
         wanted = with_rough_masks(wanted, rough, image.chosen, task.value)
+    wanted = [each if each.rough is None else _with_its_mask(each, image) for each in wanted]
     if task.add:
         labels = image.read_masks(task.output)
     else:
         labels = np.zeros((image.depth, *image.size), np.uint8)
     return Job(task, image, wanted, labels)
+
+
+def _with_its_mask(wanted: Wanted, image: ImageFile) -> Wanted:
+    """An object with the rough mask in the file that it names.
+
+    Raises:
+        UserError: The file cannot be used, or holds several objects, and it is none of them.
+    """
+    assert wanted.rough is not None
+    labels = image.read_masks(wanted.rough)
+    numbers = sorted({int(value) for each in labels for value in np.unique(each)} - {0})
+    if len(numbers) > 1:
+        if wanted.value not in numbers:
+            listed = ", ".join(map(str, numbers))
+            raise UserError(f"mask: {wanted.rough} holds objects {listed}, and not {wanted.value}")
+        labels = np.where(labels == wanted.value, labels, np.uint8(0))
+    given = [wanted] if wanted.prompts else []
+    (found,) = with_rough_masks(given, labels, image.chosen, wanted.value)
+    return found
 
 
 def finish(

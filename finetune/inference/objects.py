@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +59,8 @@ class Wanted:
     """By slice; None where no slice is named."""
     carry: bool = False
     """Whether its mask is carried on to slices without a prompt."""
+    rough: Path | None = None
+    """File of a rough mask of it, which becomes part of its prompts once it is read."""
 
     @property
     def target(self) -> str | None:
@@ -167,6 +170,8 @@ def place(wanted: Wanted, depth: int, chosen: int | None) -> Wanted:
         UserError: Prompts name no slice and must, name one and must not, or one that is not there.
     """
     named = [each for each in wanted.prompts if each is not None]
+    if not wanted.prompts:  # a rough mask says where it is
+        return wanted
     if not named:
         (prompt,) = wanted.prompts.values()
         if chosen is None and depth > 1 and not prompt.says_where:

@@ -35,10 +35,11 @@ class PredictConfig(ModelSource):
     `prompts` or a folder of images: a folder."""
     prompts: Path | None = None
     """CSV table of many images, whose model is loaded once. Columns: `file`; then `clicks`, or `x`,
-    `y` and `label` (default 1) of one click per row; `box`; `target`; `text`; `slice`, which alone
-    is then segmented; and `object`, its value in the mask, which must be there where a file has
-    several rows. Masks that are there already are skipped, unless their rows have changed. A model
-    whose decoder takes no prompts needs none but `file`."""
+    `y` and `label` (default 1) of one click per row; `box`; `mask`, the file of a rough mask in the
+    input folder, of one object or of several with their values; `target`; `text`; `slice`, which
+    alone is then segmented; and `object`, its value in the mask, which must be there where a file
+    has several rows. Masks that are there already are skipped, unless their rows have changed. A
+    model whose decoder takes no prompts needs none but `file`."""
     clicks: str = ""
     """Clicks as "x,y,label x,y,label": label 1 on the object, 0 on the background. Objects are
     separated by ";". In a volume "x,y,slice,label", or `slice` says the slice of all."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from data_prep.common.errors import UserError
-from data_prep.options import Window
+from data_prep.options import Plane, Window
 from finetune.inference.files.base import ImageFile, Reading
 from finetune.inference.files.opening import kind_of, open_image
 from finetune.inference.objects import NO_PROMPT, parse_objects
@@ -48,7 +48,7 @@ def predict(config: PredictConfig, resolved: str) -> None:
 
     seen = seen_by(config)
     image = open_image(task.input, reading(config, seen, has_window=kind != "picture"))
-    for note in unlike_training(config, seen, image):
+    for note in unlike_training(config.plane, config.mask is not None, seen, image):
         print(note)
     job = prepare(task, image)
     segmenter = load(config, texts=config.text is not None or config.target is not None)
@@ -85,17 +85,22 @@ def reading(config: PredictConfig, seen: "TrainedOn | None", has_window: bool) -
 
 
 def unlike_training(
-    config: PredictConfig, seen: "TrainedOn | None", image: ImageFile
+    plane: Plane | None, rough_mask: bool, seen: "TrainedOn | None", image: ImageFile
 ) -> Iterator[str]:
-    """What a user who expects the accuracy of evaluation should know, a line each."""
+    """What a user who expects the accuracy of evaluation should know, a line each.
+
+    Args:
+        plane: The plane that was asked for.
+        rough_mask: Whether a rough mask is given.
+    """
     if seen is None:
         return
-    if config.plane is None and seen.plane is not None and image.plane not in (None, seen.plane):
+    if plane is None and seen.plane is not None and image.plane not in (None, seen.plane):
         yield (
             f"plane: {image.plane}, as the series was acquired; the run was trained on {seen.plane}"
             f" slices, which --plane {seen.plane} shows"
         )
-    if config.mask is not None and not seen.rough_masks:
+    if rough_mask and not seen.rough_masks:
         yield (
             "mask: the run was never trained to start from a rough mask (prompts.mask_share is 0);"
             " clicks or a box may do better"

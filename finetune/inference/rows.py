@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from finetune.inference.files.opening import PICTURE_SUFFIXES
 from finetune.inference.objects import Prompt, Wanted, check_value, parse_object
 from finetune.inference.options import SERIES
 
-COLUMNS = ("file", "object", "clicks", "x", "y", "label", "box", "target", "text", "slice")
+COLUMNS = ("file", "object", "clicks", "x", "y", "label", "box", "mask", "target", "text", "slice")
 
 Row = dict[str, str]
 
@@ -99,9 +100,12 @@ def list_images(folder: Path, output: Path) -> list[Listed]:
     return [Listed(name, {1: {"file": name}}) for name in names]
 
 
-def objects_of(rows: dict[int, Row]) -> tuple[list[Wanted], int | None]:
+def objects_of(rows: dict[int, Row], folder: Path) -> tuple[list[Wanted], int | None]:
     """The objects of an image, by the lines of its rows; and its only slice, if all of them name it
     in the column `slice`, so that the prompts need not.
+
+    Args:
+        folder: Of the images, which rough masks are looked for in.
 
     Returns:
         No object where its only row names none: then all targets of a model without prompts are
@@ -128,26 +132,51 @@ def objects_of(rows: dict[int, Row]) -> tuple[list[Wanted], int | None]:
             objects.setdefault(value, []).append((line, prompts_of(row)))
         except UserError as error:
             raise BadRowError(line, error) from None
+    slices = {whole_number(row, "slice") for row in rows.values()}
+    chosen = next(iter(slices)) if len(slices) == 1 else None
     wanted = []
     for value, given in sorted(objects.items()):
-        prompts: dict[int | None, Prompt] = {}
-        for line, found in given:
-            for depth, prompt in found.items():
-                try:
-                    prompts[depth] = together(prompts.get(depth), prompt)
-                except UserError as error:
-                    raise BadRowError(line, error) from None
-        if None in prompts and len(prompts) > 1:
-            raise BadRowError(
-                given[0][0], "slice: some rows of its object have one, others have none"
-            )
-        chosen = any(rows[line].get("slice") for line, _ in given)
-        wanted.append(Wanted(value, prompts, carry=not chosen and None not in prompts))
-    depths = {whole_number(row, "slice") for row in rows.values()}
-    depth = next(iter(depths)) if len(depths) == 1 else None
-    if depth is None:
-        return wanted, None
-    return [replace(each, prompts={None: each.prompts[depth]}) for each in wanted], depth
+        lines = [line for line, _ in given]
+        said = any(rows[line].get("slice") for line in lines)
+        prompts = _joined(given)
+        rough = _mask_of({line: rows[line] for line in lines}, said and chosen is None)
+        if chosen is not None and prompts:
+            prompts = {None: prompts[chosen]}
+        carry = not said and None not in prompts
+        wanted.append(Wanted(value, prompts, carry, None if rough is None else folder / rough))
+    return wanted, chosen
+
+
+def _joined(given: Sequence[tuple[int, dict[int | None, Prompt]]]) -> dict[int | None, Prompt]:
+    """The prompts for an object, each with its line, by slice.
+
+    Raises:
+        BadRowError: They contradict each other.
+    """
+    prompts: dict[int | None, Prompt] = {}
+    for line, found in given:
+        for depth, prompt in found.items():
+            try:
+                prompts[depth] = together(prompts.get(depth), prompt)
+            except UserError as error:
+                raise BadRowError(line, error) from None
+    if None in prompts and len(prompts) > 1:
+        raise BadRowError(given[0][0], "slice: some rows of its object have one, others have none")
+    return prompts
+
+
+def _mask_of(rows: Mapping[int, Row], slices_differ: bool) -> str | None:
+    """The file of an object's rough mask, as a row of it has it.
+
+    Raises:
+        BadRowError: There are two, or its rows name slices that are not the same for all.
+    """
+    masks = [(line, row["mask"]) for line, row in rows.items() if row.get("mask")]
+    if len(masks) > 1:
+        raise BadRowError(masks[1][0], "mask: its object has one already")
+    if masks and slices_differ:
+        raise BadRowError(masks[0][0], "slice: a mask marks its slices itself; leave it out")
+    return masks[0][1] if masks else None
 
 
 def prompts_of(row: Row) -> dict[int | None, Prompt]:
@@ -169,8 +198,13 @@ def prompts_of(row: Row) -> dict[int | None, Prompt]:
         clicks = ",".join((row.get("x", ""), row.get("y", ""), row.get("label") or "1"))
     if ";" in row.get("text", ""):
         raise UserError("text: names several objects; give each a row of its own")
-    if row.get("target") and (clicks or row.get("box") or row.get("text")):
-        raise UserError("target: is for models without prompts; leave clicks, box and text out")
+    others = (row.get("box"), row.get("text"), row.get("mask"))
+    if row.get("target") and (clicks or any(others)):
+        raise UserError(
+            "target: is for models without prompts; leave clicks, box, mask and text out"
+        )
+    if row.get("mask") and not (clicks or row.get("box") or row.get("text")):
+        return {}
     prompts = parse_object(clicks, row.get("box", ""), row.get("target", ""), row.get("text", ""))
     depth = whole_number(row, "slice")
     if depth is None:

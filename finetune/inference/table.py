@@ -1,5 +1,6 @@
 """Many images, of a table or a folder: the model is loaded once, and a bad one stops no other."""
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,16 +12,21 @@ from tqdm import tqdm
 
 from data_prep.common.cli import write_resolved_config
 from data_prep.common.errors import UserError
+from data_prep.common.files import sha256, write_json
 from finetune.inference.done import Done
 from finetune.inference.files.base import Reading, SliceError
 from finetune.inference.files.opening import kind_of, open_image, stem
 from finetune.inference.job import Job, finish, prepare
+from finetune.inference.loading import find_checkpoint
 from finetune.inference.objects import UNPROMPTED
 from finetune.inference.options import PredictConfig
-from finetune.inference.predict import load, reading, seen_by
+from finetune.inference.predict import load, reading, seen_by, unlike_training
+from finetune.inference.published import SEGMENTER, find_run
 from finetune.inference.rows import BadRowError, Listed, list_images, objects_of, read_images
 from finetune.inference.task import Task
 
+WEIGHTS = "sha256"
+"""What `weights.json` says of the trained weights."""
 MAY_DIFFER = ("device", "threads", "prompts")
 """Options that another start in the same folder may change."""
 
@@ -40,12 +46,14 @@ def predict_table(config: PredictConfig, resolved: str) -> None:
         raise UserError(
             f"input: {config.input} is no folder; with --prompts it is that of the files"
         )
-    take_folder(config.output, resolved)
+    seen = seen_by(config)
+    take_folder(config.output, resolved, digest_of(config))
     faults = skipped = 0
-    how = reading(config, seen_by(config), has_window=True)
+    how = reading(config, seen, has_window=True)
     segmenter = None
     rows = [row for listed in images for row in listed.rows.values()]
     texts = any(row.get("text") or row.get("target") for row in rows)
+    masks, told = any(row.get("mask") for row in rows), set[str]()
     done = Done(config.output, config.input, config.overlay)
     with tqdm(total=len(images), desc="predict", unit="image", mininterval=1) as progress:
         for listed in images:
@@ -54,6 +62,10 @@ def predict_table(config: PredictConfig, resolved: str) -> None:
                     skipped += 1
                 else:
                     job = job_of(listed, config, how, done)
+                    for note in unlike_training(config.plane, masks, seen, job.image):
+                        if note not in told:
+                            progress.write(note)
+                        told.add(note)
                     if segmenter is None:
                         segmenter = load(config, texts)
                     if not job.wanted and segmenter.decoder.takes_prompts:
@@ -87,12 +99,21 @@ def predict_table(config: PredictConfig, resolved: str) -> None:
         )
 
 
-def take_folder(output: Path, resolved: str) -> None:
-    """Make the output folder, or go on in one that was begun with the same options.
+def digest_of(config: PredictConfig) -> str | None:
+    """SHA-256 of the trained weights of a run, which may train on under the same name."""
+    if config.run is None:
+        return None
+    checkpoint = find_checkpoint(find_run(config.run), config.checkpoint == "last")
+    return sha256(checkpoint.weights_file(SEGMENTER))
+
+
+def take_folder(output: Path, resolved: str, weights: str | None) -> None:
+    """Make the output folder, or go on in one that was begun with the same options and weights.
 
     Raises:
-        UserError: It holds other files, or was begun with other options.
+        UserError: It holds other files, or was begun with others.
     """
+    model = output / "weights.json"
     kept = output / "config.yaml"
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         if not kept.is_file():
@@ -104,8 +125,14 @@ def take_folder(output: Path, resolved: str) -> None:
             raise UserError(
                 f"output: {output} was begun with another {changed[0]}; give a new folder"
             )
+        if model.is_file() and json.loads(model.read_text(encoding="utf-8")) != {WEIGHTS: weights}:
+            raise UserError(
+                f"output: {output} was begun with other weights of the run, which has been trained"
+                " since; give a new folder, or remove this one to have all masks of one model"
+            )
     output.mkdir(parents=True, exist_ok=True)
     write_resolved_config(output, resolved)
+    write_json(model, {WEIGHTS: weights})
 
 
 @contextmanager
@@ -140,7 +167,7 @@ def job_of(listed: Listed, config: PredictConfig, how: Reading, done: Done) -> J
             raise UserError(f"file: {listed.name!r} is not a path below the input folder")
         source = config.input / path
         kind = kind_of(source)
-        wanted, chosen = objects_of(listed.rows)
+        wanted, chosen = objects_of(listed.rows, config.input)
         try:
             image = open_image(source, _reading_of(kind, replace(how, slice=chosen)))
         except SliceError:

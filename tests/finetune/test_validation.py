@@ -1,6 +1,7 @@
 """The best checkpoint by patients that are not trained on, whatever befalls the run."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,9 +11,11 @@ from accelerate.state import AcceleratorState
 
 from data_prep.common.cli import run_command
 from data_prep.common.errors import UserError
-from finetune.config import SegmentationDataConfig
+from data_prep.common.parsing import parse
+from finetune.config import SegmentationDataConfig, TrainConfig
 from finetune.data.cases import LabelledCases, Part
 from finetune.inference.loading import SEGMENTER, load_segmenter
+from finetune.stage import SegmentationStage
 from finetune.train import COMMAND
 from finetune.validation import SCORE, Validation
 from pretrain.engine.checkpoint import best_checkpoint, latest_checkpoint
@@ -86,6 +89,35 @@ def test_a_run_keeps_its_best_and_training_is_as_without(
     assert no_judge in capsys.readouterr().out
 
 
+def test_processes_share_the_images_and_agree(shallow, labelled_shards, tmp_path, monkeypatch):
+    """With prompts that draw at random, too; what one process judges alone is the same."""
+    words = ["--config=configs/finetune/quickstart.yaml", "--model.image_size=64", "--threads=1"]
+    words += [f"--data.shards={labelled_shards}", f"--output={tmp_path / 'run'}", *VALIDATED[:1]]
+    torch.manual_seed(0)
+    stage = SegmentationStage(parse(TrainConfig, "train", words)[0], torch.device("cpu"))
+    monkeypatch.setattr("finetune.validation.on_rank_0", lambda accelerator, action: None)
+    seen: dict[int, list] = {}
+
+    def judged(rank: int, processes: int, others: list) -> dict[str, float]:
+        monkeypatch.setattr(
+            "finetune.validation.gather_object",
+            lambda found: [*seen.setdefault(rank, found), *others],
+        )
+        accelerator = SimpleNamespace(
+            process_index=rank, num_processes=processes, autocast=nullcontext, print=print
+        )
+        validation = Validation(clicks=(1, 2))
+        validation.prepare(stage, accelerator)
+        return validation.evaluate(stage, accelerator).numbers
+
+    judged(1, 2, [])
+    shared = judged(0, 2, seen[1])
+    places = {rank: {place for place, *_ in found} for rank, found in seen.items()}
+    assert places[0] and places[1] and not places[0] & places[1]
+    seen.clear()
+    assert judged(0, 1, []) == shared
+
+
 def test_a_better_score_replaces_and_steps_that_are_repeated_do_not_count(tmp_path):
     judge = Validation()
 
@@ -114,6 +146,8 @@ def test_what_cannot_be_judged_is_refused(labelled_shards, tmp_path, capsys):
     assert "Validation needs groups; set data.validation" in capsys.readouterr().err
     AcceleratorState._reset_state(reset_partial_state=True)
     assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="Validation has no prompts; give clicks, box or bank"):
+        Validation(clicks=(), box=False)
 
 
 def test_too_few_groups_are_trained_on_without_validation(

@@ -95,6 +95,7 @@ def predict(monkeypatch):
         loading = "finetune.inference.loading"
         monkeypatch.setattr(f"{loading}.load_model", lambda source, device, texts: segmenter)
         monkeypatch.setattr(f"{loading}.trained_on", lambda run: seen)
+        monkeypatch.setattr("finetune.inference.table.digest_of", lambda config: None)
         arguments = ["predict", "--run=run", "--device=cpu", *map(str, options)]
         run_program("finetune", COMMANDS, arguments)
 

@@ -23,7 +23,7 @@ def run_table(predict, tmp_path):
 
 
 def names(folder) -> set[str]:
-    return {path.name for path in folder.iterdir()} - {"config.yaml", "rows.jsonl"}
+    return {path.name for path in folder.iterdir()} - {"config.yaml", "rows.jsonl", "weights.json"}
 
 
 def test_files_and_folders_that_are_named_by_uids_have_masks_of_their_own(

@@ -87,7 +87,7 @@ def test_all_images_of_a_folder_are_segmented(headed, predict, images, capsys):
     out = images / "masks"  # in the folder itself, where it is none of the images
     files = (f"--input={images}", f"--output={out}", "--no-overlay")
     predict(headed, *files)
-    names = {path.name for path in out.iterdir()} - {"config.yaml", "rows.jsonl"}
+    names = {path.name for path in out.iterdir()} - {"config.yaml", "rows.jsonl", "weights.json"}
     assert names == {"a.png", "b.png", "scan.nii.gz", "patient.nii.gz"}
     assert np.array_equal(read(out / "a.png"), EXPECTED)
     assert np.array_equal(read(out / "b.png"), EXPECTED[::-1])
