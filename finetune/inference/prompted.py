@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data_prep.common.errors import UserError
 from data_prep.common.messages import nearest
-from finetune.model.decoder import Decoded
+from finetune.model.decoder import ALWAYS, Decoded
 from finetune.model.prompt_encoder import Prompts, mask_logits
 from finetune.model.segmenter import Segmenter
 from pretrain.encoder.geometry import Resize
@@ -110,7 +110,7 @@ class PromptedImage:
         first = previous is None and prompts.is_ambiguous()
         by_text = texts is not None
         several = self.segmenter.text_multimask if by_text else self.segmenter.multimask
-        multimask = first and several
+        multimask = several == ALWAYS or (first and bool(several))
         decoded = self.segmenter.decode(self.embedding, prompts.to(self.device), multimask)
         return decoded.picked()
 
