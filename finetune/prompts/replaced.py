@@ -23,9 +23,9 @@ class ReplacedPoints(Prompting):
     """A box or one point on the object, then rounds of points where the last prediction is wrong.
 
     Each round gives the last prediction's logits and new points instead of the old ones, drawn
-    uniformly from the pixels that are wrong; two rounds, the last and a random one before it, give
-    the logits alone. Every round is answered by SAM's three masks, of which the best is trained
-    and the one that the model expects most of goes on.
+    uniformly from the pixels that are wrong; two rounds, the last and a random one between it and
+    the first of them, give the logits alone. Every round is answered by SAM's three masks, of which
+    the best is trained and the one that the model expects most of goes on.
     """
 
     previous_mask = True
@@ -40,10 +40,11 @@ class ReplacedPoints(Prompting):
     points: tuple[int, ...] = (1, 3, 5, 9)
     """Numbers of points of a round, one of which is drawn for each."""
     mask_only: bool = True
-    """Give no points in the last round and in a random one before it."""
+    """Give no points in the last round, nor in a random one between the first and the last."""
     decoder_only: bool = True
     """After the first round train the mask decoder alone: adapters and the prompt encoder learn
-    from the first round."""
+    from the first round. With a step per round the image encoder does so in any case, since its
+    embeddings were made before the first step."""
     step_per_round: bool = True
     """Train on each round by a step of the optimiser of its own, before the next prediction is
     made; false: one step on the mean of all rounds. A step of the run is a batch in any case."""
@@ -81,12 +82,14 @@ class ReplacedPoints(Prompting):
         prompts = prompts.to(embeddings.device)
         decoded = segmenter.decode(embeddings, prompts, True)
         yield Round(decoded, True)
-        if self.decoder_only:
+        if self.decoder_only or self.step_per_round:
             embeddings = embeddings.detach()
         # What is predicted on padding has no loss and draws no point.
         valid = batch.valid[batch.image]
         last = self.rounds - 1
-        alone = {last, int(rng.integers(max(1, last)))} if self.mask_only else set()
+        alone = {last} if self.mask_only else set()
+        if self.mask_only and last > 1:
+            alone.add(int(rng.integers(1, last)))
         for index in range(self.rounds):
             low_res = decoded.picked().low_res.detach()
             points = labels = None
