@@ -235,6 +235,9 @@ class EvaluateConfig(ModelSource):
     hd95: Literal["surface", "monai"] = "surface"
     """Definition of the HD95: `surface` as DeepMind's surface-distance, `monai` for comparison with
     papers that used MONAI. docs/metrics.md says how they differ."""
+    calibration: bool = False
+    """Judge probabilities, too: the expected calibration error of each row whose prompts are for an
+    image or a slice (calibration.md and .csv), and a reliability diagram."""
     seed: int = 0
     """Seed of the protocols' randomness and of the choice of few cases."""
     device: str = "auto"

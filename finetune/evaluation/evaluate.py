@@ -19,6 +19,7 @@ from data_prep.common.files import write_text
 from finetune.config import EvaluateConfig
 from finetune.data.cases import LabelledCases, LabelledImage
 from finetune.evaluation import metrics
+from finetune.evaluation.calibration import Reliability, draw_reliability
 from finetune.evaluation.drawing import draw_results
 from finetune.evaluation.labelled import generator_of
 from finetune.evaluation.protocols import Protocol
@@ -32,6 +33,7 @@ from finetune.evaluation.tables import (
     summary_markdown,
 )
 from finetune.inference.loading import find_device, load_model
+from finetune.inference.prompted import Answer, PromptedImage
 from finetune.inference.volume import PromptedVolume
 from finetune.model.decoder import require_prompts
 from finetune.model.segmenter import Segmenter
@@ -45,6 +47,7 @@ def evaluate(
     tolerance: float = 1.0,
     seed: int = 0,
     hd95: str = "surface",
+    reliability: Reliability | None = None,
 ) -> list[Row]:
     """Score every case, target and protocol; shows progress with the time left.
 
@@ -53,13 +56,15 @@ def evaluate(
         tolerance: Distance for the NSD, see `EvaluateConfig`.
         seed: Decides, with the key of an image, all randomness in the prompts for it.
         hd95: Definition of the HD95, see `EvaluateConfig`.
+        reliability: Where pixels are counted by their probability, in all answers to one image or
+            slice for which the model gave logits.
     """
     rows = []
     images = _asked_for(cases, protocols)
     work = len(images) * len(protocols)
     with tqdm(total=work, desc="evaluate", unit="image", mininterval=1) as progress:
         for _, found in groupby(images, key=lambda image: image.record):
-            case = _Case(segmenter, cases, list(found))
+            case = _Case(segmenter, cases, list(found), reliability)
             for protocol in protocols:
                 case.prompt(protocol, seed)
                 progress.update(len(case.images))
@@ -80,9 +85,13 @@ class _Case:
     """A 2D record or a volume: prompted by each protocol, and scored as a whole."""
 
     def __init__(
-        self, segmenter: Segmenter, cases: LabelledCases, images: Sequence[LabelledImage]
+        self,
+        segmenter: Segmenter,
+        cases: LabelledCases,
+        images: Sequence[LabelledImage],
+        reliability: Reliability | None = None,
     ) -> None:
-        self.cases, self.images = cases, images
+        self.cases, self.images, self.reliability = cases, images, reliability
         stored = cases.shards.record(images[0].record)
         assert stored.mask is not None
         self.key, self.spacing, self.labels = stored.key, stored.meta["spacing"], stored.mask
@@ -106,13 +115,10 @@ class _Case:
             one_key = one_for_all or image.depth is None  # one text for all slices
             key = self.key if one_key else f"{self.key}/{image.depth}"
             truths = np.stack([self._truth(target, image.depth) for target in image.targets])
-            answers = protocol.answers(
-                self.slices[image.depth or 0],
-                truths,
-                self.cases.names(image),
-                generator_of(seed, key),
-            )
+            prompted, names = self.slices[image.depth or 0], self.cases.names(image)
+            answers = protocol.answers(prompted, truths, names, generator_of(seed, key))
             for row, members in answers.items():
+                self._count(prompted, row + ending, names, truths, members)
                 for target, answer in zip(image.targets, members, strict=True):
                     kept = found.setdefault((target, row + ending), _Answered())
                     kept.masks[image.depth] = np.packbits(answer.mask)
@@ -130,6 +136,22 @@ class _Case:
         if twice := found.keys() & self.answered.keys():
             raise UserError(f"protocols: two of them give the row {min(twice)[1]!r}")
         self.answered |= found
+
+    def _count(
+        self,
+        prompted: PromptedImage,
+        row: str,
+        names: Sequence[str],
+        truths: NDArray[np.bool_],
+        answers: Sequence[Answer],
+    ) -> None:
+        """Count pixels by their probability, where that is asked for and known."""
+        for name, truth, answer in zip(names, truths, answers, strict=True):
+            if self.reliability is None or answer.logits is None:
+                continue
+            given = answer.probability
+            probability = prompted.averaged(answer.logits)[1] if given is None else given
+            self.reliability.add(self.key, self.group, name, row, probability, truth)
 
     def score(self, tolerance: float, hd95: str) -> list[Row]:
         """One row for each target and protocol."""
@@ -229,7 +251,10 @@ def evaluate_run(config: EvaluateConfig, resolved: str) -> None:
     cases = LabelledCases(config.data, config.seed)
     for protocol in protocols:
         protocol.begin(segmenter, list(cases.targets))
-    rows = evaluate(segmenter, cases, protocols, config.tolerance, config.seed, config.hd95)
+    reliability = Reliability() if config.calibration else None
+    rows = evaluate(
+        segmenter, cases, protocols, config.tolerance, config.seed, config.hd95, reliability
+    )
     if not rows:
         raise UserError(
             "protocols: there was nothing to ask about these cases; Propagated is for volumes, and"
@@ -245,4 +270,9 @@ def evaluate_run(config: EvaluateConfig, resolved: str) -> None:
     write_text(output / "summary.md", table)
     held = [row for row in rows if not row.protocol.endswith(ABSENT)]
     draw_results(segmenter, cases, held, protocols, config.seed, output / "figures")
+    if reliability is not None and reliability.bins:
+        write_text(output / "calibration.csv", reliability.csv())
+        write_text(output / "calibration.md", reliability.markdown())
+        draw_reliability(reliability.pooled(), output / "figures" / "reliability.png")
+        table += f"\n{reliability.markdown()}"
     print(table, end="")

@@ -193,8 +193,12 @@ class TargetOnly(Protocol):
         rng: np.random.Generator,
     ) -> dict[str, list[Answer]]:
         """One row."""
-        masks, _ = prompted.predict(targets=targets)
-        return {"no prompt": [Answer(mask) for mask in masks]}
+        masks, logits = prompted.predict(targets=targets)
+        return {
+            "no prompt": [
+                Answer(mask, logits=logits[place : place + 1]) for place, mask in enumerate(masks)
+            ]
+        }
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def summarise(rows: Sequence[Row], targets: Sequence[str] = ()) -> list[Summary]
 
 def results_csv(rows: Iterable[Row]) -> str:
     """All rows as CSV."""
-    return _csv([field.name for field in fields(Row)], (astuple(row) for row in rows))
+    return as_csv([field.name for field in fields(Row)], (astuple(row) for row in rows))
 
 
 def summary_csv(summaries: Iterable[Summary]) -> str:
@@ -127,7 +127,7 @@ def summary_csv(summaries: Iterable[Summary]) -> str:
             else:
                 line[name] = "" if name == "prompts" and math.isnan(value) else value
         lines.append(line)
-    return _csv(list(lines[0]), (line.values() for line in lines))
+    return as_csv(list(lines[0]), (line.values() for line in lines))
 
 
 def summary_markdown(
@@ -193,7 +193,8 @@ def _summary(target: str, protocol: str, unit: str, rows: list[Row]) -> Summary:
     return Summary(target, protocol, cases, numbers, prompts, **means, missed=missed, unit=unit)
 
 
-def _csv(header: list[str], rows: Iterable[Iterable[object]]) -> str:
+def as_csv(header: list[str], rows: Iterable[Iterable[object]]) -> str:
+    """Rows as CSV below a header."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(header)

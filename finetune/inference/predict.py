@@ -14,6 +14,7 @@ from finetune.inference.files.opening import kind_of, open_image
 from finetune.inference.objects import parse_objects
 from finetune.inference.options import PredictConfig
 from finetune.inference.task import Task, check_new
+from finetune.inference.uncertainty import Spread
 
 if TYPE_CHECKING:
     from finetune.model.segmenter import Segmenter
@@ -40,6 +41,7 @@ def predict(config: PredictConfig, resolved: str) -> None:
         mask=config.mask,
         add=config.add,
         overlay=config.overlay,
+        spread=spread_of(config),
     )
     check_new(task)
     from finetune.inference.job import describe, finish, prepare  # with PyTorch
@@ -51,6 +53,11 @@ def predict(config: PredictConfig, resolved: str) -> None:
     with tqdm(desc="predict", unit="slice", mininterval=1, disable=alone) as slices:
         placed = finish(job, segmenter, config.adapters, slices.update)
     print(describe(job, placed))
+
+
+def spread_of(config: PredictConfig) -> Spread | None:
+    """How uncertainty is measured, if it is."""
+    return Spread(config.uncertainty, config.jitter) if config.uncertainty else None
 
 
 def reading(config: PredictConfig, has_window: bool) -> Reading:

@@ -34,6 +34,8 @@ class Answer:
     """(1, 1, S / 4, S / 4) of the prediction, to be given as `previous`."""
     others: int = 0
     """How many texts and masks were given."""
+    probability: NDArray[np.float32] | None = None
+    """(H, W) of the object at each pixel, where it was asked for."""
 
     @property
     def prompts(self) -> int:
@@ -134,6 +136,20 @@ class PromptedImage:
         """Logits (M, 1, S / 4, S / 4) to masks (M, H, W) at the size of the image."""
         # one after the other: at the size of a large image each takes 4 bytes per pixel
         return np.stack([(self.resize.restore(each) > 0).cpu().numpy() for each in low_res[:, 0]])
+
+    def averaged(self, low_res: Tensor) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        """The mean of n predictions (n, 1, S / 4, S / 4) of one object.
+
+        Returns:
+            The mask (H, W), where the mean probability is above one half, and that mean (H, W). The
+            mask of a single prediction is that of `masks_of`.
+        """
+        total = torch.zeros(self.resize.original, device=low_res.device)
+        for each in low_res[:, 0]:
+            # 2 sigmoid(x) - 1, which unlike the sigmoid keeps the sign of the smallest logits
+            total += torch.tanh(self.resize.restore(each.float()) / 2)
+        probability = 0.5 + total / (2 * len(low_res))
+        return (total > 0).cpu().numpy(), probability.cpu().numpy()
 
     def mask_prompts(self, masks: NDArray[np.bool_]) -> Tensor:
         """Rough masks (M, H, W) as logits (M, 1, S / 4, S / 4), to be given as `previous`."""

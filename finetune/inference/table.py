@@ -16,7 +16,7 @@ from finetune.inference.files.base import Reading, SliceError
 from finetune.inference.files.opening import kind_of, open_image, stem
 from finetune.inference.job import Job, finish, prepare
 from finetune.inference.options import PredictConfig
-from finetune.inference.predict import load, reading
+from finetune.inference.predict import load, reading, spread_of
 from finetune.inference.rows import BadRowError, Listed, objects_of, read_images
 from finetune.inference.task import Task
 
@@ -40,7 +40,7 @@ def predict_table(config: PredictConfig, table: Path, resolved: str) -> None:
     faults = skipped = 0
     how = reading(config, has_window=True)
     segmenter = None
-    done = Done(config.output, config.input, config.overlay)
+    done = Done(config.output, config.input, config.overlay, spread_of(config))
     with tqdm(total=len(images), desc="predict", unit="image", mininterval=1) as progress:
         for listed in images:
             try:
@@ -139,6 +139,7 @@ def job_of(listed: Listed, config: PredictConfig, how: Reading, done: Done) -> J
             wanted=wanted,
             numbered="object" in listed.rows[listed.line],
             overlay=config.overlay,
+            spread=spread_of(config),
         )
         done.claim(task, listed)
         return prepare(task, image)
