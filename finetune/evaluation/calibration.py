@@ -85,17 +85,18 @@ class Reliability:
             self.bins[key] = self.bins.get(key, 0) + found
 
     def pooled(self) -> dict[tuple[str, str], NDArray[np.float64]]:
-        """Bins of all cases together, by target and row."""
+        """Bins of all cases together, by target and row; the rows of a target follow each other."""
         sums: dict[tuple[str, str], NDArray[np.float64]] = {}
         for (target, row, _), bins in self.bins.items():
             sums[target, row] = sums.get((target, row), 0) + bins
-        return sums
+        targets = [target for target, _ in sums]
+        return dict(sorted(sums.items(), key=lambda item: targets.index(item[0][0])))
 
     def errors(self) -> dict[tuple[str, str], Mean]:
         """Mean ECE over cases, by target and row."""
-        values: dict[tuple[str, str], dict[str, float]] = {}
+        values: dict[tuple[str, str], dict[str, float]] = {key: {} for key in self.pooled()}
         for (target, row, case), bins in self.bins.items():
-            values.setdefault((target, row), {})[case] = expected_calibration_error(bins)
+            values[target, row][case] = expected_calibration_error(bins)
         return {
             key: mean_interval([*each.values()], [self.groups[case] for case in each], (0.0, 1.0))
             for key, each in values.items()
