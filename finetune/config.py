@@ -241,6 +241,9 @@ class EvaluateConfig(ModelSource):
     thumbnails: int = 192
     """Longest side in pixels of the small pictures that are kept of each case, in pictures.zip, for
     `compare`; 0 keeps none."""
+    calibration: bool = False
+    """Judge probabilities, too: the expected calibration error of each row whose prompts are for an
+    image or a slice (calibration.md and .csv), and a reliability diagram."""
     seed: int = 0
     """Seed of the protocols' randomness and of the choice of few cases."""
     device: str = "auto"

@@ -50,28 +50,62 @@ class PromptedLoss(nn.Module):
         self.cache = cache
         self.mean: Callable[..., Tensor] = mean_one_by_one
 
-    def forward(self, batch: SegmentationBatch, rng: np.random.Generator) -> dict[str, Tensor]:
+    def forward(
+        self,
+        batch: SegmentationBatch,
+        rng: np.random.Generator,
+        rounds: Iterator[dict[str, Tensor]] | None = None,
+    ) -> dict[str, Tensor]:
         """`loss`, the mean over trained rounds, and the Dice of the first and the last round.
 
         Dice is that of the mask that would be used, not of the best of several.
+
+        Args:
+            rounds: From `each_round`: the result is the next one of these.
         """
-        given = Truth(batch.masks, batch.image)
+        if rounds is not None:
+            return next(rounds)
         dices: list[Tensor] = []
-
-        def losses(embeddings: Tensor) -> Iterator[Tensor]:
-            rounds = self.prompting.predictions(self.segmenter, embeddings, batch, rng)
-            for decoded, trained, truth in rounds:
-                asked = truth or given
-                masks = asked.masks[:, None]  # (M, 1, S, S)
-                valid = batch.valid[asked.image][:, None]
-                if trained or not dices:
-                    dices.append(self.round_dice(decoded, masks, valid))
-                if trained:
-                    yield self.round_loss(decoded, masks, valid)
-
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        loss = self.mean(losses, self._encode(batch), trained)
+        loss = self.mean(
+            lambda embeddings: self._losses(embeddings, batch, rng, dices),
+            self._encode(batch),
+            trained,
+        )
         return {"loss": loss, "dice_first": dices[0], "dice_last": dices[-1]}
+
+    def each_round(
+        self, batch: SegmentationBatch, rng: np.random.Generator
+    ) -> Iterator[dict[str, Tensor]]:
+        """For each round its `loss`, made with the weights of the moment when it is asked for.
+
+        Beside it the `mean` loss of the rounds so far, and their first and last Dice.
+        """
+        dices: list[Tensor] = []
+        losses: list[Tensor] = []
+        for loss in self._losses(self._encode(batch), batch, rng, dices):
+            losses.append(loss.detach())
+            mean = torch.stack(losses).mean()
+            yield {"loss": loss, "mean": mean, "dice_first": dices[0], "dice_last": dices[-1]}
+
+    def _losses(
+        self,
+        embeddings: Tensor,
+        batch: SegmentationBatch,
+        rng: np.random.Generator,
+        dices: list[Tensor],
+    ) -> Iterator[Tensor]:
+        """Losses of the trained rounds, each made when it is asked for; `dices` gets their Dice."""
+        given = Truth(batch.masks, batch.image)
+        rounds = self.prompting.predictions(self.segmenter, embeddings, batch, rng)
+        for decoded, trained, truth in rounds:
+            asked = truth or given
+            masks = asked.masks[:, None]  # (M, 1, S, S)
+            valid = batch.valid[asked.image][:, None]
+            if trained or not dices:
+                dices.append(self.round_dice(decoded, masks, valid))
+            if trained:
+                yield self.round_loss(decoded, masks, valid)
 
     def _encode(self, batch: SegmentationBatch) -> Tensor:
         if self.cache is None:
@@ -106,6 +140,7 @@ class SegmentationStage(Stage):
     find_unused_parameters = True  # a step that starts from clicks trains no box embedding
     curves = ("loss", "dice_first", "dice_last")
     dataset: SegmentationDataset
+    model: PromptedLoss
 
     def __init__(self, options: TrainConfig, device: torch.device) -> None:
         self.options, self.device, self.workers = options, device, options.data.workers
@@ -121,6 +156,7 @@ class SegmentationStage(Stage):
             self.segmenter = build_model(
                 options.model, self.dataset.targets, options.encoder, options.sam
             )
+        self.rounds = self.prompting.steps
         require_prompts(self.segmenter.decoder, "prompts", self.prompting)
         self.prompting.begin(self.segmenter)
         if options.data.without_targets != 0 and not self.prompting.asks_for_absent:
@@ -159,6 +195,20 @@ class SegmentationStage(Stage):
         """The loss, and the Dice of the first and the last round."""
         results = model(batch.to(self.device), np.random.default_rng(seed))
         return results["loss"], results
+
+    def round_losses(
+        self, model: nn.Module, batch: SegmentationBatch, seed: int
+    ) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
+        """Those of each round of prompts, if each has a step of its own."""
+        if self.rounds == 1:
+            yield self.losses(model, batch, seed)
+            return
+        batch, rng = batch.to(self.device), np.random.default_rng(seed)
+        rounds = self.model.each_round(batch, rng)
+        for _ in range(self.rounds):
+            results = model(batch, rng, rounds)
+            total, results["loss"] = results["loss"], results.pop("mean")
+            yield total, results
 
     def keys(self, batch: SegmentationBatch) -> Sequence[str]:
         """Record keys, with the depth of a slice."""

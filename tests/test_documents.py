@@ -271,6 +271,10 @@ def test_the_readme_runs_as_printed(after_readme):
         "liver.dcm",
         "predicted/p0_1.png",
         "results/comparison/comparison.html",
+        "all.nii.gz",
+        "exported/samed.pth",
+        "sure_uncertainty.png",
+        "results/sam_u/calibration.md",
         "docs/results.md",
     ):
         assert (after_readme / path).is_file(), path

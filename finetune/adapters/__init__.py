@@ -4,6 +4,7 @@ from finetune.adapters.lora import LoraAdapter
 from finetune.adapters.msa import Adapter, MsaAdapter
 from finetune.adapters.msa_3d import Msa3dAdapter
 from finetune.adapters.msa_decoder import MsaDecoderAdapter
+from finetune.adapters.sam_med2d import SamMed2dAdapter
 from finetune.model.mask_decoder import DecoderBlockAdapter
 from pretrain.encoder.block import BlockAdapter
 
@@ -15,4 +16,5 @@ __all__ = [
     "Msa3dAdapter",
     "MsaAdapter",
     "MsaDecoderAdapter",
+    "SamMed2dAdapter",
 ]

@@ -15,11 +15,13 @@ from data_prep.common.errors import UserError
 from finetune.data.cases import LabelledCases, LabelledImage
 from finetune.evaluation import metrics
 from finetune.evaluation.answered import Answered
+from finetune.evaluation.calibration import Reliability
 from finetune.evaluation.details import ClickDice, Details, Seconds
 from finetune.evaluation.labelled import generator_of
 from finetune.evaluation.protocols import Protocol
 from finetune.evaluation.tables import ALL_TARGETS, PER_SLICE, Row
 from finetune.evaluation.thumbnails import Thumbnail, reduce_image, reduce_mask
+from finetune.inference.prompted import Answer, PromptedImage
 from finetune.inference.volume import PromptedVolume
 from finetune.model.segmenter import Segmenter
 
@@ -28,9 +30,13 @@ class Case:
     """A 2D record or a volume: prompted by each protocol, and scored as a whole."""
 
     def __init__(
-        self, segmenter: Segmenter, cases: LabelledCases, images: Sequence[LabelledImage]
+        self,
+        segmenter: Segmenter,
+        cases: LabelledCases,
+        images: Sequence[LabelledImage],
+        reliability: Reliability | None = None,
     ) -> None:
-        self.cases, self.images = cases, images
+        self.cases, self.images, self.reliability = cases, images, reliability
         stored = cases.shards.record(images[0].record)
         assert stored.mask is not None
         self.key, self.spacing, self.labels = stored.key, stored.meta["spacing"], stored.mask
@@ -64,13 +70,11 @@ class Case:
             key = self.key if one_key else f"{self.key}/{image.depth}"
             truths = np.stack([self._truth(target, image.depth) for target in image.targets])
             self._start()
-            answers = protocol.answers(
-                self.slices[image.depth or 0],
-                truths,
-                self.cases.names(image),
-                generator_of(seed, key),
-            )
+            prompted, names = self.slices[image.depth or 0], self.cases.names(image)
+            answers = protocol.answers(prompted, truths, names, generator_of(seed, key))
             for row, members in answers.items():
+                if row not in between:
+                    self._count(prompted, row + ending, names, truths, members)
                 seconds = self._seconds(*(answer.seconds for answer in members)) / len(members)
                 for target, answer in zip(image.targets, members, strict=True):
                     kept = found.setdefault((target, row + ending), Answered())
@@ -99,6 +103,22 @@ class Case:
         self.answered |= found
         rows = {row for _, row in found}
         self.between = (self.between - rows) | (rows & between)
+
+    def _count(
+        self,
+        prompted: PromptedImage,
+        row: str,
+        names: Sequence[str],
+        truths: NDArray[np.bool_],
+        answers: Sequence[Answer],
+    ) -> None:
+        """Count pixels by their probability, where that is asked for and known."""
+        for name, truth, answer in zip(names, truths, answers, strict=True):
+            if self.reliability is None or answer.logits is None:
+                continue
+            given = answer.probability
+            probability = prompted.averaged(answer.logits)[1] if given is None else given
+            self.reliability.add(self.key, self.group, name, row, probability, truth)
 
     def score(self, tolerance: float, hd95: str) -> list[Row]:
         """One row for each target and protocol."""

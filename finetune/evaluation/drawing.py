@@ -17,6 +17,7 @@ from finetune.evaluation.tables import Row, Summary, summarise
 from finetune.evaluation.volume_pictures import draw_volume
 from finetune.inference.pictures import outline, show
 from finetune.inference.prompted import Answer
+from finetune.inference.uncertainty import entropy
 from finetune.inference.volume import PromptedVolume
 from finetune.model.segmenter import Segmenter
 from pretrain.engine.figures import save_figure
@@ -130,10 +131,16 @@ def draw_case(
     Args:
         image: (H, W) or (H, W, 3), uint8 or uint16.
         truth: (H, W); its outline is drawn on every answer.
-        answers: By the title of the panel; positive clicks are green, negative ones red.
+        answers: By the title of the panel; positive clicks are green, negative ones red. Those
+            with a probability have another panel, of its entropy from 0, black, to 1 bit.
     """
     height, width = truth.shape
-    panels = 2 + len(answers)
+    maps = {
+        f"{name}: entropy": entropy(answer.probability)
+        for name, answer in answers.items()
+        if answer.probability is not None
+    }
+    panels = 2 + len(answers) + len(maps)
     columns = min(panels, 6)
     rows = -(-panels // columns)
     above = 0.3 + 0.2 * max((name.count("\n") for name in answers), default=0)  # titles of a row
@@ -149,6 +156,11 @@ def draw_case(
         show(axes, image, answer.mask, answer.points, answer.labels, answer.box)
         outline(axes, truth)
         axes.set_title(name)
+    for (name, bits), axes in zip(maps.items(), grid, strict=False):
+        axes.imshow(bits, cmap="magma", vmin=0, vmax=1)
+        outline(axes, truth)
+        axes.set_title(name)
+        axes.axis("off")
     for axes in grid:
         axes.axis("off")
     figure.suptitle(title)

@@ -11,6 +11,7 @@ from data_prep.common.errors import UserError
 from data_prep.common.files import write_text
 from finetune.config import EvaluateConfig
 from finetune.data.cases import LabelledCases, LabelledImage
+from finetune.evaluation.calibration import Reliability, draw_reliability
 from finetune.evaluation.case import Case
 from finetune.evaluation.details import Details
 from finetune.evaluation.drawing import draw_results
@@ -39,6 +40,7 @@ def evaluate(
     seed: int = 0,
     hd95: str = "surface",
     details: Details | None = None,
+    reliability: Reliability | None = None,
 ) -> list[Row]:
     """Score every case, target and protocol; shows progress with the time left.
 
@@ -48,13 +50,15 @@ def evaluate(
         seed: Decides, with the key of an image, all randomness in the prompts for it.
         hd95: Definition of the HD95, see `EvaluateConfig`.
         details: Takes what `compare` needs beside the rows.
+        reliability: Where pixels are counted by their probability, in all answers to one image or
+            slice for which the model gave logits.
     """
     rows: list[Row] = []
     images = _asked_for(cases, protocols)
     work = len(images) * len(protocols)
     with tqdm(total=work, desc="evaluate", unit="image", mininterval=1) as progress:
         for _, found in groupby(images, key=lambda image: image.record):
-            case = Case(segmenter, cases, list(found))
+            case = Case(segmenter, cases, list(found), reliability)
             for protocol in protocols:
                 case.prompt(protocol, seed, every_click=details is not None)
                 progress.update(len(case.images))
@@ -99,8 +103,16 @@ def evaluate_run(config: EvaluateConfig, resolved: str) -> None:
             file=sys.stderr,
         )
     details = Details(config.thumbnails)
+    reliability = Reliability() if config.calibration else None
     rows = evaluate(
-        segmenter, cases, protocols, config.tolerance, config.seed, config.hd95, details
+        segmenter,
+        cases,
+        protocols,
+        config.tolerance,
+        config.seed,
+        config.hd95,
+        details,
+        reliability,
     )
     if not rows:
         raise UserError(
@@ -119,4 +131,9 @@ def evaluate_run(config: EvaluateConfig, resolved: str) -> None:
     write_model(output, segmenter, trained=config.run is not None)
     held = [row for row in rows if row.target != ALL_TARGETS and not row.protocol.endswith(ABSENT)]
     draw_results(segmenter, cases, held, protocols, config.seed, output / "figures")
+    if reliability is not None and reliability.bins:
+        write_text(output / "calibration.csv", reliability.csv())
+        write_text(output / "calibration.md", reliability.markdown())
+        draw_reliability(reliability.pooled(), output / "figures" / "reliability.png")
+        table += f"\n{reliability.markdown()}"
     print(table, end="")

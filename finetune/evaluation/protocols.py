@@ -301,8 +301,8 @@ def _clicks(number: int) -> str:
 
 
 def _named(prompted: PromptedImage, targets: Sequence[str]) -> list[Answer]:
-    masks, _ = prompted.predict(targets=targets)
-    return [Answer(mask) for mask in masks]
+    masks, logits = prompted.predict(targets=targets)
+    return [Answer(mask, logits=logits[place : place + 1]) for place, mask in enumerate(masks)]
 
 
 def _from_boxes(prompted: PromptedImage, boxes: NDArray[np.float64]) -> list[Answer]:

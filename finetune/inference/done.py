@@ -8,6 +8,7 @@ from data_prep.common.errors import UserError
 from data_prep.common.files import write_text
 from finetune.inference.rows import Listed
 from finetune.inference.task import Task
+from finetune.inference.uncertainty import Spread
 
 RECORD = "rows.jsonl"
 """Name of the record in the folder of the masks."""
@@ -20,10 +21,13 @@ class Done:
         folder: Of the masks.
         input: Of the images.
         overlay: Whether a picture is written with each mask.
+        spread: Whether, if not None, a map of uncertainty is.
     """
 
-    def __init__(self, folder: Path, input: Path, overlay: bool) -> None:
-        self._folder, self._input, self._overlay = folder, input, overlay
+    def __init__(
+        self, folder: Path, input: Path, overlay: bool, spread: Spread | None = None
+    ) -> None:
+        self._folder, self._input, self._overlay, self._spread = folder, input, overlay, spread
         self._records = _read(folder / RECORD)
         lines = (json.dumps(each, ensure_ascii=False) for each in self._records.values())
         write_text(folder / RECORD, "".join(f"{line}\n" for line in lines))
@@ -66,7 +70,9 @@ class Done:
     def _task(self, record: dict[str, str]) -> Task:
         output = self._folder / record["output"]
         input = self._input / record["file"]
-        return Task(input=input, output=output, wanted=[], overlay=self._overlay)
+        return Task(
+            input=input, output=output, wanted=[], overlay=self._overlay, spread=self._spread
+        )
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:

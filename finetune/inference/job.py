@@ -101,14 +101,17 @@ def finish(
             encoded()
         return image.read(depth)
 
+    unsure = None if task.spread is None else np.zeros(job.labels.shape, np.float32)
     with nullcontext() if adapters else segmenter.without_adapters():
         volume = PromptedVolume(segmenter, image.depth, read)
-        placed = [draw_object(job.labels, volume, each) for each in job.wanted]
+        placed = [draw_object(job.labels, volume, each, task.spread, unsure) for each in job.wanted]
     names = {each.value: each.name for each in job.wanted}
     automatic = all(each.target is not None for each in job.wanted)
     task.output.parent.mkdir(parents=True, exist_ok=True)
     numbered = task.numbered or (automatic and len(names) > 1)
     masks = Masks(job.labels, names, numbered=numbered, automatic=automatic)
+    if unsure is not None:
+        image.write_map(unsure, task.uncertainty)
     image.write(masks, task.output)
     if task.overlay:
         _draw(job, placed)
@@ -149,4 +152,5 @@ def describe(job: Job, placed: list[Placed]) -> str:
             part += f", {each.taken} of them from other objects"
         parts.append(part if len(placed) == 1 else f"{each.wanted.name}: {part}")
     line = f"{job.task.output}: {'; '.join(parts)}"
-    return f"{line}; see {job.task.picture}" if job.task.overlay else line
+    others = [path for path in job.task.outputs if path != job.task.output]
+    return f"{line}; see {' and '.join(map(str, others))}" if others else line

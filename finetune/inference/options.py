@@ -76,6 +76,14 @@ class PredictConfig(ModelSource):
     add: bool = False
     """Add to the mask that is there: a slice or pixels to an object of the same value, or another
     object with --value 2 and so on."""
+    uncertainty: int = 0
+    """Number of boxes, such as 10, drawn around each given one (SAM-U, arXiv 2307.04973). The mask
+    is where the mean of their predictions is above one half, and the entropy of that mean in bits
+    is written beside it: OUTPUT with `_uncertainty`, a PNG of 0 to 255 beside a PNG and otherwise
+    NIfTI of 0 to 1. At each pixel it is that of the least certain object. Without a box there is
+    one prediction, whose entropy it is. 0: no map."""
+    jitter: float = 0.1
+    """With `uncertainty`: standard deviation of the boxes' edges as a share of their side."""
     adapters: bool = True
     """Use the adapters of the run; --no-adapters leaves them out."""
     overlay: bool = True
@@ -93,6 +101,16 @@ class PredictConfig(ModelSource):
         check_window(self.window)
         if self.value is not None and not 1 <= self.value <= MAX_OBJECTS:
             raise UserError(f"value is {self.value}; it must be 1 to {MAX_OBJECTS}")
+        if self.uncertainty < 0:
+            raise UserError(f"uncertainty is {self.uncertainty}; it must not be negative")
+        if self.jitter < 0:
+            raise UserError(f"jitter is {self.jitter}; it must not be negative")
+        if self.jitter != type(self).jitter and not self.uncertainty:
+            raise UserError("jitter: is for --uncertainty; give both, or leave it out")
+        if self.add and self.uncertainty:
+            raise UserError(
+                "uncertainty: a mask that is added to keeps none; leave one of them out"
+            )
         if self.run is None and not self.adapters:
             raise UserError("adapters: SAM as it is has none; leave --no-adapters out")
         if self.prompts is None and not self.is_folder:

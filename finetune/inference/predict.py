@@ -15,6 +15,7 @@ from finetune.inference.files.opening import kind_of, open_image
 from finetune.inference.objects import NO_PROMPT, parse_objects
 from finetune.inference.options import PredictConfig
 from finetune.inference.task import Task, check_new
+from finetune.inference.uncertainty import Spread
 
 if TYPE_CHECKING:
     from finetune.inference.loading import TrainedOn
@@ -42,6 +43,7 @@ def predict(config: PredictConfig, resolved: str) -> None:
         mask=config.mask,
         add=config.add,
         overlay=config.overlay,
+        spread=spread_of(config),
     )
     check_new(task)
     from finetune.inference.job import describe, finish, prepare  # with PyTorch
@@ -69,6 +71,11 @@ def seen_by(config: PredictConfig) -> "TrainedOn | None":
     from finetune.inference.loading import trained_on  # with PyTorch
 
     return trained_on(config.run)
+
+
+def spread_of(config: PredictConfig) -> Spread | None:
+    """How uncertainty is measured, if it is."""
+    return Spread(config.uncertainty, config.jitter) if config.uncertainty else None
 
 
 def reading(config: PredictConfig, seen: "TrainedOn | None", has_window: bool) -> Reading:

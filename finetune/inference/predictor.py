@@ -227,8 +227,8 @@ class Predictor:
         found = np.zeros((len(objects), *volume.shape[:3]), dtype=bool)
         carry = not (clicks is None and box is None and mask is None)
         for number, prompts in enumerate(objects):
-            for depth, each in segment_volume(slices, prompts, carry=carry):
-                found[number, depth] = each
+            for depth, answer in segment_volume(slices, prompts, carry=carry):
+                found[number, depth] = answer.mask
         return found
 
     @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor
 from data_prep.common.errors import UserError
 from data_prep.common.messages import nearest
 from finetune.inference.clock import Clock
-from finetune.model.decoder import Decoded
+from finetune.model.decoder import ALWAYS, Decoded
 from finetune.model.prompt_encoder import Prompts, mask_logits
 from finetune.model.segmenter import Segmenter
 from pretrain.encoder.geometry import Resize
@@ -39,6 +39,8 @@ class Answer:
     seconds: float = math.nan
     """Time of the decoder for this answer and those to the other objects that were asked for in the
     same passes; NaN: not measured."""
+    probability: NDArray[np.float32] | None = None
+    """(H, W) of the object at each pixel, where it was asked for."""
 
     @property
     def prompts(self) -> int:
@@ -119,7 +121,7 @@ class PromptedImage:
         first = previous is None and prompts.is_ambiguous()
         by_text = texts is not None
         several = self.segmenter.text_multimask if by_text else self.segmenter.multimask
-        multimask = first and several
+        multimask = several == ALWAYS or (first and bool(several))
         decoded = self.segmenter.decode(self.embedding, prompts.to(self.device), multimask)
         return decoded.picked()
 
@@ -144,6 +146,20 @@ class PromptedImage:
         """Logits (M, 1, S / 4, S / 4) to masks (M, H, W) at the size of the image."""
         # one after the other: at the size of a large image each takes 4 bytes per pixel
         return np.stack([(self.resize.restore(each) > 0).cpu().numpy() for each in low_res[:, 0]])
+
+    def averaged(self, low_res: Tensor) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        """The mean of n predictions (n, 1, S / 4, S / 4) of one object.
+
+        Returns:
+            The mask (H, W), where the mean probability is above one half, and that mean (H, W). The
+            mask of a single prediction is that of `masks_of`.
+        """
+        total = torch.zeros(self.resize.original, device=low_res.device)
+        for each in low_res[:, 0]:
+            # 2 sigmoid(x) - 1, which unlike the sigmoid keeps the sign of the smallest logits
+            total += torch.tanh(self.resize.restore(each.float()) / 2)
+        probability = 0.5 + total / (2 * len(low_res))
+        return (total > 0).cpu().numpy(), probability.cpu().numpy()
 
     def mask_prompts(self, masks: NDArray[np.bool_]) -> Tensor:
         """Rough masks (M, H, W) as logits (M, 1, S / 4, S / 4), to be given as `previous`."""

@@ -5,12 +5,15 @@ from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from data_prep.common.errors import UserError
 from finetune.inference.objects import NO_PROMPT, Prompt, Wanted, check_value, place
 from finetune.inference.prompted import Answer, PromptedImage
-from finetune.inference.volume import PromptedVolume, carry_through
+from finetune.inference.uncertainty import Spread, entropy
+from finetune.inference.volume import PromptedVolume, carried
 from finetune.model.segmenter import NO_TEXTS, Segmenter
 
 
@@ -75,14 +78,30 @@ def all_targets(
 
 
 def segment(prompted: PromptedImage, prompt: Prompt) -> Answer:
-    """What a model makes of a prompt for one object.
+    """What a model makes of a prompt for one object: see `decode_prompt`."""
+    logits = decode_prompt(prompted, prompt)
+    return Answer(prompted.masks_of(logits)[0], logits=logits)
+
+
+def segment_several(
+    prompted: PromptedImage, prompt: Prompt, spread: Spread, rng: np.random.Generator
+) -> Answer:
+    """The mean of what a model makes of prompts around one, with its probability."""
+    prompts = spread.around(prompt, prompted.resize.original, rng)
+    logits = torch.cat([decode_prompt(prompted, each) for each in prompts])
+    mask, probability = prompted.averaged(logits)
+    mean = logits.mean(0, keepdim=True)
+    return Answer(mask, box=prompt.box, logits=mean, probability=probability)
+
+
+def decode_prompt(prompted: PromptedImage, prompt: Prompt) -> Tensor:
+    """The logits (1, 1, S / 4, S / 4) of the object that a prompt asks for.
 
     Where the model was trained so, clicks are taken one after the other, the prediction after each
     being part of the next prompt, and the first one after that of a text; otherwise all at once.
     """
     if prompt.target is not None:
-        masks, logits = prompted.predict(targets=[prompt.target])
-        return Answer(masks[0], logits=logits)
+        return prompted.decode(targets=[prompt.target]).low_res
     count = len(prompt.points)
     boxes = None if prompt.box is None else prompt.box[None]
     previous = None if prompt.mask is None else prompted.mask_prompts(prompt.mask[None])
@@ -90,31 +109,36 @@ def segment(prompted: PromptedImage, prompt: Prompt) -> Answer:
     step_by_step = prompted.segmenter.previous_mask and count
     for number in range(texts is None, count + 1) if step_by_step else [count]:
         points, labels = prompt.points[None, :number], prompt.labels[None, :number]
-        # the masks of the steps before the last one are not looked at
-        decoded = prompted.decode(
+        previous = prompted.decode(
             points if number else None, labels if number else None, boxes, previous, texts=texts
-        )
-        previous = decoded.low_res
+        ).low_res
     assert previous is not None
-    return Answer(prompted.masks_of(previous)[0], logits=previous)
+    return previous
 
 
 def segment_volume(
-    volume: PromptedVolume, prompts: Mapping[int, Prompt], carry: bool
-) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    """The mask (H, W) of one object in each slice in which it may be.
+    volume: PromptedVolume,
+    prompts: Mapping[int, Prompt],
+    carry: bool,
+    spread: Spread | None = None,
+) -> Iterator[tuple[int, Answer]]:
+    """The mask of one object in each slice in which it may be, in no order.
 
     Args:
         prompts: By slice.
-        carry: Carry the masks on to slices without a prompt: see `carry_through`. Then all masks
-            are held at once.
+        carry: Carry the masks on to slices without a prompt: see `carried`.
+        spread: Answer each prompt by the mean over several, and give probabilities.
     """
-    if not carry:
+
+    def answered() -> Iterator[tuple[int, Answer]]:
         for depth, prompt in prompts.items():
-            yield depth, segment(volume[depth], prompt).mask
-        return
-    answers = {depth: segment(volume[depth], prompt) for depth, prompt in prompts.items()}
-    yield from enumerate(carry_through(volume, answers))
+            if spread is None:
+                yield depth, segment(volume[depth], prompt)
+            else:  # the same boxes each time
+                rng = np.random.default_rng(depth)
+                yield depth, segment_several(volume[depth], prompt, spread, rng)
+
+    yield from carried(volume, dict(answered())) if carry else answered()
 
 
 class Placed(NamedTuple):
@@ -129,16 +153,28 @@ class Placed(NamedTuple):
     """Those that hold it."""
 
 
-def draw_object(labels: NDArray[np.uint8], volume: PromptedVolume, wanted: Wanted) -> Placed:
+def draw_object(
+    labels: NDArray[np.uint8],
+    volume: PromptedVolume,
+    wanted: Wanted,
+    spread: Spread | None = None,
+    unsure: NDArray[np.float32] | None = None,
+) -> Placed:
     """Segment an object, and set its pixels in a label map (D, H, W) to its value.
 
     Args:
         wanted: Its prompts all name their slice.
+        spread: See `segment_volume`.
+        unsure: (D, H, W) entropy of the objects before, raised to that of this one where that is
+            higher.
     """
     prompts = {depth: prompt for depth, prompt in wanted.prompts.items() if depth is not None}
     pixels = taken = 0
     slices = []
-    for depth, mask in segment_volume(volume, prompts, wanted.carry):
+    for depth, answer in segment_volume(volume, prompts, wanted.carry, spread):
+        mask = answer.mask
+        if unsure is not None and answer.probability is not None:
+            np.maximum(unsure[depth], entropy(answer.probability), out=unsure[depth])
         if not mask.any():
             continue
         before = labels[depth][mask]
@@ -146,4 +182,4 @@ def draw_object(labels: NDArray[np.uint8], volume: PromptedVolume, wanted: Wante
         taken += int(((before > 0) & (before != wanted.value)).sum())
         labels[depth][mask] = wanted.value
         slices.append(depth)
-    return Placed(wanted, pixels, taken, slices)
+    return Placed(wanted, pixels, taken, sorted(slices))

@@ -20,7 +20,7 @@ from finetune.inference.job import Job, finish, prepare
 from finetune.inference.loading import find_checkpoint
 from finetune.inference.objects import UNPROMPTED
 from finetune.inference.options import PredictConfig
-from finetune.inference.predict import load, reading, seen_by, unlike_training
+from finetune.inference.predict import load, reading, seen_by, spread_of, unlike_training
 from finetune.inference.published import SEGMENTER, find_run
 from finetune.inference.rows import BadRowError, Listed, list_images, objects_of, read_images
 from finetune.inference.task import Task
@@ -54,7 +54,7 @@ def predict_table(config: PredictConfig, resolved: str) -> None:
     rows = [row for listed in images for row in listed.rows.values()]
     texts = any(row.get("text") or row.get("target") for row in rows)
     masks, told = any(row.get("mask") for row in rows), set[str]()
-    done = Done(config.output, config.input, config.overlay)
+    done = Done(config.output, config.input, config.overlay, spread_of(config))
     with tqdm(total=len(images), desc="predict", unit="image", mininterval=1) as progress:
         for listed in images:
             try:
@@ -185,6 +185,7 @@ def job_of(listed: Listed, config: PredictConfig, how: Reading, done: Done) -> J
             wanted=wanted,
             numbered="object" in listed.rows[listed.line],
             overlay=config.overlay,
+            spread=spread_of(config),
         )
         done.claim(task, listed)
         return prepare(task, image)

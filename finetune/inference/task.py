@@ -6,6 +6,7 @@ from pathlib import Path
 from data_prep.common.errors import UserError
 from finetune.inference.files.opening import stem
 from finetune.inference.objects import Wanted
+from finetune.inference.uncertainty import Spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,7 @@ class Task:
     mask: Path | None = None
     add: bool = False
     overlay: bool = True
+    spread: Spread | None = None
 
     @property
     def picture(self) -> Path:
@@ -28,9 +30,17 @@ class Task:
         return self.output.with_name(f"{stem(self.output.name)}_overlay.png")
 
     @property
+    def uncertainty(self) -> Path:
+        """Where the map of uncertainty goes: PNG beside a PNG, else NIfTI."""
+        name = self.output.name
+        suffix = next((each for each in (".png", ".nii") if name.lower().endswith(each)), ".nii.gz")
+        return self.output.with_name(f"{stem(name)}_uncertainty{suffix}")
+
+    @property
     def outputs(self) -> tuple[Path, ...]:
         """All that it writes."""
-        return (self.output, self.picture) if self.overlay else (self.output,)
+        maps = [] if self.spread is None else [self.uncertainty]
+        return (self.output, *([self.picture] if self.overlay else []), *maps)
 
 
 def check_new(task: Task) -> None:

@@ -1,7 +1,7 @@
 """A volume as slices that are encoded when they are needed, and a mask carried through it."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -87,6 +87,15 @@ def propagate(
 
 
 def carry_through(volume: PromptedVolume, answers: Mapping[int, Answer]) -> NDArray[np.bool_]:
+    """The masks (D, H, W) of some slices and of those that they are carried to: see `carried`."""
+    size = next(iter(answers.values())).mask.shape
+    found = np.zeros((len(volume), *size), dtype=bool)
+    for depth, answer in carried(volume, answers):
+        found[depth] = answer.mask
+    return found
+
+
+def carried(volume: PromptedVolume, answers: Mapping[int, Answer]) -> Iterator[tuple[int, Answer]]:
     """Carry the masks of some slices to all others, to each from the nearest of them.
 
     From each it goes on slice by slice, half-way to the next prompted one or to the end of the
@@ -98,15 +107,15 @@ def carry_through(volume: PromptedVolume, answers: Mapping[int, Answer]) -> NDAr
         answers: What was predicted, with its logits, by slice; at least one.
 
     Returns:
-        (D, H, W).
+        These, and the answers in the slices where something is left, with their probabilities if
+        those that they come from have them.
     """
     starts = sorted(answers)
-    found = np.zeros((len(volume), *answers[starts[0]].mask.shape), dtype=bool)
     borders = [0, *((low + high) // 2 + 1 for low, high in pairwise(starts)), len(volume)]
     for start, (first, end) in zip(starts, pairwise(borders), strict=True):
         answer = answers[start]
         assert answer.logits is not None
-        found[start] = answer.mask
+        yield start, answer
         for slices in (range(start + 1, end), range(start - 1, first - 1, -1)):
             last, previous = answer.mask, answer.logits
             for depth in slices:
@@ -118,5 +127,6 @@ def carry_through(volume: PromptedVolume, answers: Mapping[int, Answer]) -> NDAr
                 masks, previous = prompted.predict(boxes=box[None], previous=known)
                 if not (masks[0] & last).any():
                     break
-                found[depth] = last = masks[0]
-    return found
+                last = masks[0]
+                sure = None if answer.probability is None else prompted.averaged(previous)[1]
+                yield depth, Answer(last, logits=previous, probability=sure)

@@ -2,12 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from data_prep.common.errors import UserError
 from finetune.model.prompt_encoder import Prompts
+
+Multimask = bool | Literal["always"]
+"""Whether prompts are answered by the best of several masks: ambiguous first ones, or all."""
+ALWAYS: Multimask = "always"
 
 
 class Decoded(NamedTuple):

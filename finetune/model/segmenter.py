@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from data_prep.common.errors import UserError
 from data_prep.common.files import sha256
 from finetune.config import ModelConfig
-from finetune.model.decoder import Decoded, Decoder
+from finetune.model.decoder import Decoded, Decoder, Multimask
 from finetune.model.mask_decoder import DecoderBlockAdapter
 from finetune.model.parts import Part, describe_parts
 from finetune.model.prompt_encoder import Prompts
@@ -57,8 +57,8 @@ class Segmenter(nn.Module):
             text encoder, as `text_weights` and the like.
         previous_mask: Whether each prompt after the first includes the logits of the last
             prediction, as it did in training.
-        multimask: Whether an ambiguous first prompt is answered by the best of several masks, as
-            it was in training.
+        multimask: Whether an ambiguous first prompt, or `ALWAYS` any prompt, is answered by the
+            best of several masks, as it was in training.
         text_multimask: The same for a text without clicks.
         stack: Number of neighbouring slices of a volume that it encodes together, as it did in
             training.
@@ -83,7 +83,7 @@ class Segmenter(nn.Module):
         self.digests: dict[str, str] = {}
         self.files: dict[str, Path] = {}
         self.previous_mask = True
-        self.multimask = False
+        self.multimask: Multimask = False
         self.text_multimask = False
         self.stack = 1
 

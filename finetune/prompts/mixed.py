@@ -14,6 +14,7 @@ from data_prep.common.given import component_mapping
 from finetune.data.dataset import SegmentationBatch
 from finetune.model.segmenter import Segmenter
 from finetune.prompts.prompting import Prompting, Round
+from finetune.prompts.replaced import ReplacedPoints
 from finetune.prompts.simulate import ClicksAndBoxes
 
 BASE = "finetune.prompts.prompting.Prompting"
@@ -45,11 +46,14 @@ class Mixed(Prompting):
         kinds = [kind for name, kind in self._built.items() if self.shares.get(name, 1.0)]
         if len({kind.previous_mask for kind in kinds}) > 1:
             raise UserError("prompts.kinds: previous_mask must be the same in all of them")
-        pointing = [kind for kind in kinds if isinstance(kind, ClicksAndBoxes)]
+        if len({kind.steps for kind in kinds}) > 1:
+            raise UserError("prompts.kinds: steps per batch must be the same in all of them")
+        pointing = [kind for kind in kinds if isinstance(kind, ClicksAndBoxes | ReplacedPoints)]
         if len({kind.multimask for kind in pointing}) > 1:
             raise UserError("prompts.kinds: multimask must be the same in all with clicks or boxes")
         self.previous_mask = all(kind.previous_mask for kind in kinds)
-        self.multimask = any(kind.multimask for kind in kinds)
+        self.multimask = next((kind.multimask for kind in kinds if kind.multimask), False)
+        self.steps = kinds[0].steps
         self.text_multimask = any(kind.text_multimask for kind in kinds)
         self.rough_masks = any(kind.rough_masks for kind in kinds)
         self.asks_for_absent = any(kind.asks_for_absent for kind in kinds)

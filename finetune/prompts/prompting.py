@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from finetune.data.dataset import SegmentationBatch
-from finetune.model.decoder import Decoded
+from finetune.model.decoder import Decoded, Multimask
 from finetune.model.prompt_encoder import Prompts
 from finetune.model.segmenter import Segmenter
 
@@ -41,23 +41,27 @@ class Prompting(ABC):
         previous_mask: Whether each prompt after the first includes the logits of the last
             prediction; in use it is then the same.
         multimask: Whether a first prompt that may mean several objects, a single click or a box,
-            is answered by the best of SAM's three masks; in use it is then the same.
+            is answered by the best of SAM's three masks; in use it is then the same. `ALWAYS`: so
+            is every prompt.
         text_multimask: The same for a text without clicks.
         rough_masks: Whether a rough mask is the first prompt in a share of the steps.
         asks_for_absent: Whether it also asks for what an image does not hold, so that images
             without any target can be trained on.
         every_target: Whether a batch is to have a mask of every target in every image, empty ones
             included, and not only some of those that the image holds.
+        steps: Optimiser steps per batch: one for the mean of all rounds or, if more, as many as
+            there are rounds, all of them trained, each by a step of its own.
     """
 
     digest: str | None = None
     """SHA-256 of what prompts are drawn from besides the batch; None for nothing."""
     previous_mask: bool = False
-    multimask: bool = False
+    multimask: Multimask = False
     text_multimask: bool = False
     rough_masks: bool = False
     asks_for_absent: bool = False
     every_target: bool = False
+    steps: int = 1
     gives_prompts: ClassVar[bool] = True
     """Whether it gives clicks, boxes and the like: False for decoders that take none."""
     for_stacks: bool = False

@@ -1,6 +1,6 @@
 """Training of a stage: set up, step, check, log, judge, save, and stop when asked to."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from textwrap import wrap
 from typing import Any
 
@@ -190,21 +190,27 @@ def train_steps(
         step = state.step + 1
         rate = learning_rate(schedule, step - 1)
         set_learning_rate(optimizer, rate)
-        logged: dict[str, Tensor] = {}
-        for micro in range(passes):
-            batch = next(stream)
-            with accelerator.accumulate(model):
-                with accelerator.autocast():
+        losses: list[Iterator[tuple[Tensor, Mapping[str, Tensor]]]] = []
+        for index in range(stage.rounds):  # one, but for stages that step several times per batch
+            logged: dict[str, Tensor] = {}
+            for micro in range(passes):
+                if index == 0:
                     seed = step_seed(options.seed, step, micro, rank)
-                    total, parts = stage.losses(model, batch, seed)
-                accelerator.backward(total)
-            for name, value in parts.items():
-                part = value.detach().float() / passes
-                logged[name] = logged[name] + part if name in logged else part
-        norm = accelerator.clip_grad_norm_(model.parameters(), options.optim.clip or float("inf"))
-        watch.add(step, accelerator.reduce(torch.stack([*logged.values()]), "mean"), norm)
-        optimizer.step()  # does nothing from the first step on that was not finite
-        optimizer.zero_grad()
+                    losses.append(stage.round_losses(model, next(stream), seed))
+                with accelerator.accumulate(model):
+                    with accelerator.autocast():
+                        total, parts = next(losses[micro])
+                    accelerator.backward(total)
+                for name, value in parts.items():
+                    part = value.detach().float() / passes
+                    logged[name] = logged[name] + part if name in logged else part
+            norm = accelerator.clip_grad_norm_(
+                model.parameters(), options.optim.clip or float("inf")
+            )
+            values = accelerator.reduce(torch.stack([*logged.values()]), "mean")
+            watch.add(step, values, norm, counted=index == stage.rounds - 1)
+            optimizer.step()  # does nothing from the first step on that was not finite
+            optimizer.zero_grad()
         state.step, state.samples_seen = step, state.samples_seen + options.optim.batch_size
 
         last = step == schedule.steps

@@ -1,7 +1,7 @@
 """What a run trains."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,6 +26,7 @@ class Stage(ABC):
         workers: Processes that read them, for each training process.
         curves: Names of the losses drawn at the end of the run.
         damaged: Records that could not be read, where they are replaced; logged as `damaged`.
+        rounds: Optimiser steps per batch, see `round_losses`. They make up one step of the run.
     """
 
     find_unused_parameters: ClassVar[bool] = False
@@ -36,6 +37,7 @@ class Stage(ABC):
     workers: int
     curves: Sequence[str]
     damaged: DamagedList | None = None
+    rounds: int = 1
 
     @abstractmethod
     def __init__(self, options: Any, device: torch.device) -> None:
@@ -60,6 +62,16 @@ class Stage(ABC):
             batch: As collated, still on the CPU.
             seed: Of all randomness in this pass.
         """
+
+    def round_losses(
+        self, model: nn.Module, batch: Any, seed: int
+    ) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
+        """What each of the `rounds` optimiser steps minimises, with the scalars up to there.
+
+        Each is computed when it is asked for, with the weights that the step before it left. Those
+        that come with the last round are logged. Arguments are those of `losses`.
+        """
+        yield self.losses(model, batch, seed)
 
     @abstractmethod
     def keys(self, batch: Any) -> Sequence[str]:

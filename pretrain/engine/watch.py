@@ -28,16 +28,19 @@ class Watch:
         self._sums: Tensor | None = sums.to(device) if state.sums else None
         self._summed = state.summed
 
-    def add(self, step: int, values: Tensor, norm: Tensor) -> None:
-        """Count in one step.
+    def add(self, step: int, values: Tensor, norm: Tensor, counted: bool = True) -> None:
+        """Count in one step, or look at a part of one.
 
         Args:
             values: (n,) means over processes.
             norm: () norm of the gradient, the same in all processes.
+            counted: Whether the values go into the means; otherwise they only have to be finite.
         """
         finite = values.isfinite().all() & norm.isfinite()
         self._first = torch.where((self._first == 0) & ~finite, step, self._first)
         self.found.copy_(self._first != 0)
+        if not counted:
+            return
         values = torch.where(self._first == 0, values.double(), 0.0)
         self._sums = values if self._sums is None else self._sums + values
         self._summed += 1

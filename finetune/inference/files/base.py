@@ -83,6 +83,14 @@ class ImageFile(ABC):
         """
 
     @abstractmethod
+    def write_map(self, values: NDArray[np.float32], path: Path) -> None:
+        """Write a number of 0 to 1 for each pixel (D, H, W) as PNG or NIfTI, as the masks are.
+
+        Raises:
+            UserError: See `write`.
+        """
+
+    @abstractmethod
     def read_masks(self, path: Path) -> NDArray[np.uint8]:
         """Read a mask of this image: (D, H, W) values of objects, 0 elsewhere.
 

@@ -29,8 +29,8 @@ from finetune.inference.files.base import (
     values_of,
 )
 from finetune.inference.files.dicom_seg import write_seg
-from finetune.inference.files.nifti import load_mask, read_nifti, write_nifti
-from finetune.inference.files.pictures import read_png, write_png
+from finetune.inference.files.nifti import load_mask, read_nifti, write_nifti, write_nifti_map
+from finetune.inference.files.pictures import read_png, write_png, write_png_map
 
 SEG = ".dcm"
 SHOWN = 12
@@ -119,6 +119,13 @@ class DicomImage(ImageFile):
         else:
             write_png(masks.labels[0], path, masks.numbered)
 
+    def write_map(self, values: NDArray[np.float32], path: Path) -> None:
+        """Write a map; of NIfTI the image must say where it lies in space."""
+        if path.name.lower().endswith(NIFTI_SUFFIXES):
+            write_nifti_map(Nifti1Image(values.T, self._in_space().affine), path)
+        else:
+            write_png_map(values[0], path)
+
     def read_masks(self, path: Path) -> NDArray[np.uint8]:
         """Read a mask, PNG or NIfTI."""
         _refuse_seg(path)
@@ -180,6 +187,13 @@ class DicomVolume(ImageFile):
             places = [(each.path, each.frame) for each in self._series.slices]
             step = float(np.linalg.norm(self._series.image.affine[:3, 2]))
             write_seg(path, places, np.asarray(image.dataobj).T, masks, round(step, 4))
+
+    def write_map(self, values: NDArray[np.float32], path: Path) -> None:
+        """Write a map of the series, or as PNG of its chosen slice as it is shown."""
+        if path.name.lower().endswith(NIFTI_SUFFIXES):
+            write_nifti_map(mask_to_nifti(values, self._series.image, self.plane), path)
+        else:
+            write_png_map(values[self.chosen or 0], path)
 
     def read_masks(self, path: Path) -> NDArray[np.uint8]:
         """Read a mask of the series as NIfTI, or of its chosen slice as PNG."""

@@ -27,6 +27,8 @@ from finetune.inference.files.base import (
 
 SAME_PLACE = 1e-2
 """By how much the affine of a mask may differ from that of its image: headers are rounded."""
+STEP = 2**-12
+"""Between values of a map; a power of 2, with which 1 stays 1 in any header."""
 
 
 class NiftiFile(ImageFile):
@@ -56,6 +58,10 @@ class NiftiFile(ImageFile):
         """See `write_nifti`."""
         write_nifti(mask_to_nifti(masks.labels, self._image, self.plane), path)
 
+    def write_map(self, values: NDArray[np.float32], path: Path) -> None:
+        """See `write_nifti_map`."""
+        write_nifti_map(mask_to_nifti(values, self._image, self.plane), path)
+
     def read_masks(self, path: Path) -> NDArray[np.uint8]:
         """See `read_nifti`."""
         return read_nifti(path, self._image, self.plane)
@@ -68,6 +74,15 @@ def write_nifti(image: Nifti1Image, path: Path) -> None:
         data = gzip.compress(data, mtime=0)
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+def write_nifti_map(image: Nifti1Image, path: Path) -> None:
+    """Write values of 0 to 1 as whole steps of `STEP` in two bytes each, which compress well."""
+    whole = np.rint(image.get_fdata(dtype=np.float32) / STEP).astype(np.uint16)
+    stored = Nifti1Image(whole, image.affine, image.header)
+    stored.set_data_dtype(np.uint16)
+    stored.header.set_slope_inter(STEP, 0)
+    write_nifti(stored, path)
 
 
 def read_nifti(path: Path, image: SpatialImage, plane: Plane) -> NDArray[np.uint8]:

@@ -48,6 +48,10 @@ class PictureFile(ImageFile):
         """See `write_png`."""
         write_png(masks.labels[0], path, masks.numbered)
 
+    def write_map(self, values: NDArray[np.float32], path: Path) -> None:
+        """See `write_png_map`."""
+        write_png_map(values[0], path)
+
     def read_masks(self, path: Path) -> NDArray[np.uint8]:
         """See `read_png`."""
         return read_png(path, self.size)[None]
@@ -57,7 +61,16 @@ def write_png(labels: NDArray[np.uint8], path: Path, numbered: bool = False) -> 
     """Write a mask (H, W) as a grey PNG of the objects' values; object 1 alone is 255, so that it
     can be seen, unless the objects are `numbered`."""
     only = labels.max(initial=0) <= 1 and not numbered
-    data = encode_png(labels * np.uint8(ONLY_OBJECT) if only else labels)
+    _write(labels * np.uint8(ONLY_OBJECT) if only else labels, path)
+
+
+def write_png_map(values: NDArray[np.float32], path: Path) -> None:
+    """Write values (H, W) of 0 to 1 as a grey PNG of 0 to 255."""
+    _write(np.rint(values * 255).astype(np.uint8), path)
+
+
+def _write(pixels: NDArray[np.uint8], path: Path) -> None:
+    data = encode_png(pixels)
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 

@@ -20,7 +20,7 @@ class Bright(PromptedImage):
         self.image, self.embedding = image, np.zeros(1)
 
     def predict(self, *_, targets):
-        return np.stack([self.image > 127] * len(targets)), None
+        return np.stack([self.image > 127] * len(targets)), torch.zeros(len(targets), 1, 1, 1)
 
 
 @pytest.fixture(autouse=True)
