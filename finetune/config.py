@@ -130,6 +130,9 @@ class ModelConfig:
         "finetune.model.decoder.Decoder", "finetune.model.mask_decoder.SamDecoder"
     )
     """How masks are made of an image's embedding: SAM's prompted decoder, or another."""
+    network: Component | None = component("finetune.model.network.Network")
+    """A whole network in the place of SAM's encoder and decoder, such as
+    finetune.baselines.UNet; then no weights are loaded and nothing is adapted."""
     decoder_adapter: Component | None = component("finetune.adapters.DecoderBlockAdapter")
     """Adapter set in the first block of SAM's decoder."""
     trained: list[str] = field(default_factory=list)

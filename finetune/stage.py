@@ -19,10 +19,11 @@ from finetune.data.dataset import (
 )
 from finetune.data.embeddings import EmbeddingCache, open_cache
 from finetune.inference.loading import DATA, SEGMENTER, SOURCES, rebuild, restore
+from finetune.model.building import build_model
 from finetune.model.decoder import Decoded, require_prompts
 from finetune.model.kept import keep_weights
 from finetune.model.losses import MaskLoss, mask_dice
-from finetune.model.segmenter import Segmenter, build_model
+from finetune.model.segmenter import Segmenter
 from finetune.prompts.prompting import Prompting, Truth
 from pretrain.encoder.pixels import normalise_pixels
 from pretrain.engine.checkpoint import Checkpoint, checkpoints_of

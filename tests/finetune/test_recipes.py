@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from data_prep.common.cli import run_command
 from data_prep.common.parsing import parse
 from finetune.config import ModelConfig, TrainConfig
-from finetune.model.segmenter import build_model
+from finetune.model.building import build_model
 from finetune.train import COMMAND
 from helpers.recipes import ROOT, header_of, options_of_command, recipes_of
 from pretrain.engine.optim import learning_rate

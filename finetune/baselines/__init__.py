@@ -1,0 +1,1 @@
+"""Networks without SAM that it is compared with, one file each."""

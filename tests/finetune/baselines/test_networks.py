@@ -1,0 +1,107 @@
+"""A whole network is trained, judged, resumed and used as any model without prompts is."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+
+from data_prep.common.cli import run_command, run_program
+from data_prep.common.components import Component
+from data_prep.common.errors import UserError
+from finetune.__main__ import COMMANDS
+from finetune.config import ModelConfig
+from finetune.inference.loading import load_segmenter
+from finetune.model.building import build_model
+from finetune.train import COMMAND
+
+SHALLOW = """
+from torch import nn
+from finetune.model.network import Network
+
+class Shallow(Network):
+    def __init__(self, image_size, targets, width=8):
+        super().__init__(image_size, targets)
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, width, 5, padding=2), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.Conv2d(width, len(targets), 5, padding=2),
+        )
+
+    def forward(self, images, stacks=()):
+        return self.layers(images)
+"""
+OPTIONS = (
+    *("--model.network=shallow.Shallow", "--model.image_size=64", "--loss.iou=0"),
+    *("--prompts=TargetsOnly", "--data.without_targets=null", "--data.workers=0", "--threads=1"),
+    *("--optim.batch_size=4", "--optim.warmup_steps=0", "--optim.lr=0.02", "--log_every=1"),
+    *("--optim.scale_lr=false", "--data.validation=0.2"),
+    "--evaluators={v: {class_path: finetune.validation.Validation, init_args: {every: 20}}}",
+)
+NO_PROMPT = "v/no_prompt"
+
+
+@pytest.fixture(autouse=True)
+def shallow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shallow.py").write_text(SHALLOW)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def train(shards: Path, run: Path, *options: str) -> Path:
+    words = [f"--data.shards={shards}", f"--output={run}", *OPTIONS, *options]
+    run_command("finetune/train.py", COMMAND, words)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return run
+
+
+def test_a_network_learns_is_judged_and_finds_all_targets(labelled_shards, tmp_path) -> None:
+    run = train(labelled_shards, tmp_path / "run", "--optim.steps=60")
+    score = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    judged = [row[NO_PROMPT] for row in score if NO_PROMPT in row]
+    assert judged[-1] > 0.6
+    given = [f"--run={run}", "--device=cpu"]
+    out = tmp_path / "results"
+    words = [*given, f"--data.shards={labelled_shards}", f"--output={out}"]
+    run_program("finetune", COMMANDS, ["evaluate", *words, "--protocols=[TargetOnly]"])
+    rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
+    assert {row["protocol"] for row in rows} == {"no prompt"}
+    pixels = np.random.default_rng(0).integers(0, 255, (50, 70), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    files = [f"--input={tmp_path / 'photo.png'}", f"--output={tmp_path / 'mask.png'}"]
+    run_program("finetune", COMMANDS, ["predict", *given, *files])
+    assert Image.open(tmp_path / "mask.png").size == (70, 50)
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_end(labelled_shards, tmp_path) -> None:
+    """Also the running statistics of its normalisation."""
+    whole = train(labelled_shards, tmp_path / "whole", "--optim.steps=6", "--save_every=3")
+    state = load_segmenter(whole, torch.device("cpu"), last=True).state_dict()
+    parts = tmp_path / "parts"
+    train(labelled_shards, parts, "--optim.steps=6", "--save_every=3")
+    checkpoints = sorted((parts / "checkpoints").glob("step-*"))
+    assert len(checkpoints) == 2
+    shutil.rmtree(checkpoints[-1])
+    (parts / "DONE").unlink(missing_ok=True)
+    train(labelled_shards, parts, "--optim.steps=6", "--save_every=3", "--resume=auto")
+    again = load_segmenter(parts, torch.device("cpu"), last=True).state_dict()
+    assert any("running_mean" in key for key in state)
+    assert all(torch.equal(again[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"encoder_size": "vit_b"}, "model.encoder_size: Shallow is a whole network without SAM"),
+        ({"recompute_blocks": True}, "model.recompute_blocks: Shallow is a whole network"),
+    ],
+)
+def test_what_is_sams_is_refused(change, named) -> None:
+    config = ModelConfig(network=Component("shallow.Shallow"), **change)
+    with pytest.raises(UserError, match=named):
+        build_model(config, ("a",))
+    with pytest.raises(UserError, match="encoder: Shallow is a whole network"):
+        build_model(ModelConfig(network=Component("shallow.Shallow")), ("a",), "encoder.pth")
