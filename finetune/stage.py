@@ -23,6 +23,7 @@ from finetune.model.building import build_model
 from finetune.model.decoder import Decoded, require_prompts
 from finetune.model.kept import keep_weights
 from finetune.model.losses import MaskLoss, mask_dice
+from finetune.model.network import Network
 from finetune.model.segmenter import Segmenter
 from finetune.prompts.prompting import Prompting, Truth
 from pretrain.encoder.pixels import normalise_pixels
@@ -68,7 +69,9 @@ class PromptedLoss(nn.Module):
                 if trained or not dices:
                     dices.append(self.round_dice(decoded, masks, valid))
                 if trained:
-                    yield self.round_loss(decoded, masks, valid)
+                    loss = self.round_loss(decoded, masks, valid)
+                    auxiliary = self.auxiliary_loss(embeddings, batch)
+                    yield loss if auxiliary is None else loss + auxiliary
 
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         loss = self.mean(losses, self._encode(batch), trained)
@@ -92,6 +95,16 @@ class PromptedLoss(nn.Module):
         """() loss of one round, for masks and valid pixels (M, 1, S, S)."""
         logits = self.segmenter.upsample(decoded.low_res)
         return self.loss(logits, masks, valid, decoded.iou)[0]
+
+    def auxiliary_loss(self, maps: Tensor, batch: SegmentationBatch) -> Tensor | None:
+        """() loss that a network has besides that of the masks; see `Network.auxiliary_loss`."""
+        network = self.segmenter.image_encoder
+        if not isinstance(network, Network):
+            return None
+        size = (len(batch.images), len(self.segmenter.targets), *batch.masks.shape[1:])
+        truth = batch.masks.new_zeros(size)
+        truth[batch.image, batch.targets] = batch.masks
+        return network.auxiliary_loss(maps, truth, batch.valid)
 
 
 class SegmentationStage(Stage):
@@ -172,7 +185,9 @@ class SegmentationStage(Stage):
 
     def savings(self) -> Sequence[str]:
         """Recomputed blocks."""
-        return [] if self.model_config.recompute_blocks else ["--model.recompute_blocks true"]
+        model = self.model_config
+        cannot = model.recompute_blocks or model.network is not None  # which has none of the blocks
+        return [] if cannot else ["--model.recompute_blocks true"]
 
     def documents(self) -> dict[str, Any]:
         """Where frozen weights came from, and what the model was trained on."""

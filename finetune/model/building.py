@@ -16,7 +16,7 @@ from data_prep.common.files import sha256
 from finetune.config import ModelConfig
 from finetune.model.decoder import Decoder
 from finetune.model.mask_decoder import DecoderBlockAdapter
-from finetune.model.network import Maps, Network
+from finetune.model.network import Network
 from finetune.model.segmenter import NECK_PREFIX, TEXT_PREFIX, Segmenter
 from finetune.model.text import TEXT_ROLE, WEIGHTS, TextEncoder
 from pretrain.encoder import weights
@@ -102,7 +102,8 @@ def _whole_network(config: ModelConfig, targets: Sequence[str], given: Sequence[
         name = config.network.class_path.rpartition(".")[2]
         raise UserError(f"{unused[0]}: {name} is a whole network without SAM; leave it out")
     network = config.network.build(Network, config.image_size, tuple(targets))
-    return Segmenter(network, Maps(config.image_size, targets), config.image_size, targets)
+    decoder = network.make_decoder(config.image_size, tuple(targets))
+    return Segmenter(network, decoder, config.image_size, targets)
 
 
 class _File(NamedTuple):

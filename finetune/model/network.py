@@ -14,7 +14,8 @@ class Network(nn.Module, ABC):
     """From images to one map of logits for each target, without prompts.
 
     It stands where SAM's image encoder does, so that an image or a volume is segmented once for all
-    of its targets. Adding a network takes a subclass of this one.
+    of its targets. Adding a network takes a subclass of this one. One that is trained by a loss
+    besides that of the masks has `auxiliary_loss`; one that takes prompts has `make_decoder`.
     """
 
     for_stacks: ClassVar[bool] = False
@@ -32,7 +33,7 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor, stacks: Sequence[int] = ()) -> Tensor:
-        """Logits (B, T, S, S).
+        """Logits (B, T, S, S); maps that `auxiliary_loss` needs besides may follow those T.
 
         Args:
             images: (B, 3, S, S), normalised by the mean and deviation that SAM uses; grey images
@@ -40,6 +41,23 @@ class Network(nn.Module, ABC):
             stacks: Lengths of runs of images that are neighbouring slices of one volume, B in sum;
                 empty for images without any.
         """
+
+    def auxiliary_loss(self, maps: Tensor, truth: Tensor, valid: Tensor) -> Tensor | None:
+        """A loss that is added to that of the masks; None, as by default, for none.
+
+        Args:
+            maps: (B, T or more, S, S), what `forward` gave.
+            truth: (B, T, S, S) bool masks; empty where a target is absent or is not asked for.
+            valid: (B, S, S) bool, False on padding.
+
+        Returns:
+            A scalar.
+        """
+        return None
+
+    def make_decoder(self, image_size: int, targets: Sequence[str]) -> Decoder:
+        """What makes masks of what `forward` gives: by default each target's own map is taken."""
+        return Maps(image_size, targets)
 
 
 class Maps(Decoder):

@@ -14,10 +14,12 @@ from PIL import Image
 from data_prep.common.cli import run_command, run_program
 from data_prep.common.components import Component
 from data_prep.common.errors import UserError
+from data_prep.common.parsing import parse
 from finetune.__main__ import COMMANDS
-from finetune.config import ModelConfig
+from finetune.config import ModelConfig, TrainConfig
 from finetune.inference.loading import load_segmenter
 from finetune.model.building import build_model
+from finetune.stage import SegmentationStage
 from finetune.train import COMMAND
 
 SHALLOW = """
@@ -35,6 +37,24 @@ class Shallow(Network):
     def forward(self, images, stacks=()):
         return self.layers(images)
 """
+ADDED = """
+from torch import nn
+from finetune.model.network import Network
+
+class Plain(Network):
+    def __init__(self, image_size, targets):
+        super().__init__(image_size, targets)
+        self.layer = nn.Conv2d(3, len(targets) + 1, 3, padding=1)
+
+    def forward(self, images, stacks=()):
+        return self.layer(images)
+
+class Added(Plain):
+    def auxiliary_loss(self, maps, truth, valid):
+        assert maps.shape[1] == truth.shape[1] + 1
+        self.seen = truth, valid
+        return 3 * maps[:, -1].square().mean()
+"""
 OPTIONS = (
     *("--model.network=shallow.Shallow", "--model.image_size=64", "--loss.iou=0"),
     *("--prompts=TargetsOnly", "--data.without_targets=null", "--data.workers=0", "--threads=1"),
@@ -48,6 +68,7 @@ NO_PROMPT = "v/no_prompt"
 @pytest.fixture(autouse=True)
 def shallow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "shallow.py").write_text(SHALLOW)
+    (tmp_path / "added.py").write_text(ADDED)
     monkeypatch.syspath_prepend(tmp_path)
 
 
@@ -90,6 +111,30 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(labelled_shards, tmp_pat
     again = load_segmenter(parts, torch.device("cpu"), last=True).state_dict()
     assert any("running_mean" in key for key in state)
     assert all(torch.equal(again[key], value) for key, value in state.items())
+
+
+def test_the_loss_that_a_network_adds_is_added(labelled_shards) -> None:
+    """In value and in every gradient; without one nothing changes."""
+    found = {}
+    for name in ("Plain", "Added"):
+        given = [f"--model.network=added.{name}", f"--data.shards={labelled_shards}", "--output=x"]
+        config, _ = parse(TrainConfig, "train", [*given, *OPTIONS[1:7]])
+        torch.manual_seed(0)
+        stage = SegmentationStage(config, torch.device("cpu"))
+        batch = stage.collate([stage.dataset[index, index] for index in range(3)])
+        loss, _ = stage.losses(stage.model, batch, 0)
+        loss.backward()
+        network = stage.segmenter.image_encoder
+        found[name] = loss.item(), network.layer.weight.grad.clone()
+    extra = 3 * stage.model._encode(batch)[:, -1].square().mean()
+    gradient = torch.autograd.grad(extra, network.layer.weight)[0]
+    assert found["Added"][0] == pytest.approx(found["Plain"][0] + extra.item(), rel=1e-5)
+    assert torch.allclose(found["Added"][1], found["Plain"][1] + gradient, atol=1e-5)
+    assert found["Plain"][1][-1].abs().max() == 0 < gradient[-1].abs().max()
+    truth, valid = network.seen
+    assert torch.equal(valid, batch.valid) and truth.any()
+    for mask, image, target in zip(batch.masks, batch.image, batch.targets, strict=True):
+        assert torch.equal(truth[image, target], mask)
 
 
 @pytest.mark.parametrize(
