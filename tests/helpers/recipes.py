@@ -26,6 +26,7 @@ def options_of_command(recipe: str) -> list[str]:
     shown = [line[4:] for line in header_of(recipe).splitlines() if line.startswith("#   ")]
     words = shlex.split(" ".join(shown).replace("\\ ", " "))
     assert words[:3] == ["accelerate", "launch", "--config_file"] and (ROOT / words[3]).is_file()
-    assert words[4] == f"{Path(recipe).parts[1]}/train.py" and (ROOT / words[4]).is_file()
+    stage = {"baselines": "finetune"}.get(folder := Path(recipe).parts[1], folder)
+    assert words[4] == f"{stage}/train.py" and (ROOT / words[4]).is_file()
     assert words[5:7] == ["--config", recipe]
     return words[5:]
