@@ -2,10 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
 
 from torch import Tensor, nn
 
+from data_prep.common.errors import UserError
 from finetune.model.decoder import Decoded, Decoder
 from finetune.model.prompt_encoder import Prompts
 
@@ -17,7 +17,7 @@ class Network(nn.Module, ABC):
     of its targets. Adding a network takes a subclass of this one.
     """
 
-    for_stacks: ClassVar[bool] = False
+    for_stacks: bool = False
     """Whether it looks at neighbouring slices."""
 
     @abstractmethod
@@ -40,6 +40,17 @@ class Network(nn.Module, ABC):
             stacks: Lengths of runs of images that are neighbouring slices of one volume, B in sum;
                 empty for images without any.
         """
+
+    def encoder(self) -> nn.Module:
+        """The part that may be pretrained, from images (B, 3, S, S) to features (B, C, h, w).
+
+        Its weights are what the option `encoder` names, and are trained on.
+
+        Raises:
+            UserError: The network has no such part.
+        """
+        name = type(self).__name__
+        raise UserError(f"encoder: {name} is a whole network without SAM; leave it out")
 
 
 class Maps(Decoder):

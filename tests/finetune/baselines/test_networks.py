@@ -8,17 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 
-from data_prep.common.cli import run_command, run_program
+from data_prep.common.cli import run_program
 from data_prep.common.components import Component
 from data_prep.common.errors import UserError
 from finetune.__main__ import COMMANDS
 from finetune.config import ModelConfig
 from finetune.inference.loading import load_segmenter
 from finetune.model.building import build_model
-from finetune.train import COMMAND
+from helpers import networks
 
 SHALLOW = """
 from torch import nn
@@ -35,11 +34,8 @@ class Shallow(Network):
     def forward(self, images, stacks=()):
         return self.layers(images)
 """
-OPTIONS = (
-    *("--model.network=shallow.Shallow", "--model.image_size=64", "--loss.iou=0"),
-    *("--prompts=TargetsOnly", "--data.without_targets=null", "--data.workers=0", "--threads=1"),
-    *("--optim.batch_size=4", "--optim.warmup_steps=0", "--optim.lr=0.02", "--log_every=1"),
-    *("--optim.scale_lr=false", "--data.validation=0.2"),
+SHALLOW_RUN = (
+    "--model.network=shallow.Shallow",
     "--evaluators={v: {class_path: finetune.validation.Validation, init_args: {every: 20}}}",
 )
 NO_PROMPT = "v/no_prompt"
@@ -52,10 +48,7 @@ def shallow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def train(shards: Path, run: Path, *options: str) -> Path:
-    words = [f"--data.shards={shards}", f"--output={run}", *OPTIONS, *options]
-    run_command("finetune/train.py", COMMAND, words)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return run
+    return networks.train(shards, run, *SHALLOW_RUN, *options)
 
 
 def test_a_network_learns_is_judged_and_finds_all_targets(labelled_shards, tmp_path) -> None:
