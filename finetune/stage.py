@@ -139,16 +139,20 @@ class SegmentationStage(Stage):
                 "data.without_targets: only texts and decoders without prompts can ask for what is"
                 " not in an image; leave it 0"
             )
+        for_every = self.prompting.every_target
+        if options.data.without_targets != 0 and options.data.stack > 1 and not for_every:
+            raise UserError("data.without_targets: texts ask in single slices; set data.stack to 1")
         together = self.segmenter.image_encoder.for_stacks
         if options.data.stack == 1 and (together or self.prompting.for_stacks):
-            chosen = options.model.encoder_adapter if together else options.prompts
+            seeing = options.model.network or options.model.encoder_adapter
+            chosen = seeing if together else options.prompts
             raise UserError(
                 f"data.stack is 1, and {chosen} learns from neighbouring slices; set it to 5, say"
             )
         if options.data.stack > 1 and not (together or self.prompting.for_stacks):
             raise UserError(
-                f"data.stack is {options.data.stack}, and neither the encoder's adapter nor the"
-                " prompts look at neighbouring slices; set it to 1, or choose them as"
+                f"data.stack is {options.data.stack}, and neither the model nor the prompts look at"
+                " neighbouring slices; set it to 1, or choose them as"
                 " configs/finetune/msa_3d.yaml does"
             )
         # others need not look at the neighbours of a slice in use

@@ -57,8 +57,7 @@ def build_model(
             with a missing, unexpected or mis-shaped key.
     """
     if config.network is not None:
-        given = {"encoder": encoder_weights, "sam": sam_checkpoint}
-        return _whole_network(config, targets, [name for name, file in given.items() if file])
+        return _whole_network(config, targets, encoder_weights, sam_checkpoint)
     encoder_file = _read(encoder_weights)
     sam_file = _read(sam_checkpoint)
     size = _choose_size(config.encoder_size, encoder_file or sam_file)
@@ -88,22 +87,37 @@ def build_model(
     return segmenter
 
 
-def _whole_network(config: ModelConfig, targets: Sequence[str], given: Sequence[str]) -> Segmenter:
-    """A network in the place of encoder and decoder, all of it new.
+def _whole_network(
+    config: ModelConfig,
+    targets: Sequence[str],
+    encoder_weights: str | Path | None,
+    sam_checkpoint: str | Path | None,
+) -> Segmenter:
+    """A network in the place of encoder and decoder, all of it trained.
 
     Raises:
-        UserError: Weights are given, or parts of SAM are asked for.
+        UserError: Weights that it does not take are given, or parts of SAM are asked for.
     """
     assert config.network is not None
     plain = ModelConfig()
     parts = ("encoder_size", "encoder_adapter", "decoder", "decoder_adapter", "trained", "text")
     chosen = [f"model.{name}" for name in parts if getattr(config, name) != getattr(plain, name)]
-    if unused := [*given, *chosen, *["model.recompute_blocks"] * config.recompute_blocks]:
+    chosen += ["model.recompute_blocks"] * config.recompute_blocks
+    if unused := ["sam"] * (sam_checkpoint is not None) + chosen:
         name = config.network.class_path.rpartition(".")[2]
         raise UserError(f"{unused[0]}: {name} is a whole network without SAM; leave it out")
     network = config.network.build(Network, config.image_size, tuple(targets))
     decoder = network.make_decoder(config.image_size, tuple(targets))
-    return Segmenter(network, decoder, config.image_size, targets)
+    segmenter = Segmenter(network, decoder, config.image_size, targets)
+    if encoder_weights is not None:
+        encoder = network.encoder()
+        path = weights.find_weights(encoder_weights)
+        weights.load_strictly(encoder, weights.read_weights(path), path)
+        loaded = {id(tensor) for tensor in encoder.state_dict(keep_vars=True).values()}
+        state = segmenter.state_dict(keep_vars=True)
+        _remember(segmenter, {key for key in state if id(state[key]) in loaded}, path)
+        segmenter.files = {"encoder": path}
+    return segmenter
 
 
 class _File(NamedTuple):

@@ -2,10 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
 
 from torch import Tensor, nn
 
+from data_prep.common.errors import UserError
 from finetune.model.decoder import Decoded, Decoder
 from finetune.model.prompt_encoder import Prompts
 
@@ -18,7 +18,7 @@ class Network(nn.Module, ABC):
     besides that of the masks has `auxiliary_loss`; one that takes prompts has `make_decoder`.
     """
 
-    for_stacks: ClassVar[bool] = False
+    for_stacks: bool = False
     """Whether it looks at neighbouring slices."""
 
     @abstractmethod
@@ -41,6 +41,17 @@ class Network(nn.Module, ABC):
             stacks: Lengths of runs of images that are neighbouring slices of one volume, B in sum;
                 empty for images without any.
         """
+
+    def encoder(self) -> nn.Module:
+        """The part that may be pretrained, from images (B, 3, S, S) to features (B, C, h, w).
+
+        Its weights are what the option `encoder` names, and are trained on.
+
+        Raises:
+            UserError: The network has no such part.
+        """
+        name = type(self).__name__
+        raise UserError(f"encoder: {name} is a whole network without SAM; leave it out")
 
     def auxiliary_loss(self, maps: Tensor, truth: Tensor, valid: Tensor) -> Tensor | None:
         """A loss that is added to that of the masks; None, as by default, for none.

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 
-from data_prep.common.cli import run_command, run_program
+from data_prep.common.cli import run_program
 from data_prep.common.components import Component
 from data_prep.common.errors import UserError
 from data_prep.common.parsing import parse
@@ -20,7 +19,7 @@ from finetune.config import ModelConfig, TrainConfig
 from finetune.inference.loading import load_segmenter
 from finetune.model.building import build_model
 from finetune.stage import SegmentationStage
-from finetune.train import COMMAND
+from helpers import networks
 
 SHALLOW = """
 from torch import nn
@@ -55,11 +54,8 @@ class Added(Plain):
         self.seen = truth, valid
         return 3 * maps[:, -1].square().mean()
 """
-OPTIONS = (
-    *("--model.network=shallow.Shallow", "--model.image_size=64", "--loss.iou=0"),
-    *("--prompts=TargetsOnly", "--data.without_targets=null", "--data.workers=0", "--threads=1"),
-    *("--optim.batch_size=4", "--optim.warmup_steps=0", "--optim.lr=0.02", "--log_every=1"),
-    *("--optim.scale_lr=false", "--data.validation=0.2"),
+SHALLOW_RUN = (
+    "--model.network=shallow.Shallow",
     "--evaluators={v: {class_path: finetune.validation.Validation, init_args: {every: 20}}}",
 )
 NO_PROMPT = "v/no_prompt"
@@ -73,10 +69,7 @@ def shallow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def train(shards: Path, run: Path, *options: str) -> Path:
-    words = [f"--data.shards={shards}", f"--output={run}", *OPTIONS, *options]
-    run_command("finetune/train.py", COMMAND, words)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return run
+    return networks.train(shards, run, *SHALLOW_RUN, *options)
 
 
 def test_a_network_learns_is_judged_and_finds_all_targets(labelled_shards, tmp_path) -> None:
@@ -118,7 +111,7 @@ def test_the_loss_that_a_network_adds_is_added(labelled_shards) -> None:
     found = {}
     for name in ("Plain", "Added"):
         given = [f"--model.network=added.{name}", f"--data.shards={labelled_shards}", "--output=x"]
-        config, _ = parse(TrainConfig, "train", [*given, *OPTIONS[1:7]])
+        config, _ = parse(TrainConfig, "train", [*given, *networks.OPTIONS])
         torch.manual_seed(0)
         stage = SegmentationStage(config, torch.device("cpu"))
         batch = stage.collate([stage.dataset[index, index] for index in range(3)])

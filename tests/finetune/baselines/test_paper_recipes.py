@@ -17,17 +17,9 @@ from finetune.evaluation.evaluate import evaluate
 from finetune.inference.loading import load_segmenter
 from finetune.stage import SegmentationStage
 from finetune.train import COMMAND
+from helpers.networks import PAPERS
 from helpers.recipes import ROOT, header_of, options_of_command
-from pretrain.engine.optim import learning_rate
 
-SMALL_NETWORK = {
-    "transunet": ("width=16", "depth=1", "heads=2", "blocks=[1, 1, 1]"),
-    "transbts": ("width=8", "embedding=16", "depth=1", "heads=2", "hidden=32"),
-    "beal": (),
-    "mtseg": ("width=4",),
-    "ultraunet": ("width=4",),
-}
-"""What makes the networks of these recipes small; all have their full depth of resolutions."""
 EVALUATED = ("transbts", "ultraunet")
 """Those that are used in a way of their own: with neighbouring slices, and with prompts."""
 SMALL = (
@@ -46,10 +38,10 @@ def workspace(tmp_path, make_shards, organs, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", SMALL_NETWORK)
+@pytest.mark.parametrize("name", PAPERS)
 def test_a_recipe_starts_as_its_header_says_and_is_evaluated(name, workspace, capsys) -> None:
     recipe = f"configs/baselines/{name}.yaml"
-    small = [f"--model.network.{option}" for option in SMALL_NETWORK[name]]
+    small = [f"--model.network.{option}" for option in PAPERS[name]]
     run_command("finetune/train.py", COMMAND, [*options_of_command(recipe), *SMALL, *small])
     AcceleratorState._reset_state(reset_partial_state=True)
     assert "2 steps of 2, 1 process on cpu" in capsys.readouterr().out
@@ -61,17 +53,6 @@ def test_a_recipe_starts_as_its_header_says_and_is_evaluated(name, workspace, ca
     rows = evaluate(model, cases, [getattr(protocols, named[1])()])
     assert {row.target for row in rows} == {"anterior", "posterior"}
     assert all(0 <= row.dice <= 1 for row in rows)
-
-
-@pytest.mark.parametrize("name", SMALL_NETWORK)
-def test_its_header_has_memory_and_time_and_its_rate_is_absolute(name) -> None:
-    recipe = f"configs/baselines/{name}.yaml"
-    assert re.search(r"Memory: .*\d [MG]B", header_of(recipe))
-    assert re.search(r"Time: .*\d", header_of(recipe))
-    words = [f"--config={ROOT / recipe}", "--data.shards=x", "--output=y", "--optim.batch_size=1"]
-    optim = parse(TrainConfig, "train", words)[0].optim
-    schedule = optim.schedule(1000)
-    assert max(learning_rate(schedule, step) for step in range(schedule.steps)) == optim.lr
 
 
 def test_ultraunet_is_corrected_by_clicks_too(workspace) -> None:
