@@ -1,10 +1,11 @@
-"""`python -m finetune evaluate | predict | compare | export | publish | benchmark | quickstart`."""
+"""`python -m finetune COMMAND`: evaluate, predict, compare, export, publish, simclr and others."""
 
 from data_prep.common.cli import Command, run_program
 from finetune.benchmark.config import BenchmarkOptions
 from finetune.config import CompareConfig, EvaluateConfig, QuickstartConfig
 from finetune.inference.options import PredictConfig
 from finetune.publish.config import ExportOptions, PublishOptions
+from finetune.simclr.config import SimclrConfig
 
 COMMANDS = {
     "evaluate": Command(
@@ -32,6 +33,11 @@ COMMANDS = {
         "Upload the trained weights of a run to the Hugging Face Hub, with a model card.",
         "finetune.publish.hub:publish",
         (PublishOptions,),
+    ),
+    "simclr": Command(
+        "Pretrain the encoder of a network without SAM on unlabelled images, by SimCLR.",
+        "finetune.simclr.stage:pretrain",
+        (SimclrConfig,),
     ),
     "benchmark": Command(
         "Speed and memory of stage two, as ratios from one run.",

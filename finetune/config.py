@@ -108,8 +108,6 @@ class SegmentationDataConfig(CaseSelection):
             raise UserError(f"data.views is {self.views}; it must be at least 1, or null")
         if self.cache is not None and self.views is None:
             raise UserError("data.cache: needs a number of views; set data.views to 8, say")
-        if self.stack > 1 and self.without_targets != 0:
-            raise UserError("data.without_targets is for single slices; set data.stack to 1")
         for name in ("validation", "without_targets"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
@@ -131,6 +129,10 @@ class ModelConfig:
         "finetune.model.decoder.Decoder", "finetune.model.mask_decoder.SamDecoder"
     )
     """How masks are made of an image's embedding: SAM's prompted decoder, or another."""
+    network: Component | None = component("finetune.model.network.Network")
+    """A whole network in the place of SAM's encoder and decoder, such as
+    finetune.baselines.UNet. Nothing is adapted then, and `encoder` names weights only for a network
+    that has a part to pretrain."""
     decoder_adapter: Component | None = component("finetune.adapters.DecoderBlockAdapter")
     """Adapter set in the first block of SAM's decoder."""
     trained: list[str] = field(default_factory=list)

@@ -19,12 +19,15 @@ from finetune.data.dataset import (
 )
 from finetune.data.embeddings import EmbeddingCache, open_cache
 from finetune.inference.loading import DATA, SEGMENTER, SOURCES, rebuild, restore
+from finetune.model.building import build_model
 from finetune.model.decoder import Decoded, require_prompts
 from finetune.model.kept import keep_weights
 from finetune.model.losses import MaskLoss, mask_dice
-from finetune.model.segmenter import Segmenter, build_model
+from finetune.model.network import Network
+from finetune.model.segmenter import Segmenter
 from finetune.prompts.prompting import Prompting, Truth
 from pretrain.encoder.pixels import normalise_pixels
+from pretrain.encoder.sam import SamEncoder
 from pretrain.engine.checkpoint import Checkpoint, checkpoints_of
 from pretrain.engine.loop import train as train_stage
 from pretrain.engine.one_by_one import mean_one_by_one
@@ -105,13 +108,16 @@ class PromptedLoss(nn.Module):
             if trained or not dices:
                 dices.append(self.round_dice(decoded, masks, valid))
             if trained:
-                yield self.round_loss(decoded, masks, valid)
+                loss = self.round_loss(decoded, masks, valid)
+                auxiliary = self.auxiliary_loss(embeddings, batch)
+                yield loss if auxiliary is None else loss + auxiliary
 
     def _encode(self, batch: SegmentationBatch) -> Tensor:
         if self.cache is None:
             images = normalise_pixels(batch.images, batch.valid)
             return self.segmenter.encode(images, batch.stacks)
         encoder = self.segmenter.image_encoder
+        assert isinstance(encoder, SamEncoder)  # of a whole network nothing is frozen
         frozen = encoder.features if self.cache.before_neck else encoder
         found = self.cache.complete(
             batch, lambda images, valid: frozen(normalise_pixels(images, valid))
@@ -128,6 +134,16 @@ class PromptedLoss(nn.Module):
         """() loss of one round, for masks and valid pixels (M, 1, S, S)."""
         logits = self.segmenter.upsample(decoded.low_res)
         return self.loss(logits, masks, valid, decoded.iou)[0]
+
+    def auxiliary_loss(self, maps: Tensor, batch: SegmentationBatch) -> Tensor | None:
+        """() loss that a network has besides that of the masks; see `Network.auxiliary_loss`."""
+        network = self.segmenter.image_encoder
+        if not isinstance(network, Network):
+            return None
+        size = (len(batch.images), len(self.segmenter.targets), *batch.masks.shape[1:])
+        truth = batch.masks.new_zeros(size)
+        truth[batch.image, batch.targets] = batch.masks
+        return network.auxiliary_loss(maps, truth, batch.valid)
 
 
 class SegmentationStage(Stage):
@@ -164,16 +180,20 @@ class SegmentationStage(Stage):
                 "data.without_targets: only texts and decoders without prompts can ask for what is"
                 " not in an image; leave it 0"
             )
+        for_every = self.prompting.every_target
+        if options.data.without_targets != 0 and options.data.stack > 1 and not for_every:
+            raise UserError("data.without_targets: texts ask in single slices; set data.stack to 1")
         together = self.segmenter.image_encoder.for_stacks
         if options.data.stack == 1 and (together or self.prompting.for_stacks):
-            chosen = options.model.encoder_adapter if together else options.prompts
+            seeing = options.model.network or options.model.encoder_adapter
+            chosen = seeing if together else options.prompts
             raise UserError(
                 f"data.stack is 1, and {chosen} learns from neighbouring slices; set it to 5, say"
             )
         if options.data.stack > 1 and not (together or self.prompting.for_stacks):
             raise UserError(
-                f"data.stack is {options.data.stack}, and neither the encoder's adapter nor the"
-                " prompts look at neighbouring slices; set it to 1, or choose them as"
+                f"data.stack is {options.data.stack}, and neither the model nor the prompts look at"
+                " neighbouring slices; set it to 1, or choose them as"
                 " configs/finetune/msa_3d.yaml does"
             )
         # others need not look at the neighbours of a slice in use
@@ -224,7 +244,9 @@ class SegmentationStage(Stage):
 
     def savings(self) -> Sequence[str]:
         """Recomputed blocks."""
-        return [] if self.model_config.recompute_blocks else ["--model.recompute_blocks true"]
+        model = self.model_config
+        cannot = model.recompute_blocks or model.network is not None  # which has none of the blocks
+        return [] if cannot else ["--model.recompute_blocks true"]
 
     def documents(self) -> dict[str, Any]:
         """Where frozen weights came from, and what the model was trained on."""

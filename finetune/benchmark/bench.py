@@ -8,7 +8,8 @@ from data_prep.common.components import Component
 from data_prep.common.results import Results
 from finetune.benchmark.config import BenchmarkOptions
 from finetune.config import ModelConfig
-from finetune.model.segmenter import Segmenter, build_model
+from finetune.model.building import build_model
+from finetune.model.segmenter import Segmenter
 from pretrain.benchmark.clock import Clock
 from pretrain.engine.cpu import has_fast_bf16
 

@@ -29,6 +29,7 @@ from data_prep.common.errors import UserError
 from data_prep.common.files import write_json
 from finetune.config import TrainConfig
 from finetune.data.dataset import VIEWS_VERSION, SegmentationBatch, SegmentationDataset, View
+from finetune.model.network import Network
 from finetune.model.prompt_encoder import PROMPT_WIDTH
 from finetune.model.segmenter import Segmenter
 from pretrain.sizes import PATCH
@@ -160,6 +161,8 @@ def open_cache(
     if options.data.cache is None:
         return None
     encoder = segmenter.image_encoder
+    if isinstance(encoder, Network):
+        raise UserError("data.cache: a whole network has no image encoder; leave data.cache out")
     trained = [name for name, each in encoder.named_parameters() if each.requires_grad]
     before_neck = any(name.startswith(NECK) for name in trained)
     trained = [name for name in trained if not name.startswith(NECK)]

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from finetune.model.decoder import Decoded, Decoder
+from finetune.model.network import pick_maps
 from finetune.model.prompt_encoder import Prompts
 
 WIDTH = 256
@@ -22,9 +23,7 @@ class MapHead(Decoder):
 
     def decode(self, embeddings: Tensor, prompts: Prompts, multimask: bool) -> Decoded:
         """The map of each prompt's target in its image; no IoU is expected of it."""
-        assert prompts.target is not None  # see `require_prompts`
-        maps = self.head(embeddings)  # (B, T, 4 h, 4 w)
-        return Decoded(maps[prompts.image, prompts.target][:, None].float(), None)
+        return pick_maps(self.head(embeddings), prompts)
 
 
 def with_relu(convolution: nn.Conv2d) -> nn.Sequential:

@@ -12,8 +12,9 @@ from data_prep.common.parsing import parse_file
 from data_prep.options import Plane, Window
 from finetune.config import ModelConfig, ModelSource, TrainConfig
 from finetune.inference.published import SEGMENTER, find_run, require_sources
+from finetune.model.building import build_model
 from finetune.model.kept import kept_weights
-from finetune.model.segmenter import TEXT_PREFIX, Segmenter, build_model
+from finetune.model.segmenter import TEXT_PREFIX, Segmenter
 from finetune.model.text import TEXT_ROLE
 from pretrain.encoder.weights import find_weights, image_size_of
 from pretrain.engine.checkpoint import (

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from data_prep.common.errors import UserError
 from finetune.data.dataset import SegmentationBatch
@@ -128,6 +129,8 @@ class ClicksAndBoxes(Prompting):
             if index == skipped + self.rounds:
                 return
             low_res = decoded.picked().low_res.detach()
+            if low_res.shape[-1] != batch.masks.shape[-1] // MASK_STRIDE:  # a network's own maps
+                low_res = avg_pool2d(low_res, MASK_STRIDE)
             if self.previous_mask:
                 previous = low_res
             if self.mask_only_share and rng.random() < self.mask_only_share:

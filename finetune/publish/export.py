@@ -12,6 +12,7 @@ from finetune.model.mask_decoder import DECODER_WIDTH, SamDecoder
 from finetune.model.segmenter import TEXT_PREFIX, Segmenter
 from finetune.publish.config import ExportOptions
 from pretrain.encoder.block import EncoderBlock
+from pretrain.encoder.sam import SamEncoder
 from pretrain.publish.export import building_lines
 from pretrain.sizes import NATIVE_GRID, PATCH
 
@@ -49,6 +50,7 @@ def merge_adapters(segmenter: Segmenter) -> None:
         if layer.adapter is not None:
             name = type(layer.adapter).__name__
             raise UserError(f"{name} cannot be merged into the weights of SAM")
+    assert isinstance(segmenter.image_encoder, SamEncoder)  # as the decoder is SAM's
     for block in segmenter.image_encoder.blocks:
         assert isinstance(block, EncoderBlock)
         if block.adapter is not None:
@@ -58,6 +60,7 @@ def merge_adapters(segmenter: Segmenter) -> None:
 
 def loading_lines(segmenter: Segmenter, path: Path) -> list[str]:
     """Lines of Python that load an exported checkpoint as `sam`, and what else there is to know."""
+    assert isinstance(segmenter.image_encoder, SamEncoder)
     decoder, size = segmenter.decoder, segmenter.image_encoder.size
     if isinstance(decoder, SamedDecoder):
         names = ", ".join(segmenter.targets)

@@ -27,6 +27,7 @@ from finetune.model.segmenter import Segmenter
 from finetune.model.text import TEXT_ROLE
 from finetune.prompts.clip_files import CONFIG
 from finetune.validation import SCORE
+from pretrain.encoder.sam import SamEncoder
 from pretrain.encoder.weights import HUB, find_weights
 from pretrain.engine.checkpoint import Checkpoint, checkpoints_of
 from pretrain.engine.metrics import read_metrics
@@ -128,7 +129,10 @@ def read_run(run: Path, last: bool = False) -> RunFacts:
     if fault := checkpoint.fault():
         raise UserError(f"run: {checkpoint.folder}: {fault}")
     config, resolved = parse_file(TrainConfig, run / "config.yaml")
+    if config.model.network is not None:
+        raise UserError(f"run: {run} is a whole network without SAM, and is not published")
     segmenter = load_segmenter(run, torch.device("cpu"), last=last)
+    assert isinstance(segmenter.image_encoder, SamEncoder)
     try:
         environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

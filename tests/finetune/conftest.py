@@ -17,8 +17,9 @@ from data_prep.options import WriteOptions
 from data_prep.records import Reference, Sample, Source
 from data_prep.shards.write import write_shards
 from finetune.config import TrainConfig
+from finetune.model.building import build_model
 from finetune.model.prompt_encoder import Prompts
-from finetune.model.segmenter import Decoded, build_model
+from finetune.model.segmenter import Decoded
 from pretrain.sizes import SIZES, EncoderSize
 
 

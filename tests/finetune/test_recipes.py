@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from data_prep.common.cli import run_command
 from data_prep.common.parsing import parse
 from finetune.config import ModelConfig, TrainConfig
-from finetune.model.segmenter import build_model
+from finetune.model.building import build_model
 from finetune.train import COMMAND
 from helpers.recipes import ROOT, header_of, options_of_command, recipes_of
 from pretrain.engine.optim import learning_rate
@@ -24,6 +24,8 @@ from pretrain.engine.optim import learning_rate
 pytestmark = pytest.mark.usefixtures("shallow")
 
 RECIPES = recipes_of("configs/finetune")
+BASELINES = recipes_of("configs/baselines", "finetune/train.py")
+"""Started in `baselines/test_baseline_recipes.py`."""
 SMALL = (
     *("--optim.epochs=null", "--optim.warmup_epochs=null", "--optim.steps=2"),
     *("--optim.batch_size=2", "--optim.accumulate=1", "--optim.warmup_steps=1"),
@@ -70,7 +72,7 @@ def test_a_recipe_starts_as_its_header_says(recipe, workspace, capsys) -> None:
     assert (workspace / options[options.index("--output") + 1] / "DONE").is_file()
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [*RECIPES, *BASELINES])
 def test_its_header_has_memory_and_time_and_its_rate_is_absolute(recipe) -> None:
     header = header_of(recipe)
     assert re.search(r"Memory: .*\d [MG]B", header), "no memory is stated"

@@ -12,8 +12,8 @@ from data_prep.common.components import Component
 from finetune.benchmark.rounds import mean_of_all
 from finetune.config import ModelConfig
 from finetune.data.dataset import SegmentationBatch
+from finetune.model.building import build_model
 from finetune.model.losses import SegmentationLoss
-from finetune.model.segmenter import build_model
 from finetune.prompts.clicks import ClickSampling
 from finetune.prompts.simulate import ClicksAndBoxes
 from finetune.stage import PromptedLoss

@@ -26,8 +26,8 @@ from finetune.inference.loading import SEGMENTER, load_segmenter
 from finetune.inference.objects import Prompt
 from finetune.inference.prompted import PromptedImage
 from finetune.inference.segmenting import segment
+from finetune.model.building import build_model
 from finetune.model.prompt_encoder import Prompts
-from finetune.model.segmenter import build_model
 from helpers.text_runs import BANK, LABELS, TOWER, official, shapes, train
 from pretrain.engine.checkpoint import latest_checkpoint
 from pretrain.sizes import SIZES, EncoderSize

@@ -17,7 +17,8 @@ from data_prep.common.parsing import parse
 from finetune.config import ModelConfig, TrainConfig
 from finetune.inference.loading import SEGMENTER, SOURCES, load_segmenter
 from finetune.model import kept
-from finetune.model.segmenter import Segmenter, build_model
+from finetune.model.building import build_model
+from finetune.model.segmenter import Segmenter
 from finetune.train import COMMAND
 from pretrain.engine.checkpoint import latest_checkpoint
 from pretrain.sizes import SIZES, EncoderSize

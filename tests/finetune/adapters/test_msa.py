@@ -13,9 +13,10 @@ from data_prep.common.errors import UserError
 from data_prep.common.parsing import parse, parse_file
 from finetune.adapters import Adapter, MsaAdapter, MsaDecoderAdapter
 from finetune.config import ModelConfig
+from finetune.model.building import build_model
 from finetune.model.mask_decoder import DecoderBlock
 from finetune.model.prompt_encoder import Prompts
-from finetune.model.segmenter import Segmenter, build_model
+from finetune.model.segmenter import Segmenter
 from pretrain.encoder.sam import SamEncoder
 from pretrain.encoder.windows import dense_groups
 from pretrain.sizes import SIZES, EncoderSize

@@ -9,7 +9,7 @@ from data_prep.common.components import Component
 from data_prep.common.errors import UserError
 from finetune.adapters.sam_med2d import Doubling, SamMed2dAdapter
 from finetune.config import ModelConfig
-from finetune.model.segmenter import build_model
+from finetune.model.building import build_model
 from pretrain.encoder.sam import SamEncoder
 from pretrain.encoder.windows import balanced_keep, dense_groups
 from pretrain.sizes import SIZES, EncoderSize

@@ -15,7 +15,7 @@ from data_prep.common.parsing import parse
 from finetune.config import ModelConfig, SegmentationDataConfig, TrainConfig
 from finetune.data.dataset import SegmentationDataset, View, collate
 from finetune.data.embeddings import LEFT_OVER, EmbeddingCache
-from finetune.model.segmenter import build_model
+from finetune.model.building import build_model
 from finetune.stage import SegmentationStage
 from finetune.train import COMMAND
 from pretrain.encoder.sam import SamEncoder

@@ -21,7 +21,7 @@ from finetune.data.cases import LabelledCases
 from finetune.evaluation.evaluate import evaluate
 from finetune.evaluation.protocols import TargetOnly
 from finetune.inference.loading import load_segmenter
-from finetune.model.segmenter import build_model
+from finetune.model.building import build_model
 from finetune.publish.card import model_card
 from finetune.publish.config import PublishOptions
 from finetune.publish.facts import read_run

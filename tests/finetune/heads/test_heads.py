@@ -13,8 +13,9 @@ from data_prep.common.components import Component
 from data_prep.common.errors import UserError
 from finetune.config import ModelConfig
 from finetune.heads import AutoSam, CnnHead, LinearHead
+from finetune.model.building import build_model
 from finetune.model.prompt_encoder import Prompts
-from finetune.model.segmenter import Segmenter, build_model
+from finetune.model.segmenter import Segmenter
 
 TARGETS = ("liver", "tumour", "kidney")
 PROMPTS = Prompts(torch.tensor([1, 0, 1, 1]), target=torch.tensor([2, 0, 0, 2]))

@@ -21,7 +21,8 @@ from finetune.inference.loading import load_segmenter
 from finetune.inference.prompted import PromptedImage, frame
 from finetune.inference.stacks import stack_around
 from finetune.inference.volume import PromptedVolume
-from finetune.model.segmenter import Segmenter, build_model
+from finetune.model.building import build_model
+from finetune.model.segmenter import Segmenter
 from finetune.train import COMMAND
 from pretrain.sizes import SIZES, EncoderSize
 

@@ -11,9 +11,10 @@ from finetune.config import ModelConfig
 from finetune.data.dataset import SegmentationBatch
 from finetune.inference.loading import DATA, load_segmenter
 from finetune.inference.prompted import PromptedImage
+from finetune.model.building import build_model
 from finetune.model.losses import SegmentationLoss
 from finetune.model.prompt_encoder import Prompts
-from finetune.model.segmenter import Segmenter, build_model
+from finetune.model.segmenter import Segmenter
 from finetune.prompts.simulate import ClicksAndBoxes
 from finetune.stage import PromptedLoss
 from pretrain.sizes import SIZES, EncoderSize

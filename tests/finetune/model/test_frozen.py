@@ -13,7 +13,8 @@ from data_prep.common.errors import UserError
 from data_prep.common.files import write_json
 from finetune.config import ModelConfig
 from finetune.inference.loading import restore
-from finetune.model.segmenter import Segmenter, build_model
+from finetune.model.building import build_model
+from finetune.model.segmenter import Segmenter
 from pretrain.engine.checkpoint import Checkpoint
 from pretrain.sizes import SIZES, EncoderSize
 

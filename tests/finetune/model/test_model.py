@@ -16,8 +16,9 @@ from timm.layers import resample_abs_pos_embed_nhwc
 from torch import Tensor, nn
 
 from finetune.config import ModelConfig
+from finetune.model.building import build_model
 from finetune.model.prompt_encoder import Prompts, encode_prompts
-from finetune.model.segmenter import Segmenter, build_model
+from finetune.model.segmenter import Segmenter
 from pretrain.sizes import SIZES, EncoderSize
 
 TINY = EncoderSize(width=32, depth=2, heads=2, global_blocks=(1,))

@@ -20,10 +20,10 @@ from finetune.config import ModelConfig
 from finetune.data.dataset import SegmentationBatch
 from finetune.inference.loading import SEGMENTER, load_segmenter
 from finetune.inference.prompted import PromptedImage
+from finetune.model.building import build_model
 from finetune.model.decoder import ALWAYS, Decoded
 from finetune.model.losses import SegmentationLoss
 from finetune.model.prompt_encoder import Prompts
-from finetune.model.segmenter import build_model
 from finetune.prompts.mixed import Mixed
 from finetune.prompts.replaced import ReplacedPoints, wrong_points
 from finetune.stage import PromptedLoss

@@ -20,7 +20,7 @@ from data_prep.common.files import sha256, write_json
 from finetune.__main__ import COMMANDS
 from finetune.config import ModelConfig
 from finetune.inference.loading import load_segmenter, trained_on
-from finetune.model.segmenter import build_model
+from finetune.model.building import build_model
 from finetune.publish import facts
 from finetune.train import COMMAND
 from pretrain.engine.checkpoint import latest_checkpoint

@@ -17,7 +17,7 @@ from finetune.__main__ import COMMANDS
 from finetune.config import ModelConfig
 from finetune.inference.loading import load_segmenter
 from finetune.inference.prompted import PromptedImage
-from finetune.model.segmenter import build_model
+from finetune.model.building import build_model
 from helpers.text_runs import BANK, LABELS, official, shapes, train
 from pretrain.sizes import SIZES, EncoderSize
 

@@ -1,0 +1,1 @@
+"""SimCLR, which pretrains the encoder of a network that SAM is compared with."""
