@@ -1,8 +1,9 @@
 """What networks of images or volumes have in common: their two forms, and sides that divide."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -46,12 +47,15 @@ class SpatialNetwork(Network):
         """Logits (B, T, S, S) of images (B, 3, S, S), see `Network.forward`."""
         if not self.for_stacks:
             return self.extended(images)
-        lengths = list(stacks) or [1] * len(images)
-        if len(set(lengths)) == 1:
-            volumes = images.unflatten(0, (-1, lengths[0])).transpose(1, 2)  # (V, 3, D, S, S)
-            return self.extended(volumes).transpose(1, 2).flatten(0, 1)
-        parts = [part.transpose(0, 1)[None] for part in images.split(lengths)]  # (1, 3, D, S, S)
-        return torch.cat([self.extended(part)[0].transpose(0, 1) for part in parts])
+        with whole_precision(images.device):
+            lengths = list(stacks) or [1] * len(images)
+            if len(set(lengths)) == 1:
+                volumes = images.unflatten(0, (-1, lengths[0]))  # (V, D, 3, S, S)
+                return self.extended(volumes.transpose(1, 2)).transpose(1, 2).flatten(0, 1)
+            parts = [
+                part.transpose(0, 1)[None] for part in images.split(lengths)
+            ]  # (1, 3, D, S, S)
+            return torch.cat([self.extended(part)[0].transpose(0, 1) for part in parts])
 
     def extended(self, pixels: Tensor) -> Tensor:
         """Logits (B, T, *sides) of pixels (B, 3, *sides) with any sides."""
@@ -67,6 +71,15 @@ class SpatialNetwork(Network):
     def sides(self, given: Sequence[int]) -> list[int]:
         """Sides to which an image or a volume is extended."""
         return [side + -side % self.divisor for side in given]
+
+
+def whole_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Inside it, three-dimensional convolutions run in float32 on a CPU, whatever the precision.
+
+    In bf16, PyTorch 2.15 leaves parts of the gradient of their weights unset where a volume has
+    two slices, as it may have at the bottom of these networks.
+    """
+    return torch.autocast("cpu", enabled=False) if device.type == "cpu" else nullcontext()
 
 
 def import_monai() -> ModuleType:

@@ -30,10 +30,10 @@ NARROW = {
 
 
 def narrow(recipe: str) -> list[str]:
-    """What makes a recipe run in a second; volumes are not judged."""
+    """What makes a recipe run in a second."""
     name = max((name for name in NARROW if Path(recipe).stem.startswith(name)), key=len, default="")
     found = [f"--model.network.{option}" for option in NARROW.get(name, ())]
-    return [*SMALL, *found, *(["--evaluators={}"] if recipe.endswith("_3d.yaml") else ())]
+    return [*SMALL, *found]
 
 
 @pytest.fixture

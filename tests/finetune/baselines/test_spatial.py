@@ -89,6 +89,14 @@ def test_edges_are_repeated_and_cut_off() -> None:
         torch.testing.assert_close(deep(slices, [5]), expected)
 
 
+def test_volumes_are_not_computed_in_bf16_on_a_cpu() -> None:
+    """There PyTorch 2.15 leaves parts of the gradient unset, which may then hold anything."""
+    flat, deep, images = build(UNet, 32), build(UNet, 32, volumes=True), torch.randn(2, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert (flat(images).dtype, deep(images, [2]).dtype) == (torch.bfloat16, torch.float32)
+        assert deep(images, [1, 1]).dtype == torch.float32
+
+
 def count(kind: type[Network], image_size: int, **options) -> float:
     """Millions of parameters; no memory is taken for them."""
     with torch.device("meta"):
