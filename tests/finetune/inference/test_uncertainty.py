@@ -14,6 +14,7 @@ from data_prep.common.cli import run_program
 from data_prep.common.errors import UserError
 from data_prep.readers.nifti import volume_from_nifti
 from finetune.__main__ import COMMANDS
+from finetune.inference.loading import TrainedOn
 from finetune.inference.objects import Prompt
 from finetune.inference.prompted import PromptedImage
 from finetune.inference.segmenting import segment, segment_several
@@ -34,8 +35,9 @@ def picture(tmp_path):
 def predict(discs, monkeypatch):
     """Predict with the stand-in segmenter, whatever run is named."""
     module = "finetune.inference.loading"
-    monkeypatch.setattr(f"{module}.load_model", lambda source, device: discs)
-    monkeypatch.setattr(f"{module}.trained_window", lambda run: "auto")
+    monkeypatch.setattr(f"{module}.load_model", lambda source, device, texts: discs)
+    monkeypatch.setattr(f"{module}.trained_on", lambda run: TrainedOn())
+    monkeypatch.setattr("finetune.inference.table.digest_of", lambda config: None)
 
     def command(*options: str) -> None:
         run_program("finetune", COMMANDS, ["predict", "--run=run", "--device=cpu", *options])
