@@ -1,8 +1,9 @@
-"""`python -m finetune evaluate | predict | compare | export | publish | benchmark | quickstart`."""
+"""Commands of `python -m finetune`: evaluate, predict, compare, few_shot and others."""
 
 from data_prep.common.cli import Command, run_program
 from finetune.benchmark.config import BenchmarkOptions
 from finetune.config import CompareConfig, EvaluateConfig, QuickstartConfig
+from finetune.few_shot.config import FewShotConfig
 from finetune.inference.options import PredictConfig
 from finetune.publish.config import ExportOptions, PublishOptions
 
@@ -21,6 +22,11 @@ COMMANDS = {
         "Compare evaluated runs case by case.",
         "finetune.evaluation.compare:compare_runs",
         (CompareConfig,),
+    ),
+    "few_shot": Command(
+        "Train with few labelled cases, evaluate, and draw Dice against their number.",
+        "finetune.few_shot.command:few_shot",
+        (FewShotConfig,),
     ),
     "export": Command(
         "An adapted model as a checkpoint for segment_anything, its adapters merged.",
