@@ -41,7 +41,7 @@ def make_runs(config: FewShotConfig, runs: Sequence[Run]) -> list[Failure]:
     mine = runs[config.task :: config.tasks]
     left = [run for run in mine if not run.is_done]
     share = f", {len(mine)} of them of this task" if config.tasks > 1 else ""
-    print(f"{len(runs)} runs{share}: {len(mine) - len(left)} are done", flush=True)
+    print(f"runs: {len(runs)}{share}; done before: {len(mine) - len(left)}", flush=True)
     failures: list[Failure] = []
     with Commands() as commands:
         for index, run in enumerate(left):
