@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_prep.common.errors import UserError
-from data_prep.common.messages import nearest
-from data_prep.common.parsing import parse
+from data_prep.common.given import options_of
+from data_prep.common.messages import choices, nearest
+from data_prep.common.parsing import parse, spelt
 from finetune.config import EvaluateConfig, TrainConfig
 from finetune.evaluation.protocols import Protocol
 from finetune.few_shot.config import FewShotConfig
@@ -78,7 +79,7 @@ def _resolve(name: str, given: Mapping[str, Any], config: FewShotConfig) -> Arm:
     _refuse("training", config.training, TRAINING_OWN)
     _refuse(f"arms.{name}", own, TRAINING_OWN)
     _refuse("evaluation", config.evaluation, EVALUATION_OWN)
-    words += [*_words(config.training), *_words(own)]
+    words += [*_words(config.training, TrainConfig), *_words(own, TrainConfig)]
     training, recipe = _parsed(
         TrainConfig, f"arms.{name}", [*words, f"--data.shards={config.shards}", "--output=RUN"]
     )
@@ -92,7 +93,12 @@ def _resolve(name: str, given: Mapping[str, Any], config: FewShotConfig) -> Arm:
     examination["protocols"] = _listed(protocols)
     if training.data.targets is not None:
         examination = {"data.targets": training.data.targets} | examination
-    words = [*_words(examination), f"--data.shards={config.shards}", "--run=RUN", "--output=OUT"]
+    words = [
+        *_words(examination, EvaluateConfig),
+        f"--data.shards={config.shards}",
+        "--run=RUN",
+        "--output=OUT",
+    ]
     evaluation, text = _parsed(EvaluateConfig, f"arms.{name}", words)
     for protocol in evaluation.protocols:
         if protocol.load(Protocol).gives_prompts != prompted:
@@ -112,10 +118,14 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _words(options: Mapping[str, Any]) -> list[str]:
-    """Options as they are given on a command line."""
-    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in options.items()}
-    return [f"--{name}={text}" for name, text in texts.items()]
+def _words(options: Mapping[str, Any], config: type[Any]) -> list[str]:
+    """Options of a config as they are given on a command line."""
+    known, words = options_of(config), []
+    for name, value in options.items():
+        if isinstance(value, bool) and name in known and bool not in known[name].alternatives:
+            value = spelt(value, choices(known[name].kind))  # `precision: no` in YAML
+        words.append(f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
+    return words
 
 
 def _refuse(place: str, given: Mapping[str, Any], own: tuple[str, ...]) -> None:

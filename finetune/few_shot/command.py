@@ -30,7 +30,11 @@ def few_shot(config: FewShotConfig, resolved: str) -> None:
             raise SystemExit(INTERRUPTED) from None
     write_report(config, runs)
     if failures:
-        found = "; ".join(f"{run.title}: {reason}" for run, reason in failures)
+        reasons = dict.fromkeys(failure.reason for failure in failures)
+        found = "; ".join(
+            f"{' | '.join(run.title for run, why in failures if why == reason)}: {reason}"
+            for reason in reasons
+        )
         raise UserError(
             f"{len(failures)} of {len(runs)} runs failed: {found}. Mend what is wrong and start the"
             " same command again; what is done is kept"

@@ -1,7 +1,7 @@
 """The runs of a study, where they lie, and what must not change between them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -121,9 +121,13 @@ def take_folder(output: Path, resolved: str, runs: Sequence[Run]) -> None:
     arms = {run.arm.name: run.arm for run in runs}.values()
     sources = {}
     for arm in arms:
-        _check_arm(output, arm)
+        begun = _is_begun(output, arm)
+        if begun:
+            _check_arm(output, arm)
         if lacking := [run for run in missing if run.arm.name == arm.name]:
-            sources[arm.folder] = _check_sources(output, arm, lacking)
+            sources[arm.folder] = _find_sources(arm, lacking)
+            if begun:
+                _check_sources(output, arm, sources[arm.folder])
     output.mkdir(parents=True, exist_ok=True)
     if not known.is_file() or _without_task(known.read_text("utf-8")) != _without_task(resolved):
         write_resolved_config(output, resolved)
@@ -174,30 +178,42 @@ def _check_arm(output: Path, arm: Arm) -> None:
                 )
 
 
-def _check_sources(output: Path, arm: Arm, missing: Sequence[Run]) -> dict[str, Any]:
-    """What an arm's runs are made from, which must be what those before were made from.
+def _find_sources(arm: Arm, missing: Sequence[Run]) -> dict[str, str]:
+    """Digests of what an arm's runs are made from: weights by the option that names them, images.
 
     Args:
         missing: Its runs that are yet to be made.
 
     Raises:
-        UserError: It is not, or there are fewer cases than a run is to have.
+        UserError: Weights are not there, or there are fewer cases than a run is to have.
     """
-    data, config = arm.training.data, arm.training
-    cases = LabelledCases(replace(data, cases=max(run.cases or 1 for run in missing)))
+    config = arm.training
+    most = max(run.cases or 1 for run in missing)
+    cases = LabelledCases(replace(config.data, cases=most))
     LabelledCases(arm.evaluation.data, arm.evaluation.seed)
     weights = {"encoder": config.encoder, "sam": config.sam}
-    now = {name: sha256(find_weights(file)) for name, file in weights.items() if file is not None}
-    now["shards"] = cases.shards.fingerprint
+    found = {name: sha256(find_weights(file)) for name, file in weights.items() if file is not None}
+    return {**found, "images": cases.shards.fingerprint}
+
+
+def _check_sources(output: Path, arm: Arm, sources: Mapping[str, str]) -> None:
+    """Refuse to mix runs that are made from different weights or images.
+
+    Raises:
+        UserError: Names what is different.
+    """
     path = output / "arms" / arm.folder / SOURCES
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else now
-    for name, digest in now.items():
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else sources
+    for name, digest in sources.items():
         if before.get(name) != digest:
-            what = {"shards": f"images of {data.shards}"} | {
-                k: f"{k} {v}" for k, v in weights.items()
-            }
+            what = "images" if name == "images" else f"weights of --{name}"
             raise UserError(
-                f"output: the {what[name]} are others now than when the arm {arm.name!r} was begun"
-                f" in {output}; put them back, or give a new folder"
+                f"output: the {what} are others now than when the arm {arm.name!r} was begun in"
+                f" {output}; put them back, or give a new folder"
             )
-    return now
+
+
+def _is_begun(output: Path, arm: Arm) -> bool:
+    """Whether there is anything of a run of an arm, so that its options cannot change any more."""
+    saved = (output / "runs" / arm.folder).glob("*/checkpoints/step-*")
+    return any(saved) or any((output / "evaluations" / arm.folder).glob(f"*/{RECORD}"))

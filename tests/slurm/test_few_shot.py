@@ -48,7 +48,10 @@ def test_a_task_that_is_told_to_stop_is_requeued_and_makes_its_run(
     assert {task["JobState"] for task in tasks.values()} == {"COMPLETED"}, log
     assert "exit status 75; requeued to go on\n" in log
     assert (run / "DONE").exists() and len((run / "resumes.jsonl").read_text().splitlines()) == 1
-    assert "runs: 1, 0 of them of this task; done before: 0" in Path(tmp_path / f"{job}_1.log").read_text()
+    assert (
+        "runs: 1, 0 of them of this task; done before: 0"
+        in Path(tmp_path / f"{job}_1.log").read_text()
+    )
     (record,) = study.glob("evaluations/*/*/run.json")
     assert len(json.loads(record.read_text())["groups"]) == 2
     assert "no prompt" in (study / "few_shot.md").read_text()

@@ -86,7 +86,7 @@ def options(here, labelled_shards) -> Callable[..., list[str]]:
     """The options of a study of two arms, with others after them."""
     recipe = here / "recipe.yaml"
     arms = {
-        "narrow": {"config": str(recipe)},
+        "narrow": {"config": str(recipe), "precision": False},  # which YAML makes of `no`
         "Wide net": {"config": str(recipe), "model.network.width": 8},
     }
 
