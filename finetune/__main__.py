@@ -1,4 +1,4 @@
-"""Commands of `python -m finetune`: evaluate, predict, compare, few_shot and others."""
+"""`python -m finetune evaluate | predict | compare | export | publish | benchmark | quickstart`."""
 
 from data_prep.common.cli import Command, run_program
 from finetune.benchmark.config import BenchmarkOptions
