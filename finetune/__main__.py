@@ -3,6 +3,7 @@
 from data_prep.common.cli import Command, run_program
 from finetune.benchmark.config import BenchmarkOptions
 from finetune.config import CompareConfig, EvaluateConfig, QuickstartConfig
+from finetune.few_shot.config import FewShotConfig
 from finetune.inference.options import PredictConfig
 from finetune.publish.config import ExportOptions, PublishOptions
 from finetune.simclr.config import SimclrConfig
@@ -23,6 +24,11 @@ COMMANDS = {
         "finetune.evaluation.compare:compare_runs",
         (CompareConfig,),
         words="results",
+    ),
+    "few_shot": Command(
+        "Train with few labelled cases, evaluate, and draw Dice against their number.",
+        "finetune.few_shot.command:few_shot",
+        (FewShotConfig,),
     ),
     "export": Command(
         "An adapted model as a checkpoint for segment_anything, its adapters merged.",

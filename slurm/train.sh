@@ -19,13 +19,10 @@ value_of() { # --name words...
 
 # Train until the run is done or has been interrupted, and end this script as SLURM should see it.
 #
-# One process per GPU, or one per node without GPUs, is started by srun and by nothing between: so
-# signals reach training, and srun waits until it has saved.
+# One process per GPU, or one per node without GPUs, is started.
 train() { # run-folder next-task-goes-on script options...
-  local run=$1 next=$2 id=$SLURM_JOB_ID
+  local run=$1 next=$2
   shift 2
-  # The number of an array's last task may be that of the whole array, which must not be requeued.
-  [[ -z ${SLURM_ARRAY_TASK_ID-} ]] || id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
   local processes=${SLURM_GPUS_ON_NODE:-1} gpus=${SLURM_GPUS-}
   [[ -z $gpus || ${gpus##*:} == $((processes * SLURM_JOB_NUM_NODES)) ]] ||
@@ -36,10 +33,21 @@ train() { # run-folder next-task-goes-on script options...
   # On GPUs the cores are there to read and decode; elsewhere the recipe says how many do.
   [[ -z ${SLURM_GPUS_ON_NODE-} || -n $(value_of --data.workers "$@") ]] ||
     set -- "$@" --data.workers "$((cores > 1 ? cores - 1 : 1))"
+  supervise "$run" "$next" "$processes" "$cores" "$@" --resume auto
+}
 
-  local python=.venv/bin/python
+# Run Python under srun, and end this script as SLURM should see it: requeued if what ran has saved and
+# is to go on.
+#
+# Nothing is between srun and Python: so signals reach it, and srun waits until it has saved.
+supervise() { # run-folder-or-"" next-task-goes-on processes-per-node cores words-for-python...
+  local run=$1 next=$2 processes=$3 cores=$4 id=$SLURM_JOB_ID python=.venv/bin/python
+  shift 4
+  # The number of an array's last task may be that of the whole array, which must not be requeued.
+  [[ -z ${SLURM_ARRAY_TASK_ID-} ]] || id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
   [[ -x $python ]] || python=python3
   newest() { # checkpoint, or nothing
+    [[ -n $run ]] || return 0
     { find "$run/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null || true; } | sort | tail -n 1
   }
   local before status=0 step state
@@ -49,7 +57,7 @@ train() { # run-folder next-task-goes-on script options...
   # would kill the others. A process that fails ends the others after --wait seconds.
   srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$((processes * SLURM_JOB_NUM_NODES))" \
     --ntasks-per-node="$processes" --cpus-per-task="$cores" --kill-on-bad-exit=0 --wait=60 \
-    "$python" "$@" --resume auto &
+    "$python" "$@" &
   step=$!
   # SLURM signals the processes itself, or, if told so (--signal=B:USR2@180), only this script.
   trap 'kill -USR2 "$step" 2>/dev/null || true' TERM USR2
@@ -64,7 +72,7 @@ train() { # run-folder next-task-goes-on script options...
     echo "saved; the next task of the array goes on"
     exit 0
   elif ((status == 75)) || { ((status != 2 && !next)) && [[ $(newest) != "$before" ]]; }; then
-    echo "exit status $status; requeued to go on from $(newest)"
+    echo "exit status $status; requeued to go on${run:+ from $(newest)}"
     scontrol requeue "$id" || echo "it cannot be requeued; submit the same line again" >&2
   else
     echo "error: training failed with exit status $status; see above" >&2

@@ -48,6 +48,8 @@ RECIPES = (
 
 STEPS = "--optim.steps 2 --optim.batch_size 2 --optim.warmup_steps 1 --data.workers 0"
 STEPS += " --optim.epochs null --optim.warmup_epochs null --optim.accumulate 1"
+FEW = "--tasks 6 --cases 1 --evaluation '{data.cases: 1, protocols: [Box]}' --training '{optim.steps: 2,"
+FEW += " optim.batch_size: 2, optim.warmup_steps: 1, data.workers: 0, model.image_size: 64}'"
 ADDED = {
     " pretrain/train.py ": STEPS,
     " configs/accelerate/gpus.yaml ": "--encoder_size vit_t",
@@ -60,6 +62,7 @@ ADDED = {
     " finetune evaluate ": "--data.cases 1",
     " finetune evaluate --sam ": "--image_size 64",
     " finetune predict --sam ": "--image_size 64",
+    " finetune few_shot ": FEW,
     " data_prep benchmark": "--images 6 --photographs 2 --workers 1 --repeats 1",
     " pretrain benchmark": "--encoder_size vit_t --sizes 224 --repeats 1 --parts attention",
     " finetune benchmark": "--encoder_size vit_t --image_size 64 --parts click --repeats 1",

@@ -16,7 +16,10 @@ PLAIN = {
     Path: "a path",
     type(None): "null",
 }
-NUMBERS = {int: "whole numbers", float: "numbers", str: "strings", Path: "paths"}
+NUMBERS: dict[Any, str] = {
+    **{int: "whole numbers", float: "numbers", str: "strings", Path: "paths"},
+    Any: "values",
+}
 
 
 def one_line(error: object) -> str:

@@ -128,7 +128,7 @@ def _completed(value: Any, option: Option, name: str) -> Any:
         return None
     if not option.base:
         if isinstance(value, bool) and bool not in option.alternatives:
-            value = _spelt(value, choices(option.kind))
+            value = spelt(value, choices(option.kind))
         return as_list(value, name) if _is_lone_item(value, option) else value
     if option.is_mapping:
         if not isinstance(value, Mapping):
@@ -147,7 +147,7 @@ def _is_lone_item(value: Any, option: Option) -> bool:
     return not any(str(value) in choices(kind) for kind in literals)
 
 
-def _spelt(value: bool, words: list[str]) -> bool | str:
+def spelt(value: bool, words: list[str]) -> bool | str:
     """The word that YAML read as a truth value: of `no` and `bf16`, False is `no`."""
     meant = [word for word in words if load_yaml(word, "") is value]
     return meant[0] if len(meant) == 1 else value

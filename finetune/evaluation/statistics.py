@@ -12,9 +12,10 @@ shows how often each holds the true mean.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 
 FEW_GROUPS = 10
@@ -70,19 +71,75 @@ def mean_interval(
         raise ValueError(f"confidence is {confidence}; expected a number in (0, 1)")
     if not len(cases):
         return Mean(math.nan, math.nan, math.nan, 0)
-    mean = float(cases.mean())
-    _, member = np.unique(np.asarray(groups), return_inverse=True)
+    error = _error_of_mean(cases, groups)
+    number, mean = len(set(groups)), float(cases.mean())
+    return _interval(mean, error, number, bounds, confidence)
+
+
+def crossed_interval(
+    values: ArrayLike,
+    groups: Sequence[str],
+    bounds: tuple[float, float] = ANY,
+    confidence: float = 0.95,
+) -> Mean:
+    """Mean over runs of one kind and over cases, and an interval that holds the mean of all runs of
+    that kind and of all cases there could be.
+
+    Runs that were trained on other cases differ, and so do the cases that each is tested on. The
+    variance is the sum of two, as of errors that are clustered both ways (Cameron, Gelbach and
+    Miller 2011, "Robust inference with multiway clustering"): that of the mean over cases, as
+    `mean_interval` has it, of each case's mean over runs; and that of the mean over runs. What
+    neither explains counts in both, so that the interval is rather too wide. Degrees of freedom are
+    Satterthwaite's (1946).
+
+    Args:
+        values: (runs, cases) finite figures. With one run, the interval is that of the cases.
+        groups: Group of each case.
+        bounds: As in `mean_interval`.
+        confidence: As in `mean_interval`.
+    """
+    table = np.asarray(values, dtype=np.float64)
+    if table.ndim != 2 or not len(table):
+        raise ValueError("crossed_interval needs a row of cases for each run")
+    over_cases = mean_interval(table.mean(0), groups, bounds, confidence)
+    if len(table) == 1 or over_cases.groups < 2:
+        return over_cases
+    of_cases, of_runs = _error_of_mean(table.mean(0), groups), _error_of_mean(table.mean(1))
+    squares = np.array([of_cases.square, of_runs.square])
+    freedom = np.array([of_cases.freedom, of_runs.freedom])
+    parts = (squares**2 / freedom).sum()
+    together = _Error(squares.sum(), squares.sum() ** 2 / parts if parts else math.inf)
+    return _interval(over_cases.mean, together, over_cases.groups, bounds, confidence)
+
+
+class _Error(NamedTuple):
+    """Squared standard error of a mean, and its degrees of freedom."""
+
+    square: float
+    freedom: float
+
+
+def _error_of_mean(cases: NDArray[np.float64], groups: Sequence[str] | None = None) -> _Error:
+    """That of the mean of cases (cases,), NaN if all are of one group. None: each is its own."""
+    members = np.arange(len(cases)) if groups is None else np.asarray(groups)
+    _, member = np.unique(members, return_inverse=True)
     share = np.bincount(member) / len(cases)  # (groups,)
     if len(share) == 1:
-        return Mean(mean, math.nan, math.nan, 1)
-    residuals = np.bincount(member, cases - mean) / len(cases)  # (groups,)
-    error = math.sqrt((residuals**2 / (1 - share)).sum())
+        return _Error(math.nan, math.nan)
+    residuals = np.bincount(member, cases - cases.mean()) / len(cases)  # (groups,)
     # 1 / tr(M^2) for M the covariance of the adjusted residuals of independent cases, tr(M) = 1.
     shared = share**2 / (1 - share)
     freedom = 1 / ((share**2).sum() + shared.sum() ** 2 - (shared**2).sum())
-    half = float(stdtrit(freedom, (1 + confidence) / 2)) * error
-    low, high = max(mean - half, bounds[0]), min(mean + half, bounds[1])
-    return Mean(mean, low, high, len(share))
+    return _Error(float((residuals**2 / (1 - share)).sum()), float(freedom))
+
+
+def _interval(
+    mean: float, error: _Error, groups: int, bounds: tuple[float, float], confidence: float
+) -> Mean:
+    if math.isnan(error.square):
+        return Mean(mean, math.nan, math.nan, groups)
+    half = float(stdtrit(error.freedom, (1 + confidence) / 2)) * math.sqrt(error.square)
+    return Mean(mean, max(mean - half, bounds[0]), min(mean + half, bounds[1]), groups)
 
 
 def notes_on_groups(means: Iterable[Mean]) -> list[str]:

@@ -1,0 +1,1 @@
+"""Few-shot curves: how good models are that were trained with few labelled cases."""

@@ -1,0 +1,44 @@
+"""Recipes of few-shot curves, and the array's example: every option in them is one."""
+
+import re
+import shlex
+
+import pytest
+
+from data_prep.common.parsing import parse
+from finetune.few_shot.arms import find_arms
+from finetune.few_shot.config import FewShotConfig
+from finetune.few_shot.study import runs_of
+from helpers.recipes import ROOT, recipes_of
+
+needs_unet = pytest.mark.skipif(
+    not (ROOT / "configs/baselines/unet.yaml").is_file(), reason="there is no recipe of a U-Net"
+)
+
+
+def options_of(path: str, script: str) -> list[str]:
+    """The options of the command in the header of a file."""
+    lines = (ROOT / path).read_text().splitlines()
+    shown = " ".join(line[4:] for line in lines if line.startswith("#   "))
+    return shlex.split(shown.replace("\\ ", " ").partition(f"{script} ")[2])
+
+
+@needs_unet
+@pytest.mark.parametrize("recipe", recipes_of("configs/few_shot"))
+def test_a_recipe_is_a_study_of_arms_that_differ_in_what_they_start_from(recipe):
+    words = options_of(recipe, "finetune few_shot")
+    assert words[:2] == ["--config", recipe]
+    config, _ = parse(FewShotConfig, "few_shot", words)
+    arms = find_arms(config)
+    assert len(runs_of(config, arms)) == len(arms) * 5 * 3
+    assert len({(arm.training.optim.steps, arm.training.optim.batch_size) for arm in arms}) == 1
+    assert len({str(arm.evaluation.protocols) for arm in arms}) == 1
+
+
+def test_the_array_has_a_task_for_each_run_as_its_header_says():
+    words = options_of("slurm/few_shot.sbatch", "slurm/few_shot.sbatch")
+    config, _ = parse(FewShotConfig, "few_shot", words)
+    runs = runs_of(config, find_arms(config))
+    last = re.search(r"--array=0-(\d+)", (ROOT / "slurm/few_shot.sbatch").read_text())
+    assert last is not None and len(runs) == int(last[1]) + 1 == 12
+    assert {run.arm.training.encoder for run in runs} == {"runs/quickstart", None}
