@@ -48,8 +48,8 @@ RECIPES = (
 
 STEPS = "--optim.steps 2 --optim.batch_size 2 --optim.warmup_steps 1 --data.workers 0"
 STEPS += " --optim.epochs null --optim.warmup_epochs null --optim.accumulate 1"
-FEW = "--tasks 6 --cases 1 --evaluation '{data.cases: 1, protocols: [Box]}' --training '{optim.steps: 2,"
-FEW += " optim.batch_size: 2, optim.warmup_steps: 1, data.workers: 0, model.image_size: 64}'"
+FEW = "--tasks 6 --cases 1 --evaluation '{data.cases: 1, protocols: [Box]}'"
+FEW += " --training '{optim.steps: 2, optim.batch_size: 2, optim.warmup_steps: 1, data.workers: 0, model.image_size: 64}'"
 ADDED = {
     " pretrain/train.py ": STEPS,
     " configs/accelerate/gpus.yaml ": "--encoder_size vit_t",
@@ -60,6 +60,8 @@ ADDED = {
     " finetune/train.py ": f"{STEPS} --model.image_size 64",
     " --model.text.pretrained ": "--model.text.width 32 --model.text.heads 2 --model.text.layers 1",
     " finetune evaluate ": "--data.cases 1",
+    " finetune simclr ": f"{STEPS} --image_size 64 --network.features '[4, 8, 8, 8, 8]'",
+    " runs/unet ": "--model.network.features '[4, 8, 8, 8, 8]'",
     " finetune evaluate --sam ": "--image_size 64",
     " finetune predict --sam ": "--image_size 64",
     " finetune few_shot ": FEW,
@@ -278,6 +280,9 @@ def test_the_readme_runs_as_printed(after_readme):
         "exported/samed.pth",
         "sure_uncertainty.png",
         "results/sam_u/calibration.md",
+        "results/unet/summary.md",
+        "runs/simclr/DONE",
+        "results/few_shot/few_shot.md",
         "docs/results.md",
     ):
         assert (after_readme / path).is_file(), path

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.common.errors import UserError
-from finetune.evaluation.compare import read_results
+from finetune.evaluation.comparison.results import read_results
 from finetune.evaluation.statistics import Mean, crossed_interval
 from finetune.evaluation.tables import ALL_TARGETS, BOUNDS, Row, case_groups, case_means
 from finetune.few_shot.study import Run

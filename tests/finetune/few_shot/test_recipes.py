@@ -11,10 +11,6 @@ from finetune.few_shot.config import FewShotConfig
 from finetune.few_shot.study import runs_of
 from helpers.recipes import ROOT, recipes_of
 
-needs_unet = pytest.mark.skipif(
-    not (ROOT / "configs/baselines/unet.yaml").is_file(), reason="there is no recipe of a U-Net"
-)
-
 
 def options_of(path: str, script: str) -> list[str]:
     """The options of the command in the header of a file."""
@@ -23,7 +19,6 @@ def options_of(path: str, script: str) -> list[str]:
     return shlex.split(shown.replace("\\ ", " ").partition(f"{script} ")[2])
 
 
-@needs_unet
 @pytest.mark.parametrize("recipe", recipes_of("configs/few_shot"))
 def test_a_recipe_is_a_study_of_arms_that_differ_in_what_they_start_from(recipe):
     words = options_of(recipe, "finetune few_shot")
