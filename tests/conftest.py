@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from huggingface_hub import constants
 from PIL import Image
 from scipy.ndimage import gaussian_filter
@@ -80,6 +81,13 @@ def _shapes(folder: Path, count: int) -> None:
             path = folder / name / f"case{number:02d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture(autouse=True)
+def no_accelerator_of_another_test() -> Iterator[None]:
+    """Accelerate keeps the precision and the device of the first training in a process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

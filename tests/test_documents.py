@@ -49,7 +49,8 @@ RECIPES = (
 STEPS = "--optim.steps 2 --optim.batch_size 2 --optim.warmup_steps 1 --data.workers 0"
 STEPS += " --optim.epochs null --optim.warmup_epochs null --optim.accumulate 1"
 FEW = "--tasks 6 --cases 1 --evaluation '{data.cases: 1, protocols: [Box]}'"
-FEW += " --training '{optim.steps: 2, optim.batch_size: 2, optim.warmup_steps: 1, data.workers: 0, model.image_size: 64}'"
+FEW += " --training '{optim.steps: 2, optim.batch_size: 2, optim.warmup_steps: 1,"
+FEW += " data.workers: 0, model.image_size: 64}'"
 ADDED = {
     " pretrain/train.py ": STEPS,
     " configs/accelerate/gpus.yaml ": "--encoder_size vit_t",
