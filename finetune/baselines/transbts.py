@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data_prep.common.errors import UserError
+from finetune.baselines.spatial import whole_precision
 from finetune.model.network import Network
 
 STRIDE = 8
@@ -106,9 +107,7 @@ class TransBTS(Network):
     def forward(self, images: Tensor, stacks: Sequence[int] = ()) -> Tensor:
         """Logits (B, T, S, S), each stack by itself."""
         parts = images.split(list(stacks) or 1)
-        # On CPUs PyTorch 2.15 reads memory that was never written when it computes the gradient of
-        # 3D kernels in bfloat16, for some sizes.
-        with torch.autocast("cpu", enabled=False):
+        with whole_precision(images.device):
             return torch.cat([self.segment(part) for part in parts])
 
     def segment(self, stack: Tensor) -> Tensor:
