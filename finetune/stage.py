@@ -74,12 +74,16 @@ class PromptedLoss(nn.Module):
                     yield loss if auxiliary is None else loss + auxiliary
 
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        loss = self.mean(losses, self._encode(batch), trained)
+        loss = self.mean(losses, self._encode(batch, rng), trained)
         return {"loss": loss, "dice_first": dices[0], "dice_last": dices[-1]}
 
-    def _encode(self, batch: SegmentationBatch) -> Tensor:
+    def _encode(self, batch: SegmentationBatch, rng: np.random.Generator | None = None) -> Tensor:
+        """Embeddings; with `rng` the maps that a network is trained on."""
+        network = self.segmenter.image_encoder
         if self.cache is None:
             images = normalise_pixels(batch.images, batch.valid)
+            if isinstance(network, Network) and rng is not None:
+                return network.training_maps(images, batch.stacks, self._truth(batch), rng)
             return self.segmenter.encode(images, batch.stacks)
         return self.cache.complete(
             batch, lambda images, valid: self.segmenter.encode(normalise_pixels(images, valid))
@@ -101,10 +105,14 @@ class PromptedLoss(nn.Module):
         network = self.segmenter.image_encoder
         if not isinstance(network, Network):
             return None
+        return network.auxiliary_loss(maps, self._truth(batch), batch.valid)
+
+    def _truth(self, batch: SegmentationBatch) -> Tensor:
+        """Masks of every target in every image, (B, T, S, S) bool; empty where there is none."""
         size = (len(batch.images), len(self.segmenter.targets), *batch.masks.shape[1:])
         truth = batch.masks.new_zeros(size)
         truth[batch.image, batch.targets] = batch.masks
-        return network.auxiliary_loss(maps, truth, batch.valid)
+        return truth
 
 
 class SegmentationStage(Stage):

@@ -20,8 +20,8 @@ from finetune.train import COMMAND
 from helpers.networks import PAPERS
 from helpers.recipes import ROOT, header_of, options_of_command
 
-EVALUATED = ("transbts", "ultraunet")
-"""Those that are used in a way of their own: with neighbouring slices, and with prompts."""
+EVALUATED = ("transbts", "ultraunet", "medsegdiff")
+"""Those that are used in a way of their own: with neighbouring slices, with prompts, by drawing."""
 SMALL = (
     *("--optim.steps=2", "--optim.batch_size=2", "--optim.warmup_steps=1"),
     *("--data.workers=0", "--model.image_size=32", "--threads=1"),
