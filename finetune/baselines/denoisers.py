@@ -111,7 +111,7 @@ class _RRDB(nn.Module):
         y = x
         for convolutions in self.dense:
             known = y
-            *growing, last = list(convolutions)
+            *growing, last = convolutions.children()
             for convolution in growing:
                 known = torch.cat([known, F.leaky_relu(convolution(known), 0.2)], dim=1)
             y = y + RRDB_SCALE * last(known)
