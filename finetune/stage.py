@@ -72,7 +72,7 @@ class PromptedLoss(nn.Module):
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         loss = self.mean(
             lambda embeddings: self._losses(embeddings, batch, rng, dices),
-            self._encode(batch),
+            self._encode(batch, rng),
             trained,
         )
         return {"loss": loss, "dice_first": dices[0], "dice_last": dices[-1]}
@@ -86,7 +86,7 @@ class PromptedLoss(nn.Module):
         """
         dices: list[Tensor] = []
         losses: list[Tensor] = []
-        for loss in self._losses(self._encode(batch), batch, rng, dices):
+        for loss in self._losses(self._encode(batch, rng), batch, rng, dices):
             losses.append(loss.detach())
             mean = torch.stack(losses).mean()
             yield {"loss": loss, "mean": mean, "dice_first": dices[0], "dice_last": dices[-1]}
@@ -112,11 +112,14 @@ class PromptedLoss(nn.Module):
                 auxiliary = self.auxiliary_loss(embeddings, batch)
                 yield loss if auxiliary is None else loss + auxiliary
 
-    def _encode(self, batch: SegmentationBatch) -> Tensor:
+    def _encode(self, batch: SegmentationBatch, rng: np.random.Generator) -> Tensor:
+        """Embeddings, or the maps that a network is trained on."""
+        encoder = self.segmenter.image_encoder
         if self.cache is None:
             images = normalise_pixels(batch.images, batch.valid)
+            if isinstance(encoder, Network):
+                return encoder.training_maps(images, batch.stacks, self._truth(batch), rng)
             return self.segmenter.encode(images, batch.stacks)
-        encoder = self.segmenter.image_encoder
         assert isinstance(encoder, SamEncoder)  # of a whole network nothing is frozen
         frozen = encoder.features if self.cache.before_neck else encoder
         found = self.cache.complete(
@@ -140,10 +143,14 @@ class PromptedLoss(nn.Module):
         network = self.segmenter.image_encoder
         if not isinstance(network, Network):
             return None
+        return network.auxiliary_loss(maps, self._truth(batch), batch.valid)
+
+    def _truth(self, batch: SegmentationBatch) -> Tensor:
+        """Masks of every target in every image, (B, T, S, S) bool; empty where there is none."""
         size = (len(batch.images), len(self.segmenter.targets), *batch.masks.shape[1:])
         truth = batch.masks.new_zeros(size)
         truth[batch.image, batch.targets] = batch.masks
-        return network.auxiliary_loss(maps, truth, batch.valid)
+        return truth
 
 
 class SegmentationStage(Stage):

@@ -194,6 +194,20 @@ class SegmentationLoss(MaskLoss):
         return total, {name: term.detach() for name, term in terms.items()}
 
 
+class NoMaskLoss(MaskLoss):
+    """Nothing is asked of the masks: a network's `auxiliary_loss` is all that is minimised."""
+
+    def __call__(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        valid: Tensor | None = None,
+        iou_prediction: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """0, and no terms."""
+        return logits.new_zeros((), dtype=torch.float32), {}
+
+
 def _inside(logits: Tensor, valid: Tensor | None) -> Tensor:
     """Float weights, 1 on valid pixels and 0 on padding, that broadcast against the logits."""
     if valid is None:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import numpy as np
 from torch import Tensor, nn
 
 from data_prep.common.errors import UserError
@@ -15,7 +16,8 @@ class Network(nn.Module, ABC):
 
     It stands where SAM's image encoder does, so that an image or a volume is segmented once for all
     of its targets. Adding a network takes a subclass of this one. One that is trained by a loss
-    besides that of the masks has `auxiliary_loss`; one that takes prompts has `make_decoder`.
+    besides that of the masks has `auxiliary_loss`; one that is shown the truth in training has
+    `training_maps`; one that takes prompts has `make_decoder`.
     """
 
     for_stacks: bool = False
@@ -41,6 +43,20 @@ class Network(nn.Module, ABC):
             stacks: Lengths of runs of images that are neighbouring slices of one volume, B in sum;
                 empty for images without any.
         """
+
+    def training_maps(
+        self, images: Tensor, stacks: Sequence[int], truth: Tensor, rng: np.random.Generator
+    ) -> Tensor:
+        """What is trained on, in the place of what `forward` gives; by default that.
+
+        Args:
+            images: As in `forward`.
+            stacks: As in `forward`.
+            truth: As in `auxiliary_loss`.
+            rng: Source of all randomness; a run that goes on draws what it would have drawn.
+        """
+        maps: Tensor = self(images, stacks)
+        return maps
 
     def encoder(self) -> nn.Module:
         """The part that may be pretrained, from images (B, 3, S, S) to features (B, C, h, w).

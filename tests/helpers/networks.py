@@ -13,12 +13,19 @@ OPTIONS = (
     *("--optim.batch_size=4", "--optim.warmup_steps=0", "--optim.lr=0.02", "--log_every=1"),
     "--optim.scale_lr=false",
 )
+DIFFUSION = (
+    *("channels=[8, 8, 16]", "attention=[false, false, true]", "blocks=1"),
+    *("sampling_steps=2", "samples=2"),
+)
 PAPERS = {
     "transunet": ("width=16", "depth=1", "heads=2", "blocks=[1, 1, 1]"),
     "transbts": ("width=8", "embedding=16", "depth=1", "heads=2", "hidden=32"),
     "beal": (),
     "mtseg": ("width=4",),
     "ultraunet": ("width=4",),
+    "segdiff": ("image_blocks=1", *DIFFUSION),
+    "ensemdiff": DIFFUSION,
+    "medsegdiff": DIFFUSION,
 }
 """What makes networks of papers small, by the name of their recipe; all keep their depth."""
 

@@ -119,7 +119,7 @@ def test_the_loss_that_a_network_adds_is_added(labelled_shards) -> None:
         loss.backward()
         network = stage.segmenter.image_encoder
         found[name] = loss.item(), network.layer.weight.grad.clone()
-    extra = 3 * stage.model._encode(batch)[:, -1].square().mean()
+    extra = 3 * stage.model._encode(batch, np.random.default_rng(0))[:, -1].square().mean()
     gradient = torch.autograd.grad(extra, network.layer.weight)[0]
     assert found["Added"][0] == pytest.approx(found["Plain"][0] + extra.item(), rel=1e-5)
     assert torch.allclose(found["Added"][1], found["Plain"][1] + gradient, atol=1e-5)

@@ -20,8 +20,8 @@ from finetune.train import COMMAND
 from helpers.networks import PAPERS
 from helpers.recipes import ROOT, header_of, options_of_command
 
-EVALUATED = ("transbts", "ultraunet")
-"""Those that are used in a way of their own: with neighbouring slices, and with prompts."""
+EVALUATED = ("transbts", "ultraunet", "medsegdiff")
+"""Those that are used in a way of their own: with neighbouring slices, with prompts, by drawing."""
 SMALL = (
     *("--optim.steps=2", "--optim.batch_size=2", "--optim.warmup_steps=1"),
     *("--data.workers=0", "--model.image_size=32", "--threads=1"),
@@ -64,7 +64,7 @@ def test_ultraunet_is_corrected_by_clicks_too(workspace) -> None:
     words += ["--output=x", "--prompts.rounds=2", *SMALL, "--model.network.width=4"]
     stage = SegmentationStage(parse(TrainConfig, "train", words)[0], torch.device("cpu"))
     batch = stage.collate([stage.dataset[index, index] for index in range(2)])
-    embeddings = stage.model._encode(batch)
+    embeddings = stage.model._encode(batch, np.random.default_rng(0))
     given = []
     decode = stage.segmenter.decoder.decode
 
