@@ -4,7 +4,6 @@ Each image is encoded once. How a volume is prompted is told by its protocol (`p
 scored as a volume, empty where nothing was predicted.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -15,22 +14,13 @@ from tqdm import tqdm
 
 from data_prep.common.cli import write_resolved_config
 from data_prep.common.errors import UserError
-from data_prep.common.files import write_text
 from finetune.config import EvaluateConfig
 from finetune.data.cases import LabelledCases, LabelledImage
-from finetune.evaluation import metrics
 from finetune.evaluation.drawing import draw_results
 from finetune.evaluation.labelled import generator_of
 from finetune.evaluation.protocols import Protocol
-from finetune.evaluation.tables import (
-    ABSENT,
-    PER_SLICE,
-    Row,
-    results_csv,
-    summarise,
-    summary_csv,
-    summary_markdown,
-)
+from finetune.evaluation.scored import Scoring
+from finetune.evaluation.tables import ABSENT, PER_SLICE, Row
 from finetune.inference.loading import find_device, load_model
 from finetune.inference.volume import PromptedVolume
 from finetune.model.decoder import require_prompts
@@ -63,7 +53,7 @@ def evaluate(
             for protocol in protocols:
                 case.prompt(protocol, seed)
                 progress.update(len(case.images))
-            rows += case.score(tolerance, hd95)
+            rows += case.score(Scoring(tolerance, hd95))
     return rows
 
 
@@ -85,8 +75,7 @@ class _Case:
         self.cases, self.images = cases, images
         stored = cases.shards.record(images[0].record)
         assert stored.mask is not None
-        self.key, self.spacing, self.labels = stored.key, stored.meta["spacing"], stored.mask
-        self.group = stored.meta["group"]
+        self.record, self.key, self.labels = stored, stored.key, stored.mask
         self.is_volume = images[0].depth is not None
         pixels = stored.image if self.is_volume else stored.image[None]
         self.slices = PromptedVolume(segmenter, len(pixels), pixels.__getitem__)
@@ -131,10 +120,8 @@ class _Case:
             raise UserError(f"protocols: two of them give the row {min(twice)[1]!r}")
         self.answered |= found
 
-    def score(self, tolerance: float, hd95: str) -> list[Row]:
+    def score(self, scoring: Scoring) -> list[Row]:
         """One row for each target and protocol."""
-        unit = "px" if self.spacing is None else "mm"
-        spacing = self.spacing or [1.0] * self.labels.ndim
         names = list(self.cases.targets)
         rows = []
         for target in sorted({target for target, _ in self.answered}):
@@ -142,24 +129,8 @@ class _Case:
             for (answered, protocol), answer in self.answered.items():
                 if answered != target:
                     continue
-                prediction, distance = answer.whole(self.labels.shape), math.nan
-                if truth.any():
-                    distance = metrics.hd95(prediction, truth, spacing, definition=hd95)
-                rows.append(
-                    Row(
-                        case=self.key,
-                        target=names[target],
-                        protocol=protocol,
-                        dice=metrics.dice(prediction, truth),
-                        iou=metrics.iou(prediction, truth),
-                        hd95=distance,
-                        nsd=metrics.nsd(prediction, truth, spacing, tolerance),
-                        unit=unit,
-                        prompts=answer.prompts,
-                        group=self.group,
-                        hd95_definition=hd95,
-                    )
-                )
+                mask, name = answer.whole(self.labels.shape), names[target]
+                rows.append(scoring.row(self.record, name, protocol, answer.prompts, mask, truth))
         return rows
 
     def _absent(self, protocol: Protocol, seed: int) -> dict[tuple[int, str], "_Answered"]:
@@ -235,14 +206,11 @@ def evaluate_run(config: EvaluateConfig, resolved: str) -> None:
             "protocols: there was nothing to ask about these cases; Propagated is for volumes, and"
             " a target that no case holds can only be asked for by text"
         )
-    summaries = summarise(rows, list(cases.targets))
 
     (output / "figures").mkdir(parents=True, exist_ok=True)
     write_resolved_config(output, resolved)
-    write_text(output / "results.csv", results_csv(rows))
-    write_text(output / "summary.csv", summary_csv(summaries))
-    table = summary_markdown(summaries, config.tolerance, config.hd95)
-    write_text(output / "summary.md", table)
+    scoring = Scoring(config.tolerance, config.hd95)
+    table = scoring.write(output, rows, list(cases.targets))
     held = [row for row in rows if not row.protocol.endswith(ABSENT)]
     draw_results(segmenter, cases, held, protocols, config.seed, output / "figures")
     print(table, end="")

@@ -125,8 +125,8 @@ def _changed_options(folder: Path, options: RunOptions, resolved: str) -> Change
     Raises:
         UserError: One that changes the result does.
     """
-    before = _flat(yaml.safe_load(parse_file(type(options), folder / "config.yaml")[1]))
-    now = _flat(yaml.safe_load(resolved))
+    before = flatten(yaml.safe_load(parse_file(type(options), folder / "config.yaml")[1]))
+    now = flatten(yaml.safe_load(resolved))
     changed = {}
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) == now.get(name) or name in ("output", "resume"):
@@ -148,14 +148,14 @@ def _record_resume(folder: Path, checkpoint: Checkpoint, changes: Changes) -> No
         file.write(json.dumps(line) + "\n")
 
 
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     """Nested options by dotted name."""
     if not isinstance(values, dict) or not values:
         return {prefix: values}
     return {
         name: value
         for key, nested in values.items()
-        for name, value in _flat(nested, f"{prefix}.{key}" if prefix else str(key)).items()
+        for name, value in flatten(nested, f"{prefix}.{key}" if prefix else str(key)).items()
     }
 
 
