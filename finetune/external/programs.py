@@ -59,7 +59,6 @@ def run_logged(words: Sequence[str | Path], log: Path, environment: Mapping[str,
             written.seek(started)
             printed = written.read().decode(errors="replace").split("\n")
         last = next((each.strip() for each in reversed(printed) if each.strip()), "no output")
-        raise UserError(
-            f"{name} failed with status {process.returncode} ({last}); all that it printed is in"
-            f" {log}"
-        )
+        code = process.returncode
+        how = f"failed with status {code}" if code > 0 else f"was ended by signal {-code}"
+        raise UserError(f"{name} {how} ({last}); all that it printed is in {log}")
