@@ -12,7 +12,10 @@ from data_prep.shards.write import write_shards
 
 PLAN = """
 cd "$nnUNet_raw/Dataset001_Cases"
-for label in labelsTr/*; do [ -f "imagesTr/$(basename "$label" | sed 's/\\./_0000./')" ] || exit 3; done
+for label in labelsTr/*; do
+  image=$(basename "$label" | sed 's/\\./_0000./')
+  [ -f "imagesTr/$image" ] || exit 3
+done
 grep -q "\\"numTraining\\": $(ls labelsTr | wc -l)" dataset.json || exit 4
 mkdir -p "$nnUNet_preprocessed/Dataset001_Cases"
 echo '{"configurations": {"2d": {}, "3d_fullres": {}}}' \\

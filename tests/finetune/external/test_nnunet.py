@@ -132,6 +132,25 @@ def test_what_cannot_be_is_refused(nnunet, stand_ins, shards, tmp_path) -> None:
     assert "nnU-Net plans no 3d_lowres for these cases, only 2d, 3d_fullres" in error
 
 
+def test_pictures_are_planned_in_2d_in_the_colours_of_all(
+    make_split, organs, stand_ins, tmp_path, capsys
+) -> None:
+    samples = [organs(seed, (30, 40)) for seed in range(3)]
+    samples[2].image = np.repeat(samples[2].image[..., None], 3, axis=2)
+    words = [f"--data.shards={make_split(samples, LABELS, 1)}", "--device=cpu", "--until=plans"]
+    words += [f"--output={tmp_path / 'run'}"]
+    with pytest.raises(SystemExit):
+        run_program("python -m finetune", COMMANDS, ["nnunet", *words, "--configuration=3d_lowres"])
+    assert "3d_lowres is for volumes; pictures take 2d" in capsys.readouterr().err
+    run_program("python -m finetune", COMMANDS, ["nnunet", *words])
+    assert " -c 2d " in (tmp_path / "calls.txt").read_text()
+    raw = tmp_path / "run" / "raw" / "Dataset001_Cases"
+    described = json.loads((raw / "dataset.json").read_text())
+    assert list(described["channel_names"].values()) == ["red", "green", "blue"]
+    assert described["file_ending"] == ".png"
+    assert len(list((raw / "imagesTr").iterdir())) == 6  # grey ones, too, have three channels
+
+
 def test_folds_do_not_cut_a_group_in_two(make_split, organs) -> None:
     samples = [organs(seed, (30, 40)) for seed in range(9)]
     for number, sample in enumerate(samples):
