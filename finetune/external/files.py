@@ -59,10 +59,10 @@ def is_volume(meta: dict[str, Any]) -> bool:
     return "slices" in meta
 
 
-def find_mask(folder: Path, record: Record) -> Path | None:
+def find_mask(folder: Path, key: str, meta: dict[str, Any]) -> Path | None:
     """The mask of a case, if there is one."""
-    endings = (VOLUME, ".nii") if is_volume(record.meta) else (PICTURE,)
-    found = (folder / f"{record.key}{ending}" for ending in endings)
+    endings = (VOLUME, ".nii") if is_volume(meta) else (PICTURE,)
+    found = (folder / f"{key}{ending}" for ending in endings)
     return next((path for path in found if path.is_file()), None)
 
 

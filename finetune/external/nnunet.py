@@ -194,7 +194,7 @@ class NnunetRun:
         kept = False
         for index in records_of(self.test) if self.masks.is_dir() else ():
             record = self.test.shards.record(index)
-            if (path := find_mask(self.masks, record)) is None:
+            if (path := find_mask(self.masks, record.key, record.meta)) is None:
                 continue
             try:
                 read_mask(path, record)

@@ -46,9 +46,9 @@ class Masks:
         self.records = records_of(cases)
         missing = []
         for index in self.records:
-            record = Record(cases.shards.key(index), np.empty(0), None, cases.shards.meta(index))
-            if (path := find_mask(folder, record)) is None:
-                missing.append(record.key + (VOLUME if is_volume(record.meta) else PICTURE))
+            key, meta = cases.shards.key(index), cases.shards.meta(index)
+            if (path := find_mask(folder, key, meta)) is None:
+                missing.append(key + (VOLUME if is_volume(meta) else PICTURE))
             else:
                 self.files[index] = path
         if missing:

@@ -40,7 +40,7 @@ def test_a_volume_lies_as_its_slices_say(volume, tmp_path) -> None:
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "SRA", "IPL"])
 def test_a_mask_is_read_in_any_orientation(volume, tmp_path, codes) -> None:
     write_labels(LABELS, volume, tmp_path)
-    path = find_mask(tmp_path, volume)
+    path = find_mask(tmp_path, "a1", volume.meta)
     file = nibabel.load(path)
     file = nibabel.Nifti1Image(np.asanyarray(file.dataobj), file.affine)
     turn = ornt_transform(io_orientation(file.affine), axcodes2ornt(tuple(codes)))
@@ -48,7 +48,7 @@ def test_a_mask_is_read_in_any_orientation(volume, tmp_path, codes) -> None:
     assert nibabel.aff2axcodes(turned.affine) == tuple(codes)
     path.unlink()
     nibabel.save(turned, tmp_path / "a1.nii")
-    assert np.array_equal(read_mask(find_mask(tmp_path, volume), volume), LABELS)
+    assert np.array_equal(read_mask(find_mask(tmp_path, "a1", volume.meta), volume), LABELS)
 
 
 def test_a_picture_is_a_grey_file_per_channel(picture, tmp_path) -> None:
@@ -60,7 +60,7 @@ def test_a_picture_is_a_grey_file_per_channel(picture, tmp_path) -> None:
     write_image(grey, tmp_path, colour=True)
     assert np.array_equal(np.array(Image.open(tmp_path / "c3_0002.png")), LABELS[1])
     write_labels(LABELS[0], picture, tmp_path)
-    assert np.array_equal(read_mask(find_mask(tmp_path, picture), picture), LABELS[0])
+    assert np.array_equal(read_mask(find_mask(tmp_path, "b2", picture.meta), picture), LABELS[0])
 
 
 def test_masks_that_cannot_be_meant_are_refused(volume, picture, tmp_path) -> None:

@@ -60,7 +60,7 @@ def nnunet(shards, tmp_path: Path, capsys):
     return start
 
 
-def test_masks_that_come_back_as_they_were_are_right(nnunet, stand_ins, tmp_path) -> None:
+def test_masks_that_come_back_as_they_were_are_right(nnunet, stand_ins, tmp_path, request) -> None:
     calls, printed = nnunet()
     assert [call.split()[0] for call in calls] == ["plan_and_preprocess", "train", "predict"]
     assert calls[1].startswith("train Dataset001_Cases 3d_fullres all -tr nnUNetTrainer -p nnUNetP")
@@ -72,6 +72,7 @@ def test_masks_that_come_back_as_they_were_are_right(nnunet, stand_ins, tmp_path
     described = json.loads((tmp_path / "run/raw/Dataset001_Cases/dataset.json").read_text())
     assert described["numTraining"] == 4 and described["regions_class_order"] == [3, 1, 2]
     # what is done is not done again; the scores are
+    request.getfixturevalue("no_figures")
     (tmp_path / "run" / "results.csv").unlink()
     assert nnunet("--tolerance=2")[0] == []
     assert len(read_results(tmp_path / "run" / "results.csv")) == 6
