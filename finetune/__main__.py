@@ -3,6 +3,7 @@
 from data_prep.common.cli import Command, run_program
 from finetune.benchmark.config import BenchmarkOptions
 from finetune.config import CompareConfig, EvaluateConfig, QuickstartConfig
+from finetune.external.config import NnunetConfig, ScoreConfig
 from finetune.few_shot.config import FewShotConfig
 from finetune.inference.options import PredictConfig
 from finetune.publish.config import ExportOptions, PublishOptions
@@ -13,6 +14,11 @@ COMMANDS = {
         "Measure an adapted model, or plain SAM, on held-out cases: tables and pictures.",
         "finetune.evaluation.evaluate:evaluate_run",
         (EvaluateConfig,),
+    ),
+    "score": Command(
+        "Measure masks that another program made of the cases of a shard set.",
+        "finetune.external.score:score",
+        (ScoreConfig,),
     ),
     "predict": Command(
         "Segment objects in new images by clicks, boxes, rough masks, texts or targets.",
@@ -44,6 +50,11 @@ COMMANDS = {
         "Pretrain the encoder of a network without SAM on unlabelled images, by SimCLR.",
         "finetune.simclr.stage:pretrain",
         (SimclrConfig,),
+    ),
+    "nnunet": Command(
+        "Train nnU-Net on labelled cases by its own planning, and measure it on held-out ones.",
+        "finetune.external.nnunet:run_nnunet",
+        (NnunetConfig,),
     ),
     "benchmark": Command(
         "Speed and memory of stage two, as ratios from one run.",

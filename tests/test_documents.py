@@ -62,7 +62,7 @@ ADDED = {
     " --model.text.pretrained ": "--model.text.width 32 --model.text.heads 2 --model.text.layers 1",
     " finetune evaluate ": "--data.cases 1",
     " finetune simclr ": f"{STEPS} --image_size 64 --network.features '[4, 8, 8, 8, 8]'",
-    " runs/unet ": "--model.network.features '[4, 8, 8, 8, 8]'",
+    " configs/baselines/unet.yaml ": "--model.network.features '[4, 8, 8, 8, 8]'",
     " finetune evaluate --sam ": "--image_size 64",
     " finetune predict --sam ": "--image_size 64",
     " finetune few_shot ": FEW,

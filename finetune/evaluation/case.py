@@ -19,6 +19,7 @@ from finetune.evaluation.calibration import Reliability
 from finetune.evaluation.details import ClickDice, Details, Seconds
 from finetune.evaluation.labelled import generator_of
 from finetune.evaluation.protocols import Protocol
+from finetune.evaluation.scored import Scoring
 from finetune.evaluation.tables import ALL_TARGETS, PER_SLICE, Row
 from finetune.evaluation.thumbnails import Thumbnail, reduce_image, reduce_mask
 from finetune.inference.prompted import Answer, PromptedImage
@@ -39,7 +40,7 @@ class Case:
         self.cases, self.images, self.reliability = cases, images, reliability
         stored = cases.shards.record(images[0].record)
         assert stored.mask is not None
-        self.key, self.spacing, self.labels = stored.key, stored.meta["spacing"], stored.mask
+        self.record, self.key, self.labels = stored, stored.key, stored.mask
         self.group = stored.meta["group"]
         self.is_volume = images[0].depth is not None
         self.pixels = stored.image if self.is_volume else stored.image[None]
@@ -120,35 +121,19 @@ class Case:
             probability = prompted.averaged(answer.logits)[1] if given is None else given
             self.reliability.add(self.key, self.group, name, row, probability, truth)
 
-    def score(self, tolerance: float, hd95: str) -> list[Row]:
+    def score(self, scoring: Scoring) -> list[Row]:
         """One row for each target and protocol."""
-        unit = "px" if self.spacing is None else "mm"
-        spacing = self.spacing or [1.0] * self.labels.ndim
         names = [*self.cases.targets, ALL_TARGETS]
         rows = []
         for target in sorted({target for target, _ in self.answered}):
             truth = self._truth(target)
             for (answered, protocol), answer in self.answered.items():
-                if answered != target or protocol in self.between:
-                    continue
-                prediction, distance = answer.whole(self.labels.shape), math.nan
-                if truth.any():
-                    distance = metrics.hd95(prediction, truth, spacing, definition=hd95)
-                rows.append(
-                    Row(
-                        case=self.key,
-                        target=names[target],
-                        protocol=protocol,
-                        dice=metrics.dice(prediction, truth),
-                        iou=metrics.iou(prediction, truth),
-                        hd95=distance,
-                        nsd=metrics.nsd(prediction, truth, spacing, tolerance),
-                        unit=unit,
-                        prompts=answer.prompts,
-                        group=self.group,
-                        hd95_definition=hd95,
+                if answered == target and protocol not in self.between:
+                    found = answer.whole(self.labels.shape)
+                    prompts = answer.prompts
+                    rows.append(
+                        scoring.row(self.record, names[target], protocol, prompts, found, truth)
                     )
-                )
         return rows
 
     def keep(self, details: Details, rows: Sequence[Row]) -> None:

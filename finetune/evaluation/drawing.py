@@ -1,7 +1,7 @@
 """Pictures of an evaluation: Dice by number of clicks, and the best, median and worst cases."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,8 @@ def draw_results(
         draw_dice_by_clicks({"": summarise(rows)}, clicks, folder / "dice_by_clicks.png")
     record_of = {cases.shards.key(image.record): image.record for image in cases.images}
     name_ranked = list(clicks)[-1] if clicks else rows[0].protocol
-    ranked = sorted((row for row in rows if row.protocol == name_ranked), key=lambda row: row.dice)
-    for name, rank in {"worst": 0, "median": len(ranked) // 2, "best": -1}.items():
-        row = ranked[rank]
-        image, pixels, truth = _largest(cases, record_of[row.case], row.target)
+    for name, row in shown_cases(row for row in rows if row.protocol == name_ranked).items():
+        image, pixels, truth = largest_image(cases, record_of[row.case], row.target)
         held = tuple(cases.held(image.record))
         index = list(cases.targets).index(row.target)
         answers: dict[str, Answer] = {}
@@ -69,6 +67,12 @@ def draw_results(
         if image.depth is not None:
             record, path = record_of[row.case], folder / f"{name}_volume.png"
             _draw_volume(segmenter, cases, record, row, protocols, seed, title, path)
+
+
+def shown_cases(rows: Iterable[Row]) -> dict[str, Row]:
+    """The worst, median and best row by Dice, of at least one."""
+    ranked = sorted(rows, key=lambda row: row.dice)
+    return {"worst": ranked[0], "median": ranked[len(ranked) // 2], "best": ranked[-1]}
 
 
 def clicks_of(protocols: Sequence[Protocol]) -> dict[str, int]:
@@ -191,7 +195,7 @@ def _draw_volume(
         draw_volume(stored.image, truth, masks, title, path)
 
 
-def _largest(
+def largest_image(
     cases: LabelledCases, record: int, target: str
 ) -> tuple[LabelledImage, NDArray[Any], NDArray[np.bool_]]:
     """The 2D record, or the slice in which the target is largest; its pixels and truth (H, W)."""

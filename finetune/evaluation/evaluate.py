@@ -17,15 +17,8 @@ from finetune.evaluation.details import Details
 from finetune.evaluation.drawing import draw_results
 from finetune.evaluation.model_size import write_model
 from finetune.evaluation.protocols import Protocol
-from finetune.evaluation.tables import (
-    ABSENT,
-    ALL_TARGETS,
-    Row,
-    results_csv,
-    summarise,
-    summary_csv,
-    summary_markdown,
-)
+from finetune.evaluation.scored import Scoring
+from finetune.evaluation.tables import ABSENT, ALL_TARGETS, Row
 from finetune.inference.loading import find_device, load_model, trained_on
 from finetune.model.decoder import require_prompts
 from finetune.model.segmenter import Segmenter
@@ -62,7 +55,7 @@ def evaluate(
             for protocol in protocols:
                 case.prompt(protocol, seed, every_click=details is not None)
                 progress.update(len(case.images))
-            scored = case.score(tolerance, hd95)
+            scored = case.score(Scoring(tolerance, hd95))
             if details is not None:
                 case.keep(details, scored)
             rows += scored
@@ -119,14 +112,11 @@ def evaluate_run(config: EvaluateConfig, resolved: str) -> None:
             "protocols: there was nothing to ask about these cases; Propagated is for volumes, and"
             " a target that no case holds can only be asked for by text"
         )
-    summaries = summarise(rows, list(cases.targets))
 
     (output / "figures").mkdir(parents=True, exist_ok=True)
     write_resolved_config(output, resolved)
-    write_text(output / "results.csv", results_csv(rows))
-    write_text(output / "summary.csv", summary_csv(summaries))
-    table = summary_markdown(summaries, config.tolerance, config.hd95)
-    write_text(output / "summary.md", table)
+    scoring = Scoring(config.tolerance, config.hd95)
+    table = scoring.write(output, rows, list(cases.targets))
     details.write(output)
     write_model(output, segmenter, trained=config.run is not None)
     held = [row for row in rows if row.target != ALL_TARGETS and not row.protocol.endswith(ABSENT)]
