@@ -61,6 +61,7 @@ ADDED = {
     " finetune/train.py ": f"{STEPS} --model.image_size 64",
     " --model.text.pretrained ": "--model.text.width 32 --model.text.heads 2 --model.text.layers 1",
     " finetune evaluate ": "--data.cases 1",
+    " finetune nnunet ": "--until files",
     " finetune simclr ": f"{STEPS} --image_size 64 --network.features '[4, 8, 8, 8, 8]'",
     " configs/baselines/unet.yaml ": "--model.network.features '[4, 8, 8, 8, 8]'",
     " finetune evaluate --sam ": "--image_size 64",
