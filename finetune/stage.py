@@ -22,7 +22,7 @@ from finetune.inference.loading import DATA, SEGMENTER, SOURCES, rebuild, restor
 from finetune.model.building import build_model
 from finetune.model.decoder import Decoded, require_prompts
 from finetune.model.kept import keep_weights
-from finetune.model.losses import MaskLoss, mask_dice
+from finetune.model.losses import MaskLoss, NoMaskLoss, mask_dice
 from finetune.model.network import Network
 from finetune.model.segmenter import Segmenter
 from finetune.prompts.prompting import Prompting, Truth
@@ -182,6 +182,15 @@ class SegmentationStage(Stage):
         self.rounds = self.prompting.steps
         require_prompts(self.segmenter.decoder, "prompts", self.prompting)
         self.prompting.begin(self.segmenter)
+        network = self.segmenter.image_encoder
+        has_own_loss = (
+            isinstance(network, Network)
+            and type(network).auxiliary_loss is not Network.auxiliary_loss
+        )
+        if isinstance(loss, NoMaskLoss) and not has_own_loss:
+            raise UserError(
+                "loss: NoMaskLoss is for networks with a loss of their own; leave it out"
+            )
         if options.data.without_targets != 0 and not self.prompting.asks_for_absent:
             raise UserError(
                 "data.without_targets: only texts and decoders without prompts can ask for what is"

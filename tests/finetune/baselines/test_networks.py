@@ -130,6 +130,14 @@ def test_the_loss_that_a_network_adds_is_added(labelled_shards) -> None:
         assert torch.equal(truth[image, target], mask)
 
 
+def test_a_loss_that_asks_nothing_of_a_network_without_its_own_is_refused(labelled_shards) -> None:
+    """Otherwise such a run would train nothing, and say nothing."""
+    words = ["--model.network=shallow.Shallow", "--model.image_size=64", "--output=x"]
+    words += ["--prompts=TargetsOnly", "--loss=NoMaskLoss", f"--data.shards={labelled_shards}"]
+    with pytest.raises(UserError, match="loss: NoMaskLoss is for networks with a loss of their"):
+        SegmentationStage(parse(TrainConfig, "train", words)[0], torch.device("cpu"))
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
