@@ -90,7 +90,10 @@ class Validation(Evaluator):
             raise UserError("evaluators: Validation is for finetune/train.py")
         config = stage.options.data
         if not config.validation:
-            raise UserError("evaluators: Validation needs groups; set data.validation to 0.1, say")
+            raise UserError(
+                "evaluators: Validation needs groups; set data.validation to 0.1, say, or leave it"
+                " out by --evaluators.validation null"
+            )
         self.cases = LabelledCases(config, stage.options.seed, Part(config.validation, True))
         if not self.cases.images:
             share, line = config.validation, "no validation, and no best checkpoint"

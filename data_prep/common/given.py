@@ -200,7 +200,8 @@ class Given:
             if key not in changed and inner not in ("", "class_path"):
                 hint = nearest(key, changed) or f"; name its class first: --{name}.{key} CLASS"
                 raise UserError(f"{place}: there is no {key!r} in {name}{hint}")
-            changed[key] = _with_option(changed.get(key), inner, value, place)
+            is_off = value is None and inner in ("", "class_path")
+            changed[key] = None if is_off else _with_option(changed.get(key), inner, value, place)
         else:
             changed = _with_option(before, inner, value, place)
         self.values[name], self.places[name] = changed, place

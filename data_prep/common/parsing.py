@@ -133,7 +133,8 @@ def _completed(value: Any, option: Option, name: str) -> Any:
     if option.is_mapping:
         if not isinstance(value, Mapping):
             raise ValueError(f"expected a mapping from names to classes, not {value!r}")
-        return {key: _component(item, option, f"{name}.{key}") for key, item in value.items()}
+        kept = {key: item for key, item in value.items() if item is not None}
+        return {key: _component(item, option, f"{name}.{key}") for key, item in kept.items()}
     if option.is_list:
         return [_component(item, option, name) for item in as_list(value, name)]
     return _component(value, option, name)

@@ -26,7 +26,8 @@ from finetune.inference.files.opening import open_image
 from finetune.inference.loading import find_device, has_adapters, load_model, trained_on
 from finetune.inference.objects import Prompt, check_inside
 from finetune.inference.prompted import PromptedImage
-from finetune.inference.segmenting import check_kinds, segment_volume
+from finetune.inference.segmenting import check_kinds, segment_several, segment_volume
+from finetune.inference.uncertainty import Spread, entropy
 from finetune.inference.volume import PromptedVolume
 from finetune.model.prompt_encoder import MASK_STRIDE
 from finetune.model.segmenter import Segmenter
@@ -158,9 +159,7 @@ class Predictor:
             UserError: No image is set, no prompt is given, or one that the model does not take or
                 that does not fit.
         """
-        if self._prompted is None:
-            raise UserError("no image is set: call set_image first")
-        prompted = self._prompted
+        prompted = self._image()
         size = prompted.resize.original
         array = None if clicks is None else as_array(clicks, 3, 3, "clicks")  # (M, n, 3)
         points = None if array is None else array[..., :2]
@@ -184,6 +183,52 @@ class Predictor:
         if decoded.iou is not None:
             scores = _numpy(decoded.iou[:, 0])
         return prompted.masks_of(decoded.low_res), scores, _numpy(decoded.low_res[:, 0])
+
+    def predict_uncertain(
+        self,
+        box: ArrayLike,
+        clicks: ArrayLike | None = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        draws: int = 10,
+        jitter: float = 0.1,
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]]:
+        """The masks of one object, or of M, with how sure the model is of each pixel.
+
+        The box is drawn several times as its author might have drawn it, too, and the predictions
+        are averaged (SAM-U, Deng et al. 2023, arXiv 2307.04973). Clicks are taken one after the
+        other, as by the command `predict --uncertainty`.
+
+        Args:
+            box: As in `predict`.
+            clicks: As in `predict`.
+            text: As in `predict`.
+            draws: How many boxes are drawn for each object; the same ones in every call.
+            jitter: Standard deviation of a box's edges as a share of its side.
+
+        Returns:
+            Masks (M, H, W), where the mean probability is above one half; that probability
+            (M, H, W), 0 to 1; and its entropy (M, H, W) in bits, 0 to 1, the uncertainty.
+
+        Raises:
+            UserError: See `predict`.
+        """
+        prompted, spread = self._image(), Spread(draws, jitter)
+        points = None if clicks is None else as_array(clicks, 3, 3, "clicks")
+        boxes, texts = as_array(box, 2, 4, "box"), names_of(text)
+        count = count_objects([boxes, points, texts])
+        check_kinds(self.segmenter, target=False, mask=False, text=texts is not None)
+        answers = []
+        for number in range(count):
+            prompt = Prompt(box=boxes[number], text=texts[number] if texts else None)
+            if points is not None:
+                places, labels = points[number, :, :2], points[number, :, 2].astype(np.int64)
+                prompt = replace(prompt, points=places, labels=labels)
+            check_inside(prompt, prompted.resize.original)
+            answers.append(segment_several(prompted, prompt, spread, np.random.default_rng(0)))
+        masks = np.stack([each.mask for each in answers])
+        probability = np.stack([np.asarray(each.probability, np.float32) for each in answers])
+        return masks, probability, entropy(probability)
 
     def predict_volume(
         self,
@@ -250,6 +295,11 @@ class Predictor:
     def _all_targets(self) -> list[str] | None:
         """Their names where the decoder takes no prompts, so that none need be given."""
         return None if self.segmenter.decoder.takes_prompts else list(self.targets)
+
+    def _image(self) -> PromptedImage:
+        if self._prompted is None:
+            raise UserError("no image is set: call set_image first")
+        return self._prompted
 
     def _encode(self) -> None:
         if self._pixels is not None:

@@ -112,6 +112,20 @@ def test_lists_of_a_class_are_written_as_other_lists_are(text):
     assert config.protocols[0].init_args["numbers"] == [1, 5]
 
 
+@pytest.mark.parametrize("how", ["option", "class", "file"])
+def test_null_takes_a_class_out_of_a_recipe(tmp_path, how):
+    (tmp_path / "null.yaml").write_text("evaluators: {validation: null}\n")
+    words = {
+        "option": ["--evaluators.validation", "null"],
+        "class": ["--evaluators.validation.class_path=null"],
+        "file": ["--config", str(tmp_path / "null.yaml")],
+    }[how]
+    recipe = ["--config", "configs/baselines/unet.yaml", "--data.shards=x", "--output=y"]
+    assert list(parse(TrainConfig, "train", recipe)[0].evaluators) == ["validation"]
+    given, resolved = parse(TrainConfig, "train", [*recipe, *words])
+    assert given.evaluators == {} and yaml.safe_load(resolved)["evaluators"] == {}
+
+
 def test_null_is_refused_where_it_means_nothing(tmp_path):
     for option in ("--seed=null", "--optim.lr=null", "--precision=null", "--evaluators=null"):
         with pytest.raises(UserError, match="null is not"):

@@ -12,7 +12,9 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 import finetune
+from data_prep.common.cli import run_program
 from data_prep.common.errors import UserError
+from finetune.__main__ import COMMANDS
 from finetune.inference.loading import TrainedOn
 from finetune.inference.prompted import PromptedImage
 
@@ -96,6 +98,27 @@ def test_a_head_is_asked_by_name(seeing, headed):
         predictor.predict(target="brigth")
     with pytest.raises(UserError, match="takes a target"):
         predictor.predict([[1, 1, 1]])
+
+
+def test_uncertainty_is_that_of_the_command(predictor, run_folder, image, tmp_path):
+    boxes = np.array([BOX, [30, 10, 70, 50]])
+    clicks = np.stack([CLICKS, [[45, 12, 1], [8, 30, 1]]])
+    masks, probability, unsure = predictor.predict_uncertain(boxes, clicks, draws=4, jitter=0.2)
+    assert masks.shape == probability.shape == unsure.shape == (2, 50, 70)
+    assert probability.dtype == unsure.dtype == np.float32 and masks.dtype == bool
+    assert np.array_equal(masks, probability > 0.5)
+    for number in (0, 1):
+        alone = predictor.predict_uncertain(boxes[number], clicks[number], draws=4, jitter=0.2)
+        for one, both in zip(alone, (masks, probability, unsure), strict=True):
+            assert np.allclose(one, both[[number]], atol=1e-5)
+    Image.fromarray(image).save(tmp_path / "photo.png")
+    words = ["predict", f"--run={run_folder}", "--device=cpu", f"--input={tmp_path / 'photo.png'}"]
+    words += [f"--output={tmp_path / 'mask.png'}", "--uncertainty=4", "--jitter=0.2"]
+    words += ["--box=10,5,60,45", "--clicks=30,20,1 60,40,0"]
+    run_program("finetune", COMMANDS, words)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "mask.png")) > 0, masks[0])
+    shown = np.asarray(Image.open(tmp_path / "mask_uncertainty.png")) / 255
+    assert np.abs(shown - unsure[0]).max() <= 0.5 / 255 + 1e-5 and unsure[0].std() > 0
 
 
 def test_a_volume_is_prompted_in_some_slices(seeing, glow, wander):
