@@ -48,7 +48,7 @@ RECIPES = (
 
 STEPS = "--optim.steps 2 --optim.batch_size 2 --optim.warmup_steps 1 --data.workers 0"
 STEPS += " --optim.epochs null --optim.warmup_epochs null --optim.accumulate 1"
-FEW = "--tasks 6 --cases 1 --evaluation '{data.cases: 1, protocols: [Box]}'"
+FEW = "--cases 1 --evaluation '{data.cases: 1, protocols: [Box]}'"
 FEW += " --training '{optim.steps: 2, optim.batch_size: 2, optim.warmup_steps: 1,"
 FEW += " data.workers: 0, model.image_size: 64}'"
 ADDED = {
@@ -66,7 +66,8 @@ ADDED = {
     " configs/baselines/unet.yaml ": "--model.network.features '[4, 8, 8, 8, 8]'",
     " finetune evaluate --sam ": "--image_size 64",
     " finetune predict --sam ": "--image_size 64",
-    " finetune few_shot ": FEW,
+    " finetune few_shot ": f"{FEW} --tasks 6",
+    " slurm/few_shot.sbatch ": FEW,
     " data_prep benchmark": "--images 6 --photographs 2 --workers 1 --repeats 1",
     " pretrain benchmark": "--encoder_size vit_t --sizes 224 --repeats 1 --parts attention",
     " finetune benchmark": "--encoder_size vit_t --image_size 64 --parts click --repeats 1",
@@ -340,6 +341,16 @@ def test_a_training_script_starts_as_its_header_says(script, after_readme, run):
         assert ("is done already" in printed) == ("%1" in command)  # the second task of a chain
 
 
+def test_the_few_shot_script_starts_as_its_header_says(after_readme, run):
+    (command,) = commands_of(ROOT / "slurm/few_shot.sbatch")
+    if not (after_readme / "runs/quickstart").exists():
+        run(*commands_of(ROOT / "configs/pretrain/quickstart.yaml"))
+    shutil.rmtree(after_readme / "results/few_shot", ignore_errors=True)  # of the README
+    assert "runs: 6, 1 of them of this task" in run(command)
+    done = sorted((after_readme / "results/few_shot/evaluations").glob("*/*/run.json"))
+    assert [path.parts[-3] for path in done] == ["new", "pretrained"]
+
+
 def test_several_nodes_start_by_hand_as_their_configuration_says(after_readme, run):
     (command,) = commands_of(ROOT / "configs/accelerate/nodes.yaml")
     with socket.socket() as free:
@@ -374,7 +385,7 @@ def test_options_that_the_readme_names_exist():
         "dependency",
         "exclude",
     }  # of sbatch, of rsync
-    known |= {f"evaluators.{name}" for name in ("probe", "held_out", "figures")}
+    known |= {f"evaluators.{name}" for name in ("probe", "held_out", "figures", "validation")}
     known |= {name for config in configs for name in options_of(config)}
     known |= {f"objectives.emix.{name}" for name in read_parameters("pretrain.objectives.EMix")}
     prompting = read_parameters("finetune.prompts.simulate.ClicksAndBoxes")

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from dataclasses import replace
 
 import pytest
 
@@ -28,6 +29,17 @@ def test_a_recipe_is_a_study_of_arms_that_differ_in_what_they_start_from(recipe)
     assert len(runs_of(config, arms)) == len(arms) * 5 * 3
     assert len({(arm.training.optim.steps, arm.training.optim.batch_size) for arm in arms}) == 1
     assert len({str(arm.evaluation.protocols) for arm in arms}) == 1
+
+
+def test_arms_that_the_header_of_a_recipe_names_can_be_added():
+    text = (ROOT / "configs/few_shot/laptop.yaml").read_text()
+    added = [shlex.split(each) for each in re.findall(r"`(--arms[^`]*{[^`]*)`", text)]
+    words = options_of("configs/few_shot/laptop.yaml", "finetune few_shot")
+    config, _ = parse(FewShotConfig, "few_shot", sum(added, words))
+    arms = {arm.name: arm.training for arm in find_arms(config)}
+    assert list(arms)[-2:] == ["prompted", "trained"]
+    assert arms["trained"].model.trained == ["image_encoder.*"]
+    assert arms["three"] == replace(arms["trained"], model=arms["three"].model)
 
 
 def test_the_array_has_a_task_for_each_run_as_its_header_says():
