@@ -12,6 +12,7 @@ from finetune.evaluation.comparison.forms import Table, comma_separated, html, l
 from finetune.evaluation.comparison.paired import Comparison
 from finetune.evaluation.comparison.results import Evaluated
 from finetune.evaluation.comparison.tables import (
+    MANY,
     clicks_table,
     differences_table,
     prompts_table,
@@ -20,7 +21,8 @@ from finetune.evaluation.comparison.tables import (
 from finetune.evaluation.drawing import draw_dice_by_clicks
 
 NAME = "comparison"
-LATEX_START = r"""% Needs \usepackage{booktabs,longtable,pdflscape}.
+LATEX_START = r"""% Needs \usepackage{booktabs,longtable,pdflscape}, and fits a page with
+% \usepackage[margin=1cm]{geometry}.
 \begin{landscape}
 \tiny
 \setlength{\tabcolsep}{3pt}
@@ -66,7 +68,8 @@ def write_report(
     figures.mkdir(parents=True)
     for table in tables[1:]:  # the first one has the same figures as that of the differences
         write_text(folder / f"{table.name}.csv", comma_separated(table))
-    write_text(folder / f"{NAME}.tex", LATEX_START + "\n".join(map(latex, tables)) + LATEX_END)
+    printed = tables[1:] if len(runs) > MANY else tables  # what would be too wide for a page
+    write_text(folder / f"{NAME}.tex", LATEX_START + "\n".join(map(latex, printed)) + LATEX_END)
     summaries, clicks = curves_by_clicks(runs)
     shown: dict[Path, str] = {}
     if clicks:

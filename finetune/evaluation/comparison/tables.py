@@ -27,6 +27,8 @@ from finetune.evaluation.tables import (
     summarise,
 )
 
+MANY = 4
+"""Runs that are as many columns at most."""
 NO_GROUPS = (
     "These results name no groups, as those of earlier versions: each case counts as its own."
     " Evaluate again if a patient has several."
@@ -34,22 +36,31 @@ NO_GROUPS = (
 
 
 def prompts_table(comparison: Comparison) -> Table:
-    """Dice: one row per protocol, one column per run, with the difference to the baseline."""
-    runs = comparison.runs[1:]
+    """Dice by prompt, with the difference to the baseline.
+
+    One row per protocol and one column per run; of more than `MANY` runs one row each, in short.
+    """
     differences = {(row.protocol, row.run): row for row in comparison.differences}
     protocols = dict.fromkeys([*comparison.dice, *(row.protocol for row in comparison.differences)])
-    rows: list[list[Cell]] = []
-    for protocol in protocols:
-        baseline = comparison.dice.get(protocol)
-        cells = [words(protocol), words("-" if baseline is None else f"{baseline:.3f}")]
-        for run in runs:
-            row = differences.get((protocol, run))
-            cells.append(words("-" if row is None else _in_words(row)))
-        rows.append(cells)
+    many = len(comparison.runs) > MANY
+    texts = {key: _in_short(row) if many else _in_words(row) for key, row in differences.items()}
+    for protocol, dice in comparison.dice.items():
+        texts[protocol, comparison.baseline] = f"{dice:.3f}"
+    if many:
+        names = ["run", *protocols]
+        found = [[run, *(texts.get((p, run), "-") for p in protocols)] for run in comparison.runs]
+    else:
+        names = ["prompt", *comparison.runs]
+        found = [[p, *(texts.get((p, run), "-") for run in comparison.runs)] for p in protocols]
+    rows = [[words(text) for text in row] for row in found]
+    bounds = (
+        "; its interval is in the table of differences."
+        if many
+        else " with its 95 % interval (Student's t; cases of one group, such as a patient, do not"
+        " count as independent)."
+    )
     notes = [
-        f"Mean Dice over cases, then the difference to {comparison.baseline} case by case with its"
-        " 95 % interval (Student's t; cases of one group, such as a patient, do not count as"
-        " independent).",
+        f"Mean Dice over cases, then the difference to {comparison.baseline} case by case{bounds}",
         *notes_on_groups(row.difference for row in comparison.differences if row.against),
     ]
     tested = sum(not math.isnan(row.p) for row in comparison.differences)
@@ -65,8 +76,13 @@ def prompts_table(comparison: Comparison) -> Table:
         )
     if not comparison.groups_known:
         notes.append(NO_GROUPS)
-    columns = [Column(name, (name,)) for name in ("prompt", comparison.baseline, *runs)]
+    columns = [Column(name, (name,)) for name in names]
     return Table("prompts", "Dice by prompt", columns, rows, notes)
+
+
+def _in_short(row: Difference) -> str:
+    verdict = f" {row.verdict}" if row.verdict in ("ahead", "behind") else ""
+    return f"{row.dice:.3f}" + (f", {row.difference.mean:+.3f}{verdict}" if row.against else "")
 
 
 def _in_words(row: Difference) -> str:

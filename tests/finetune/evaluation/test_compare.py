@@ -85,6 +85,25 @@ def test_other_prompts_are_compared_with_the_reference_of_the_baseline() -> None
         compare(runs, "boxes")
 
 
+def test_many_runs_have_a_row_each() -> None:
+    prompted = [*rows(0.1, protocol="1 click"), *rows(0.2)]
+    runs = {"sam": prompted, "msa": [*rows(0.15), *rows(0, protocol="filled box")]}
+    runs |= {"same": rows(0.2), "unet": rows(0.05, protocol="no prompt")}
+    few = comparison_markdown(compare(runs))
+    assert few.startswith("| prompt | sam | msa | same | unet |\n")
+    many = comparison_markdown(compare(runs | {"behind": rows(0)}))
+    assert many.splitlines()[0] == "| run | 1 click | box | filled box | no prompt |"
+    assert many.splitlines()[2:7] == [
+        "| sam | 0.450 | 0.550 | - | - |",
+        "| msa | - | 0.500, -0.050 behind | 0.350 | - |",
+        "| same | - | 0.550, +0.000 | - | - |",
+        "| unet | - | - | - | 0.400, -0.050 behind |",
+        "| behind | - | 0.350, -0.200 behind | - | - |",
+    ]
+    assert "What sam was not evaluated under is compared with its `1 click`." in many
+    assert "interval (Student's t" in few and "; its interval is in the table" in many
+
+
 def test_p_values_are_corrected_for_all_runs_and_prompts() -> None:
     given = rows(0, protocol="filled box")
     runs = {

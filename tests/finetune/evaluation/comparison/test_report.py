@@ -132,6 +132,16 @@ def test_the_command_writes_every_form(folders, tmp_path, capsys) -> None:
     assert not list(output.rglob("*.partial"))
 
 
+def test_of_many_runs_latex_has_what_fits_a_page(folders, tmp_path) -> None:
+    output = tmp_path / "comparison"
+    fifth = results(tmp_path / "fifth", 0.2, CLICKS)
+    options = ["compare", *map(str, folders), str(fifth), f"--output={output}", "--cases=0"]
+    run_program("finetune", COMMANDS, options)
+    titles = re.findall(r"caption\{(.*?)\}", (output / "comparison.tex").read_text())
+    assert titles == ["Scores", "Differences to sam", "Clicks needed"]
+    assert (output / "comparison.md").read_text().startswith("| run | 1 click |")
+
+
 def test_the_best_worst_and_most_differing_cases_are_found() -> None:
     dice = {"a": (0.9, 0.9), "b": (0.1, 0.2), "c": (0.5, 0.5), "d": (0.3, 0.8), "e": (0.2, 0.1)}
     runs = {
