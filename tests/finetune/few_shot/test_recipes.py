@@ -29,6 +29,12 @@ def test_a_recipe_is_a_study_of_arms_that_differ_in_what_they_start_from(recipe)
     assert len(runs_of(config, arms)) == len(arms) * 5 * 3
     assert len({(arm.training.optim.steps, arm.training.optim.batch_size) for arm in arms}) == 1
     assert len({str(arm.evaluation.protocols) for arm in arms}) == 1
+    new, *pretrained = [arm.training for arm in arms if arm.training.model.network is None]
+    assert new.encoder is None and {each.model.trained[0] for each in pretrained} == {
+        "image_encoder.*"
+    }
+    for each in pretrained:
+        assert replace(each, encoder=None, model=new.model) == new
 
 
 def test_arms_that_the_header_of_a_recipe_names_can_be_added():
@@ -37,9 +43,10 @@ def test_arms_that_the_header_of_a_recipe_names_can_be_added():
     words = options_of("configs/few_shot/laptop.yaml", "finetune few_shot")
     config, _ = parse(FewShotConfig, "few_shot", sum(added, words))
     arms = {arm.name: arm.training for arm in find_arms(config)}
-    assert list(arms)[-2:] == ["prompted", "trained"]
-    assert arms["trained"].model.trained == ["image_encoder.*"]
-    assert arms["three"] == replace(arms["trained"], model=arms["three"].model)
+    assert list(arms)[-2:] == ["prompted", "frozen"]
+    model = replace(arms["frozen"].model, trained=["image_encoder.*"])
+    frozen = replace(arms["frozen"], evaluators=arms["three"].evaluators)
+    assert arms["three"] == replace(frozen, model=model)
 
 
 def test_the_array_has_a_task_for_each_run_as_its_header_says():
