@@ -33,6 +33,8 @@ class UltraUNet(Network):
         radius: Radius of a mark, as a share of the side of the input.
     """
 
+    takes_prompts = True
+
     def __init__(
         self, image_size: int, targets: Sequence[str], width: int = 64, radius: float = 0.02
     ) -> None:

@@ -14,6 +14,7 @@ from finetune.config import EvaluateConfig, TrainConfig
 from finetune.evaluation.protocols import Protocol
 from finetune.few_shot.config import FewShotConfig
 from finetune.model.decoder import Decoder
+from finetune.model.network import Network
 
 TRAINING_OWN = ("output", "resume", "seed", "data.shards", "data.cases")
 EVALUATION_OWN = ("output", "run", "sam", "encoder", "checkpoint", "image_size", "data.shards")
@@ -86,7 +87,8 @@ def _resolve(name: str, given: Mapping[str, Any], config: FewShotConfig) -> Arm:
 
     examination = dict(config.evaluation)
     network, decoder = training.model.network, training.model.decoder
-    prompted = network is None and decoder.load(Decoder).takes_prompts
+    kind = decoder.load(Decoder) if network is None else network.load(Network)
+    prompted = kind.takes_prompts
     if protocols is None:
         usual = ["Clicks", "Box"] if prompted else ["TargetOnly"]
         protocols = examination.get("protocols", usual)
@@ -100,6 +102,11 @@ def _resolve(name: str, given: Mapping[str, Any], config: FewShotConfig) -> Arm:
         "--output=OUT",
     ]
     evaluation, text = _parsed(EvaluateConfig, f"arms.{name}", words)
+    if training.data.split == evaluation.data.split:
+        split = training.data.split
+        raise UserError(
+            f"arms.{name}: trains on the split {split!r}, which is evaluated; see data.split"
+        )
     for protocol in evaluation.protocols:
         if protocol.load(Protocol).gives_prompts != prompted:
             takes = "takes prompts" if prompted else "takes none; choose TargetOnly"

@@ -6,7 +6,7 @@ from data_prep.common.errors import UserError
 from finetune.few_shot.arms import find_arms
 from finetune.few_shot.config import FewShotConfig
 from finetune.few_shot.report import write_report
-from finetune.few_shot.study import runs_of, take_folder
+from finetune.few_shot.study import check_folder, runs_of, take_folder
 from finetune.few_shot.work import Failure, Interrupted, make_runs
 from pretrain.engine.stop import INTERRUPTED
 
@@ -20,9 +20,11 @@ def few_shot(config: FewShotConfig, resolved: str) -> None:
         SystemExit: With status `INTERRUPTED`, after a signal.
     """
     runs = runs_of(config, find_arms(config))
-    take_folder(config.output, resolved, runs)
     failures: list[Failure] = []
-    if not config.table_only:
+    if config.table_only:
+        check_folder(config.output, runs)
+    else:
+        take_folder(config.output, resolved, runs)
         try:
             failures = make_runs(config, runs)
         except Interrupted:
@@ -36,6 +38,6 @@ def few_shot(config: FewShotConfig, resolved: str) -> None:
             for reason in reasons
         )
         raise UserError(
-            f"{len(failures)} of {len(runs)} runs failed: {found}. Mend what is wrong and start the"
-            " same command again; what is done is kept"
+            f"{len(failures)} of {len(runs)} runs failed: {found}. Fix the cause and run the same"
+            " command again; finished runs are kept"
         )

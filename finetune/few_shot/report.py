@@ -67,7 +67,7 @@ def markdown(points: Sequence[Point], runs: Sequence[Run], baseline: str) -> str
         if any(point.difference is not None for point in members):
             lines += ["", f"Difference to {table_cell(baseline)}:", ""]
             lines += _table(members, runs, draws, differences=True)
-    lines += ["", " ".join(_notes(points, draws))]
+    lines += ["", " ".join(_notes(points, draws, baseline))]
     if missing := list(_missing(runs)):
         lines += ["", "Not done yet:", "", *(f"- {line}" for line in missing)]
     return "\n".join(lines) + "\n"
@@ -80,6 +80,7 @@ def as_csv(points: Sequence[Point], baseline: str) -> str:
     plain = ["protocol", "target", "arm", "cases", "groups", "draws", "test_groups"]
     means = ["dice", "dice_low", "dice_high", "lowest_draw", "highest_draw"]
     means += ["difference", "difference_low", "difference_high", "baseline"]
+    means += ["shared_draws"]
     writer.writerow([*plain, *means])
     for point in points:
         row: list[object] = [
@@ -90,7 +91,8 @@ def as_csv(points: Sequence[Point], baseline: str) -> str:
             point.groups,
         ]
         row += [point.draws, point.dice.groups, *_ends(point.dice), point.lowest, point.highest]
-        row += [*_ends(point.difference), baseline if point.difference is not None else ""]
+        row += [*_ends(point.difference)]
+        row += ["", ""] if point.difference is None else [baseline, point.shared_draws]
         writer.writerow(row)
     return stream.getvalue()
 
@@ -128,23 +130,30 @@ def _cell(point: Point | None, draws: int, differences: bool) -> str:
             text += f" ({mean.low:+.3f} to {mean.high:+.3f})"
             if mean.low > 0 or mean.high < 0:
                 text = f"**{text}**"
-    return text if point.draws == draws else f"{text}, {point.draws} of {draws} draws"
+    done = point.shared_draws if differences else point.draws
+    return text if done == draws else f"{text}, {done} of {draws} draws"
 
 
-def _notes(points: Sequence[Point], draws: int) -> Iterator[str]:
+def _notes(points: Sequence[Point], draws: int, baseline: str) -> Iterator[str]:
     if not points:
         yield "No run is done."
         return
     yield (
         "Mean over draws of the training cases and over test cases, with its 95 % interval"
-        " (Student's t; it is about other draws and other test cases, and cases of one group, such"
-        " as a patient, do not count as independent)."
+        " (Student's t; it allows for other draws and other test cases, and cases of one group,"
+        " such as a patient, do not count as independent)."
     )
     if any(point.difference is not None for point in points):
         yield "Differences are of the same draws and test cases; bold: the interval excludes 0."
     if any(point.cases is None for point in points):
         yield "Draws of all cases differ by their seed alone."
-    if min(point.draws for point in points) == 1:
+    if unpaired := dict.fromkeys(point.arm for point in points if point.other_cases):
+        yield (
+            f"{', '.join(unpaired)} was evaluated on other test cases than {baseline}, so they are"
+            " not compared."
+        )
+    compared = [point.shared_draws for point in points if point.difference is not None]
+    if min([*compared, *(point.draws for point in points)]) == 1:
         yield "Of a single draw, the interval says nothing about other draws."
     elif draws < FEW_DRAWS:
         yield f"Fewer than {FEW_DRAWS} draws: the intervals are too narrow."

@@ -38,6 +38,10 @@ class Point:
     """Mean Dice of the draw that did best."""
     difference: Mean | None
     """To the baseline trained with the same cases, draw by draw and case by case; None without."""
+    shared_draws: int = 0
+    """Draws that the arm and the baseline have, over which the difference is."""
+    other_cases: bool = False
+    """Whether there is no difference because the baseline was evaluated on other test cases."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +81,10 @@ def points_of(runs: Sequence[Run], baseline: str) -> list[Point]:
                 continue
             values = _table(dice)
             members = [groups[case] for case in next(iter(dice.values()))]
-            difference = None
-            if arm != baseline:
-                difference = _difference(dice, tables.get((baseline, cases), {}), members)
+            against = {} if arm == baseline else tables.get((baseline, cases), {})
+            shared = [draw for draw in dice if draw in against]
+            same = all(dice[draw].keys() == against[draw].keys() for draw in shared)
+            difference = _difference(dice, against, shared, members) if shared and same else None
             points.append(
                 Point(
                     protocol=protocol,
@@ -92,6 +97,8 @@ def points_of(runs: Sequence[Run], baseline: str) -> list[Point]:
                     lowest=float(values.mean(1).min()),
                     highest=float(values.mean(1).max()),
                     difference=difference,
+                    shared_draws=len(shared),
+                    other_cases=not same,
                 )
             )
     return points
@@ -137,11 +144,7 @@ def _table(dice: Dice) -> np.ndarray:
     return np.array([[means[case] for case in cases] for means in dice.values()])
 
 
-def _difference(dice: Dice, baseline: Dice, members: Sequence[str]) -> Mean | None:
-    """Of the draws that both have, if these were evaluated on the same cases."""
-    shared = [draw for draw in dice if draw in baseline]
-    cases = dice[next(iter(dice))].keys()
-    if not shared or baseline[shared[0]].keys() != cases:
-        return None
-    paired = [[dice[draw][case] - baseline[draw][case] for case in cases] for draw in shared]
+def _difference(dice: Dice, baseline: Dice, draws: Sequence[int], members: Sequence[str]) -> Mean:
+    """Over draws and cases that both have."""
+    paired = [[dice[draw][case] - baseline[draw][case] for case in dice[draw]] for draw in draws]
     return crossed_interval(paired, members, (-1, 1))

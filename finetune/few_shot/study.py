@@ -26,6 +26,8 @@ TRAINING_MAY_DIFFER = (
 EVALUATION_MAY_DIFFER = ("device", "threads", "output", "data.shards")
 """Options that decide where and how fast runs are made, not what comes out."""
 CONFIG, RECIPE, EXAMINATION, SOURCES = "config.yaml", "train.yaml", "evaluate.yaml", "sources.json"
+IMAGES, TESTED = "images", "test images"
+"""Names of the digests of images; those of weights have the name of their option."""
 RECORD = "run.json"
 """In the folder of an evaluation, written when that is done."""
 
@@ -114,8 +116,8 @@ def take_folder(output: Path, resolved: str, runs: Sequence[Run]) -> None:
             or there are fewer cases than a run is to have.
     """
     known = output / CONFIG
-    # what is hidden may be the config, about to be written by another task
-    if output.exists() and not known.is_file() and _holds_files(output):
+    # what is hidden may be the config, which another task may be about to write
+    if output.exists() and _holds_files(output) and not known.is_file():
         raise UserError(f"output: {output} holds other files; give a new or empty folder")
     missing = [run for run in runs if not run.is_done]
     arms = {run.arm.name: run.arm for run in runs}.values()
@@ -141,6 +143,18 @@ def take_folder(output: Path, resolved: str, runs: Sequence[Run]) -> None:
             # the tasks of an array start together, and would wait for each other
             if not (folder / name).is_file() or (folder / name).read_text("utf-8") != text:
                 write_text(folder / name, text)
+
+
+def check_folder(output: Path, runs: Sequence[Run]) -> None:
+    """Refuse a folder that holds no study of these arms; nothing is written.
+
+    Raises:
+        UserError: It holds none, or the options of an arm are others.
+    """
+    if not (output / CONFIG).is_file():
+        raise UserError(f"output: {output}: holds no study; leave --table_only out to start one")
+    for arm in {run.arm.name: run.arm for run in runs}.values():
+        _check_arm(output, arm)
 
 
 def _holds_files(output: Path) -> bool:
@@ -190,10 +204,10 @@ def _find_sources(arm: Arm, missing: Sequence[Run]) -> dict[str, str]:
     config = arm.training
     most = max(run.cases or 1 for run in missing)
     cases = LabelledCases(replace(config.data, cases=most))
-    LabelledCases(arm.evaluation.data, arm.evaluation.seed)
+    tested = LabelledCases(arm.evaluation.data, arm.evaluation.seed)
     weights = {"encoder": config.encoder, "sam": config.sam}
     found = {name: sha256(find_weights(file)) for name, file in weights.items() if file is not None}
-    return {**found, "images": cases.shards.fingerprint}
+    return {**found, IMAGES: cases.shards.fingerprint, TESTED: tested.shards.fingerprint}
 
 
 def _check_sources(output: Path, arm: Arm, sources: Mapping[str, str]) -> None:
@@ -205,11 +219,11 @@ def _check_sources(output: Path, arm: Arm, sources: Mapping[str, str]) -> None:
     path = output / "arms" / arm.folder / SOURCES
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else sources
     for name, digest in sources.items():
-        if before.get(name) != digest:
-            what = "images" if name == "images" else f"weights of --{name}"
+        if before.get(name, digest) != digest:  # an earlier version had no digest of test images
+            what = name if name in (IMAGES, TESTED) else f"weights of --{name}"
             raise UserError(
-                f"output: the {what} are others now than when the arm {arm.name!r} was begun in"
-                f" {output}; put them back, or give a new folder"
+                f"output: the {what} have changed since the arm {arm.name!r} was started in"
+                f" {output}; restore them, or give a new folder"
             )
 
 

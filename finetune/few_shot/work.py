@@ -47,7 +47,7 @@ def make_runs(config: FewShotConfig, runs: Sequence[Run]) -> list[Failure]:
         for index, run in enumerate(left):
             with _held(run) as free:
                 if not free:
-                    print(f"\n{run.title}: another process makes it", flush=True)
+                    print(f"\n{run.title}: skipped, since another process is making it", flush=True)
                     continue
                 if run.is_done:  # by a process that has ended meanwhile
                     continue

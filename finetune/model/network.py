@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -17,11 +18,13 @@ class Network(nn.Module, ABC):
     It stands where SAM's image encoder does, so that an image or a volume is segmented once for all
     of its targets. Adding a network takes a subclass of this one. One that is trained by a loss
     besides that of the masks has `auxiliary_loss`; one that is shown the truth in training has
-    `training_maps`; one that takes prompts has `make_decoder`.
+    `training_maps`; one that takes prompts says so and has `make_decoder`.
     """
 
     for_stacks: bool = False
     """Whether it looks at neighbouring slices."""
+    takes_prompts: ClassVar[bool] = False
+    """As that of the decoder that `make_decoder` makes."""
 
     @abstractmethod
     def __init__(self, image_size: int, targets: Sequence[str]) -> None:

@@ -1,7 +1,6 @@
 """A study of tiny networks whose commands run in this process."""
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -29,7 +28,7 @@ class Shallow(Network):
         return self.layers(images)
 """
 RECIPE = {
-    "model": {"network": "shallow.Shallow", "image_size": 32},
+    "model": {"network": "few_layers.Shallow", "image_size": 32},
     "loss": {"class_path": "finetune.model.losses.SegmentationLoss", "iou": 0},
     "prompts": "TargetsOnly",
     "data": {"without_targets": None},
@@ -57,7 +56,7 @@ def run_here(words: Sequence[str]) -> int:
 def here(tmp_path_factory) -> Path:
     """A folder with the network and a recipe of it, from which the network can be imported."""
     folder = tmp_path_factory.mktemp("study")
-    (folder / "shallow.py").write_text(SHALLOW)
+    (folder / "few_layers.py").write_text(SHALLOW)
     (folder / "recipe.yaml").write_text(json.dumps(RECIPE))
     return folder
 
@@ -73,7 +72,6 @@ def in_process(here):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(here)
-        patch.delitem(sys.modules, "shallow", raising=False)
         patch.setattr(Commands, "run", run)
         patch.setattr("finetune.evaluation.evaluate.draw_results", lambda *arguments: None)
         patch.setattr("pretrain.engine.loop.draw_losses", lambda *arguments: None)

@@ -29,6 +29,7 @@ def test_a_recipe_is_a_study_of_arms_that_differ_in_what_they_start_from(recipe)
     assert len(runs_of(config, arms)) == len(arms) * 5 * 3
     assert len({(arm.training.optim.steps, arm.training.optim.batch_size) for arm in arms}) == 1
     assert len({str(arm.evaluation.protocols) for arm in arms}) == 1
+    assert len({str(arm.training.data) for arm in arms}) == 1
     new, *pretrained = [arm.training for arm in arms if arm.training.model.network is None]
     assert new.encoder is None and {each.model.trained[0] for each in pretrained} == {
         "image_encoder.*"

@@ -126,7 +126,37 @@ def test_only_draws_that_both_arms_have_are_compared(study):
         if (p.protocol, p.target, p.arm, p.cases) == ("box", "liver", "mae", 1)
     )
     assert mae.difference.mean == pytest.approx(np.mean(paired))
-    assert (mae.draws, points["new", 1].draws) == (3, 2)
+    assert (mae.draws, mae.shared_draws, points["new", 1].draws) == (3, 2, 2)
+
+
+def test_a_difference_says_over_how_many_draws_it_is(study, tmp_path):
+    """Draws 0 and 1 of one arm and 1 and 2 of the other: the difference is that of one draw."""
+    undone = {("mae", 2), ("new", 0)}
+    runs = [run for run in study(numbers=(1,)) if run.arm.name != "u-net"]
+    for run in runs:
+        if (run.arm.name, run.draw) in undone:
+            (run.evaluation / "run.json").unlink()
+    write_report(SimpleNamespace(output=tmp_path, baseline="new"), runs)
+    text = (tmp_path / "few_shot.md").read_text()
+    differences = text.partition("Difference to new:")[2].partition("##")[0]
+    (row,) = (line for line in differences.splitlines() if "| mae" in line)
+    assert row.endswith("), 1 of 3 draws |")
+    assert "Of a single draw, the interval says nothing about other draws." in text
+    with (tmp_path / "few_shot.csv").open() as file:
+        lines = [line for line in csv.DictReader(file) if line["difference"]]
+    assert {(line["draws"], line["shared_draws"]) for line in lines} == {("2", "1")}
+
+
+def test_arms_that_were_evaluated_on_other_cases_are_said_not_to_be_compared(study, tmp_path):
+    runs = study()
+    for run in runs:
+        if run.arm.name == "mae":
+            path = run.evaluation / "results.csv"
+            path.write_text("".join(line for line in path.open() if not line.startswith("e,")))
+    write_report(SimpleNamespace(output=tmp_path, baseline="new"), runs)
+    text = (tmp_path / "few_shot.md").read_text()
+    assert "Difference to new:" not in text
+    assert "mae was evaluated on other test cases than new, so they are not compared." in text
 
 
 def test_the_files_hold_the_points_and_name_what_is_missing(study, tmp_path, capsys):

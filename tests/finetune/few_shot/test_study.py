@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finetune.few_shot import work
+from data_prep.common.parsing import parse
+from finetune.few_shot import study, work
+from finetune.few_shot.arms import find_arms
+from finetune.few_shot.config import FewShotConfig
 from finetune.few_shot.process import Commands, Ended
+from finetune.few_shot.study import runs_of
 from pretrain.engine.stop import INTERRUPTED, StopRequest
 
 
@@ -147,7 +151,10 @@ def test_what_another_process_makes_is_left_to_it(
     shutil.rmtree(study / "evaluations/narrow/cases1-draw0")
     monkeypatch.setattr(work, "lock_file", lambda *arguments: False)
     few_shot(options(study))
-    assert "narrow, 1 case, draw 0: another process makes it" in capsys.readouterr().out
+    assert (
+        "narrow, 1 case, draw 0: skipped, since another process is making it"
+        in capsys.readouterr().out
+    )
     assert len(records(study)) == 7
 
 
@@ -175,6 +182,8 @@ def test_what_another_process_makes_is_left_to_it(
         (("--arms={narrow: 3}",), "arms.narrow: 3 is not a mapping of options"),
         (("--task=2", "--tasks=2"), "task: 2 is not one of 0 to 1"),
         (("--draws=0",), "draws is 0"),
+        (("--arms.narrow.data.split=test",), "arms.narrow: trains on the split 'test', which is"),
+        (("--evaluation.data.split=train",), "arms.narrow: trains on the split 'train', which is"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(
@@ -196,8 +205,55 @@ def test_other_images_and_other_files_are_refused(whole, tmp_path, options, few_
     study = tmp_path / "study"
     shutil.copytree(whole, study)
     sources = study / "arms/narrow/sources.json"
-    sources.write_text(sources.read_text().replace('"images": "', '"images": "0'))
-    few_shot(options(study))  # nothing is to be made of them
+    for images in ("images", "test images"):
+        before = sources.read_text()
+        sources.write_text(before.replace(f'"{images}": "', f'"{images}": "0'))
+        assert sources.read_text() != before
+        few_shot(options(study))  # nothing is to be made of them
+        with pytest.raises(SystemExit):
+            few_shot(options(study, "--draws=3"))
+        changed = f"the {images} have changed since the arm 'narrow' was started in"
+        assert changed in refusal(capsys)
+        sources.write_text(before)
+
+
+def test_test_images_that_are_added_change_their_digest(labelled_shards, tmp_path, options):
+    shards = tmp_path / "shards"
+    shutil.copytree(labelled_shards, shards)
+    config, _ = parse(FewShotConfig, "few_shot", options(tmp_path, f"--shards={shards}"))
+    arm, *_ = find_arms(config)
+    runs = runs_of(config, [arm])
+    before = study._find_sources(arm, runs)
+    document = json.loads((shards / "dataset.json").read_text())
+    document["splits"]["test"]["shards"][0]["sha256"] = "0" * 64
+    (shards / "dataset.json").write_text(json.dumps(document))
+    after = study._find_sources(arm, runs)
+    assert {name for name in before if before[name] != after[name]} == {"test images"}
+
+
+def test_the_table_of_what_is_there_needs_nothing_else(
+    whole, tmp_path, in_process, options, few_shot, capsys
+):
+    study = tmp_path / "study"
+    shutil.copytree(whole, study)
+    shutil.rmtree(study / "evaluations/narrow/cases1-draw0")
+    (study / "few_shot.md").unlink()
+    before, files = len(in_process), {path: path.read_bytes() for path in study.rglob("*.yaml")}
+    few_shot(options(study, f"--shards={tmp_path / 'gone'}", "--table_only=true"))
+    assert "- narrow, 1 case: draw 0\n" in (study / "few_shot.md").read_text()
+    assert {path: path.read_bytes() for path in study.rglob("*.yaml")} == files
+    assert len(in_process) == before
     with pytest.raises(SystemExit):
-        few_shot(options(study, "--draws=3"))
-    assert "are others now than when the arm 'narrow' was begun" in refusal(capsys)
+        few_shot(options(tmp_path / "none", "--table_only=true"))
+    assert "none: holds no study; leave --table_only out to start one" in refusal(capsys)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_network_that_takes_prompts_is_prompted(tmp_path, options):
+    arms = json.dumps({"marked": {"config": "configs/baselines/ultraunet.yaml"}})
+    config, _ = parse(FewShotConfig, "few_shot", options(tmp_path, f"--arms={arms}"))
+    (arm,) = find_arms(config)
+    assert [each.class_path.rpartition(".")[2] for each in arm.evaluation.protocols] == [
+        "Clicks",
+        "Box",
+    ]
