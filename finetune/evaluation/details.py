@@ -15,6 +15,8 @@ from data_prep.common.files import write_text
 from finetune.evaluation.thumbnails import ThumbnailWriter
 
 CLICKS, TIMES, MODEL, PICTURES = "clicks.csv", "times.csv", "model.json", "pictures.zip"
+PROGRAM = "program"
+"""Key of `MODEL` where another program made the masks: its name."""
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ class NnunetRun:
     def make_scores(self) -> None:
         """Tables and figures of the masks, as `evaluate` writes them."""
         masks = Masks(self.masks, self.test, self.data.encoding.values)
-        print("\n" + write_scores(masks, self.config, self.config.output), end="")
+        print("\n" + write_scores(masks, self.config, self.config.output, "nnU-Net"), end="")
 
     def _parts(self) -> dict[str, LabelledCases]:
         return {"train": self.train, "test": self.test}

@@ -3,12 +3,16 @@
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 from data_prep.common.errors import UserError
+from pretrain.engine.stop import INTERRUPTED
 
 CHUNK = 1 << 16
 
@@ -18,6 +22,22 @@ def find_program(name: str) -> Path | None:
     places = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
     found = shutil.which(name, path=os.pathsep.join(places))
     return None if found is None else Path(found)
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Inside, what asks this process to end is an exception, as Ctrl-C always is."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(INTERRUPTED)
+
+    numbers = (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_logged(words: Sequence[str | Path], log: Path, environment: Mapping[str, str]) -> None:
@@ -35,6 +55,7 @@ def run_logged(words: Sequence[str | Path], log: Path, environment: Mapping[str,
     log.parent.mkdir(parents=True, exist_ok=True)
     started = log.stat().st_size if log.exists() else 0
     with (
+        _signals_raise(),
         log.open("ab", buffering=0) as file,
         subprocess.Popen(
             line,
@@ -43,6 +64,7 @@ def run_logged(words: Sequence[str | Path], log: Path, environment: Mapping[str,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=os.environ | environment,
+            process_group=0,
         ) as process,
     ):
         assert process.stdout is not None
@@ -51,8 +73,9 @@ def run_logged(words: Sequence[str | Path], log: Path, environment: Mapping[str,
                 file.write(chunk)
                 sys.stdout.write(chunk.decode(errors="replace"))
                 sys.stdout.flush()
-        except BaseException:  # an interruption ends it, too
-            process.terminate()
+        except BaseException:  # an interruption ends it and all that it has started
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
             raise
     if process.returncode:
         with log.open("rb") as written:

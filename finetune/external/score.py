@@ -9,9 +9,10 @@ from tqdm import tqdm
 
 from data_prep.common.cli import write_resolved_config
 from data_prep.common.errors import UserError
-from data_prep.common.files import new_folder
+from data_prep.common.files import new_folder, write_json
 from data_prep.loader.dataset import Record
 from finetune.data.cases import LabelledCases
+from finetune.evaluation.details import MODEL, PROGRAM
 from finetune.evaluation.drawing import draw_case, largest_image, shown_cases
 from finetune.evaluation.protocols import NO_PROMPT
 from finetune.evaluation.scored import Scoring
@@ -115,12 +116,19 @@ def records_of(cases: LabelledCases) -> list[int]:
     return sorted({image.record for image in (*cases.images, *cases.empty)})
 
 
-def write_scores(masks: Masks, options: ScoringOptions, folder: Path) -> str:
-    """Score masks, write tables and figures into a folder, and return the table as Markdown."""
+def write_scores(
+    masks: Masks, options: ScoringOptions, folder: Path, program: str | None = None
+) -> str:
+    """Score masks, write tables and figures into a folder, and return the table as Markdown.
+
+    Args:
+        program: What made the masks, if that is known.
+    """
     scoring = Scoring(options.tolerance, options.hd95)
     rows = score_masks(masks, scoring, options.absent)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     draw_masks(masks, rows, folder / "figures")
+    write_json(folder / MODEL, {PROGRAM: program})
     return scoring.write(folder, rows, list(masks.cases.targets))
 
 

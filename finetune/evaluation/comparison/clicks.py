@@ -69,10 +69,14 @@ def clicks_needed(runs: Mapping[str, Evaluated]) -> list[Needed]:
     groups = case_groups(row for run in runs.values() for row in run.rows)
     found = []
     for way in dict.fromkeys(way for run in curves.values() for way in run):
-        having = {name: run[way] for name, run in curves.items() if way in run}
-        most = min(len(dice) for run in having.values() for dice in run.values())
-        if most < 2:  # one click shows nothing
+        numbers = {
+            name: min(map(len, run[way].values())) for name, run in curves.items() if way in run
+        }
+        # one click shows nothing
+        having = {name: curves[name][way] for name, number in numbers.items() if number > 1}
+        if not having:
             continue
+        most = min(numbers[name] for name in having)
         targets = list(dict.fromkeys(target for run in having.values() for _, target in run))
         for target in targets if len(targets) < 2 else [ALL_TARGETS, *targets]:
             for name, run in having.items():

@@ -11,7 +11,14 @@ import numpy as np
 from data_prep.common.errors import UserError
 from data_prep.common.messages import nearest
 from finetune.evaluation.statistics import Mean, holm, mean_interval, sign_flip_test
-from finetune.evaluation.tables import ABSENT, WITHOUT_MODEL, Row, case_groups, case_means
+from finetune.evaluation.tables import (
+    ABSENT,
+    ALL_TARGETS,
+    WITHOUT_MODEL,
+    Row,
+    case_groups,
+    case_means,
+)
 
 
 class Difference(NamedTuple):
@@ -197,7 +204,11 @@ def _check_alike(runs: Mapping[str, Sequence[Row]], baseline: str, run: str) -> 
         )
     for what in ("target", "case"):
         first, second = (
-            {getattr(row, what) for row in runs[name] if not row.protocol.endswith(ABSENT)}
+            {
+                getattr(row, what)
+                for row in runs[name]
+                if not row.protocol.endswith(ABSENT) and row.target != ALL_TARGETS
+            }
             for name in (baseline, run)
         )
         if first != second:

@@ -17,6 +17,7 @@ from finetune.evaluation.comparison.forms import (
 )
 from finetune.evaluation.comparison.paired import Comparison, Difference
 from finetune.evaluation.comparison.results import Evaluated
+from finetune.evaluation.details import PROGRAM
 from finetune.evaluation.statistics import EXACT_GROUPS, notes_on_groups
 from finetune.evaluation.tables import (
     ALL_TARGETS,
@@ -95,7 +96,6 @@ def _in_words(row: Difference) -> str:
 def scores_table(runs: Mapping[str, Evaluated]) -> Table:
     """All metrics, of all targets together and of each: one row per target, protocol and run."""
     summaries = {name: summarise(run.rows) for name, run in runs.items()}
-    found = {(s.target, s.protocol, name): s for name, each in summaries.items() for s in each}
     everything = [summary for each in summaries.values() for summary in each]
     targets = dict.fromkeys(summary.target for summary in everything)
     protocols = dict.fromkeys(summary.protocol for summary in everything)
@@ -107,9 +107,12 @@ def scores_table(runs: Mapping[str, Evaluated]) -> Table:
     for target in sorted(targets, key=lambda target: target != ALL_TARGETS):
         for protocol in protocols:
             for name, run in runs.items():
-                if summary := found.get((target, protocol, name)):
-                    seconds = times[name].get((target, protocol), math.nan)
-                    rows.append(_scores(summary, name, run, seconds, unit))
+                seconds = times[name].get((target, protocol), math.nan)
+                rows += [
+                    _scores(summary, name, run, seconds, unit)
+                    for summary in summaries[name]  # one for cases in mm, one for those in pixels
+                    if (summary.target, summary.protocol) == (target, protocol)
+                ]
     nsd = "NSD" if tolerance is None else f"NSD at {tolerance:g} {unit}".rstrip()
     columns = [Column(name, (name,)) for name in ("target", "prompt", "run")]
     columns += [Column("prompts", ("prompts",)), Column("cases", ("cases",))]
@@ -139,8 +142,18 @@ def scores_table(runs: Mapping[str, Evaluated]) -> Table:
 def notes_on_missing(runs: Mapping[str, Evaluated]) -> list[str]:
     """What some results do not have, and what to do about it."""
     earlier = [name for name, run in runs.items() if not run.model]
-    blind = [name for name, run in runs.items() if run.model and run.thumbnails is None]
+    foreign = [name for name, run in runs.items() if PROGRAM in run.model]
+    blind = [
+        name
+        for name, run in runs.items()
+        if run.model and run.thumbnails is None and name not in foreign
+    ]
     notes = []
+    if foreign:
+        notes.append(
+            f"{', '.join(foreign)}: masks of another program, whose parameters, times and pictures"
+            " are not known."
+        )
     if earlier:
         notes.append(
             f"{', '.join(earlier)}: evaluated by an earlier version, which kept no parameters,"
@@ -258,6 +271,7 @@ def clicks_table(runs: Mapping[str, Evaluated]) -> Table | None:
     found = clicks_needed(runs)
     if not found:
         return None
+    single = [name for name in runs if runs[name].clicks and name not in {row.run for row in found}]
     columns = [Column(name, (name,)) for name in ("clicks", "target", "run")]
     columns.append(Column("at most", ("at_most",)))
     rows = [
@@ -277,5 +291,6 @@ def clicks_table(runs: Mapping[str, Evaluated]) -> Table | None:
         " number in `at most`; `never` is the share of those objects. Of volumes that are prompted"
         " per slice, it is clicks in each slice, for the Dice or IoU of the volume.",
         *notes_on_groups(noc for row in found for noc in row.noc.values()),
+        *(f"{name}: one click shows no number that is needed." for name in single),
     ]
     return Table("clicks", "Clicks needed", columns, rows, notes)

@@ -12,10 +12,10 @@ from data_prep.common.errors import UserError
 from finetune.__main__ import COMMANDS
 from finetune.evaluation.comparison.forms import markdown
 from finetune.evaluation.comparison.paired import Comparison, Difference, compare
-from finetune.evaluation.comparison.results import read_results
-from finetune.evaluation.comparison.tables import prompts_table
+from finetune.evaluation.comparison.results import Evaluated, read_results
+from finetune.evaluation.comparison.tables import prompts_table, scores_table
 from finetune.evaluation.statistics import mean_interval
-from finetune.evaluation.tables import Row, results_csv
+from finetune.evaluation.tables import ALL_TARGETS, Row, results_csv
 
 CASES = [f"case{index}" for index in range(8)]
 
@@ -59,6 +59,27 @@ def test_runs_on_other_cases_or_targets_are_refused() -> None:
     ):
         with pytest.raises(UserError, match=named):
             compare({"a": rows(0), "b": other})
+
+
+def test_a_text_for_all_targets_is_no_target_of_its_own() -> None:
+    texts = [
+        Row(case, ALL_TARGETS, "text that names all", 0.5, 0, 0, 0, "px", group=case)
+        for case in CASES
+    ]
+    clicked, told = rows(0, protocol="1 click"), [*rows(0.1, protocol="text"), *texts]
+    found = {row.protocol: row for row in compare({"a": clicked, "b": told}).differences}
+    assert found["text"].difference.mean == pytest.approx(0.1)
+    assert found["text that names all"].verdict == "not compared"
+    found = {row.protocol: row for row in compare({"b": told, "a": clicked}).differences}
+    assert found["1 click"].difference.mean == pytest.approx(-0.1)
+
+
+def test_cases_in_pixels_stand_beside_those_in_millimetres() -> None:
+    mixed = [row if row.case < "case5" else replace(row, unit="mm", hd95=2.0) for row in rows(0)]
+    table = scores_table({"run": Evaluated(mixed)})
+    cases = {(row[0].text, row[4].values[0], row[8].text.split()[-1]) for row in table.rows}
+    targets = ("all targets", "a", "b")
+    assert cases == {(name, n, unit) for name in targets for n, unit in ((5, "px"), (3, "mm"))}
 
 
 def test_other_prompts_are_compared_with_the_reference_of_the_baseline() -> None:

@@ -1,6 +1,12 @@
 """nnU-Net's commands in their order, with programs that stand in for them."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +111,38 @@ def test_a_failing_program_ends_it_and_the_same_command_goes_on(
     ((call,), _) = nnunet("--folds=[0, 2]")
     assert " -f 0 2 " in call and call.endswith(" --continue_prediction")
     assert all(row.dice == 1 for row in read_results(tmp_path / "run" / "results.csv"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_program_ends_with_the_command(tmp_path, number) -> None:
+    """Also what it has started itself: nothing goes on training in the folder."""
+    code = (
+        "from pathlib import Path\nfrom finetune.external.programs import run_logged\n"
+        "inner = 'sleep 300 & echo $! > children; echo $$ >> children; wait'\n"
+        "run_logged(['bash', '-c', inner], Path('log.txt'), {})\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
+    ) as command:
+        children = tmp_path / "children"
+        wait_until(lambda: children.exists() and len(children.read_text().split()) == 2)
+        command.send_signal(number)
+        assert command.wait(60) != 0
+    for child in children.read_text().split():
+        wait_until(lambda child=child: not is_alive(child))
+
+
+def is_alive(process: str) -> bool:
+    status = Path("/proc", process, "stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_few_cases_are_those_of_other_methods(nnunet, shards, tmp_path, monkeypatch) -> None:

@@ -64,8 +64,14 @@ def test_rows_are_the_metrics_of_each_target(shards, tmp_path, capsys) -> None:
     # such results are compared as any others
     score(shards, tmp_path / "masks", tmp_path / "again", "--hd95=surface")
     both = f"--results=[{tmp_path / 'results'}, {tmp_path / 'again'}]"
-    run_program("python -m finetune", COMMANDS, ["compare", both])
-    assert "+0.000" in capsys.readouterr().out
+    words = ["compare", both, f"--output={tmp_path / 'comparison'}"]
+    run_program("python -m finetune", COMMANDS, words)
+    printed = capsys.readouterr()
+    assert "+0.000" in printed.out
+    assert printed.err.splitlines()[-1] == (
+        "warning: results, again: masks of another program, whose parameters, times and pictures"
+        " are not known."
+    )
 
 
 def test_values_of_the_masks_may_be_others(shards, tmp_path) -> None:

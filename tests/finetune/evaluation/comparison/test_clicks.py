@@ -119,6 +119,15 @@ def test_the_table_says_how_many_never_reach_it() -> None:
     assert clicks_table({"earlier": Evaluated(evaluated(curves).rows)}) is None
 
 
+def test_a_run_of_one_click_is_left_out_and_takes_nothing_from_others() -> None:
+    runs = {"ten": evaluated(drawn(0, 10)), "six": evaluated(drawn(1, 6))}
+    alone = clicks_table(runs)
+    table = clicks_table(runs | {"one": evaluated(drawn(2, 1))})
+    assert alone is not None and table is not None and table.rows == alone.rows
+    assert any(note.startswith("one: one click shows no number") for note in table.notes)
+    assert clicks_table({"one": evaluated(drawn(2, 1))}) is None
+
+
 def test_curves_of_earlier_results_have_the_clicks_of_their_rows() -> None:
     run = evaluated(drawn(0, 4))
     summaries, numbers = curves_by_clicks({"new": run, "earlier": Evaluated(run.rows)})
