@@ -18,7 +18,10 @@ What differs:
 - Group normalisation in the decoder, too, where the code has batch normalisation, so that what a
   stack gives does not depend on the others of its batch; and its residual blocks are those of the
   encoder (normalisation first).
-- One output for each target by itself; AdamW; no weights of another data set, as in the paper.
+- In the encoder, too, group normalisation before the tokens, where the code has batch
+  normalisation; and dropout once behind attention, where the code has it twice.
+- One output for each target by itself; AdamW without AMSGrad; no weights of another data set, as in
+  the paper.
 """
 
 from collections.abc import Sequence
@@ -93,13 +96,15 @@ class TransBTS(Network):
         self.layers = nn.Sequential(
             nn.Dropout(dropout),
             *(
-                Block(embedding, heads, hidden / embedding, qkv_bias=True, proj_drop=dropout)
+                Block(embedding, heads, hidden / embedding, proj_drop=dropout, attn_drop=dropout)
                 for _ in range(depth)
             ),
             nn.LayerNorm(embedding),
         )
         self.mapped = nn.Sequential(
-            nn.Conv3d(embedding, widths[-1], 3, padding=1), Residual(widths[-1])
+            *normalised(embedding, widths[-1]),
+            *normalised(widths[-1], widths[-1]),
+            Residual(widths[-1]),
         )
         self.up = nn.ModuleList(Doubled(each) for each in reversed(widths[:-1]))
         self.head = nn.Conv3d(width, len(targets), 1)
@@ -128,6 +133,11 @@ class TransBTS(Network):
             x = level(x, skips.pop())
         logits: Tensor = self.head(x)[0, :, :depth]
         return logits.transpose(0, 1)
+
+
+def normalised(before: int, after: int) -> list[nn.Module]:
+    """A 3x3x3 convolution with group normalisation and ReLU behind it."""
+    return [nn.Conv3d(before, after, 3, padding=1), nn.GroupNorm(GROUPS, after), nn.ReLU()]
 
 
 class Residual(nn.Module):

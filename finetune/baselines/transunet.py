@@ -81,6 +81,8 @@ class TransUNet(Network):
         self.layers = nn.Sequential(
             *(Block(width, heads, qkv_bias=True, proj_drop=dropout) for _ in range(depth))
         )
+        for layer in self.layers:  # dropout is in the MLP alone
+            layer.get_submodule("attn").proj_drop = nn.Identity()
         self.norm = nn.LayerNorm(width)
         self.widen = Conv2dNormActivation(width, 512)
         skips = (STAGES[1], STAGES[0], STEM, 0)

@@ -18,7 +18,7 @@ from finetune.data.dataset import SegmentationDataset, collate
 from finetune.data.embeddings import EmbeddingCache, shape_of
 from finetune.model.losses import SegmentationLoss
 from finetune.prompts.simulate import ClicksAndBoxes
-from finetune.stage import PromptedLoss
+from finetune.rounds import PromptedLoss
 
 SIDE = 256
 """Of the images, in pixels."""

@@ -17,7 +17,7 @@ from finetune.model.losses import SegmentationLoss
 from finetune.model.prompt_encoder import Prompts
 from finetune.model.segmenter import Segmenter
 from finetune.prompts.simulate import ClicksAndBoxes
-from finetune.stage import PromptedLoss
+from finetune.rounds import PromptedLoss
 from pretrain.encoder.pixels import normalise_pixels
 from pretrain.engine.memory import pass_memory
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
+from torch.nn.utils.rnn import pad_sequence
 
 from data_prep.common.errors import UserError
 
@@ -102,6 +103,23 @@ def mask_dice(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> T
     """Dice of masks logits > 0 with their targets, (B, K) float32, no gradient. Both empty: 1."""
     iou = mask_iou(logits, targets, valid)
     return 2 * iou / (1 + iou)
+
+
+def join_slices(values: Tensor, volume: Tensor) -> Tensor:
+    """What is known of each slice of several volumes, as one tall image for each volume.
+
+    Args:
+        values: (M, 1, H, W), a mask, logits or valid pixels of each slice.
+        volume: (M,) int64, to which volume a slice belongs.
+
+    Returns:
+        (V, 1, D H, W) of V volumes, the slices of each in their order below each other; volumes of
+        less than D slices are filled up with zeros.
+    """
+    order = volume.argsort(stable=True)
+    counts = volume.unique(return_counts=True)[1].tolist()
+    slices = pad_sequence(list(values[order].split(counts)), batch_first=True)  # (V, D, 1, H, W)
+    return slices.transpose(1, 2).flatten(2, 3)
 
 
 class MaskLoss(ABC):

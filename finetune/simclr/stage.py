@@ -86,9 +86,12 @@ def drawn_from(rng: np.random.Generator) -> Iterator[None]:
 
 
 class Simclr(nn.Module):
-    """Encoder, mean over the pixels, projection head and loss.
+    """Encoder, projection head and loss.
 
-    Views of all processes are contrasted with each other.
+    Before the head takes the mean over the pixels it has a convolution, for networks that end in
+    instance normalisation: their mean is nearly the same for all images. AutoSAM's U-Net is pooled
+    behind a block without normalisation, too. Views of all processes are contrasted with each
+    other.
 
     Args:
         encoder: (B, 3, S, S) -> (B, C, h, w).
@@ -101,13 +104,18 @@ class Simclr(nn.Module):
     def __init__(self, encoder: nn.Module, channels: int, temperature: float) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = SimCLRProjectionHead(channels, channels, PROJECTED)
+        self.head = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            SimCLRProjectionHead(channels, channels, PROJECTED),
+        )
         self.loss = NTXentLoss(temperature, gather_distributed=True)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """() loss of normalised views (B, 3, S, S)."""
-        features = self.encoder(torch.cat([first, second])).mean((2, 3))  # (2 B, C)
-        projected = self.head(features).float()
+        projected = self.head(self.encoder(torch.cat([first, second]))).float()  # (2 B, P)
         loss: Tensor = self.loss(*projected.chunk(2))
         return loss
 

@@ -16,7 +16,7 @@ from finetune.model.building import build_model
 from finetune.model.losses import SegmentationLoss
 from finetune.prompts.clicks import ClickSampling
 from finetune.prompts.simulate import ClicksAndBoxes
-from finetune.stage import PromptedLoss
+from finetune.rounds import PromptedLoss
 from pretrain.engine.memory import pass_memory
 from pretrain.engine.one_by_one import mean_one_by_one
 from pretrain.sizes import SIZES, EncoderSize

@@ -1,6 +1,7 @@
 """Networks through MONAI: a map for each target, volumes one by one, and the papers' sizes."""
 
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +11,15 @@ from PIL import Image
 from data_prep.common.cli import run_program
 from data_prep.common.components import Component
 from data_prep.common.errors import UserError
+from data_prep.common.parsing import parse
 from finetune.__main__ import COMMANDS
 from finetune.baselines import ResUNet, SegResNet, SwinUnetr, UNet, Unetr
-from finetune.config import ModelConfig
+from finetune.config import ModelConfig, TrainConfig
 from finetune.model.building import build_model
 from finetune.model.network import Network
 from finetune.model.prompt_encoder import Prompts
+from finetune.stage import SegmentationStage
+from helpers import networks
 from helpers.networks import train
 
 TINY = {
@@ -147,6 +151,46 @@ def test_what_is_not_installed_is_named(module, package, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=rf"needs {package}, .* `pip install 'samaritan\[base"):
         build(ResUNet, 64)
+
+
+def test_the_loss_of_a_volume_is_that_of_all_its_slices_together(make_shards, organs) -> None:
+    """Dice over a stack of 6 slices and one of 4, some without the target, as of one mask each."""
+    volumes = [organs(seed, (40, 50), depth) for seed, depth in enumerate((6, 4, 6))]
+    shards = make_shards(volumes, {"one": [1], "other": [2]})
+    network = "{class_path: finetune.baselines.UNet, init_args: {volumes: true, features: "
+    network += "[4, 4, 4, 4, 4]}}"
+    words = [f"--data.shards={shards}", "--output=x", f"--model.network={network}"]
+    words += [*networks.OPTIONS, "--model.image_size=32", "--data.stack=6", "--data.validation=0"]
+    config, _ = parse(TrainConfig, "train", words)
+    stage = SegmentationStage(config, torch.device("cpu"))
+    seen: dict[int, Any] = {}
+    for index in range(len(stage.dataset)):
+        sample = stage.dataset[index, index]
+        seen.setdefault(len(sample.slices), sample)
+    batch = stage.collate([seen[6], seen[4]])
+    assert batch.stacks == (6, 4)
+    loss, _ = stage.losses(stage.model, batch, 0)
+
+    maps = stage.model._encode(batch, np.random.default_rng(0)).detach()
+    terms, empty = [], 0
+    for slices in (range(6), range(6, 10)):
+        for target in range(2):
+            overlap = probabilities = truths = pixels = entropy = 0.0
+            for place in slices:
+                (number,) = np.flatnonzero((batch.image == place) & (batch.targets == target))
+                valid, truth = batch.valid[place], batch.masks[number].float()
+                probability = maps[place, target].sigmoid()
+                overlap += float((probability * truth)[valid].sum())
+                probabilities += float(probability[valid].sum())
+                truths += float(truth[valid].sum())
+                pixels += int(valid.sum())
+                right = torch.where(truth > 0, probability, 1 - probability)
+                entropy -= float(right.log()[valid].sum())
+                empty += not truth.any()
+            assert truths
+            dice = 1 - (2 * overlap + 1) / (probabilities + truths + 1)
+            terms.append(dice + entropy / pixels)
+    assert empty and loss.item() == pytest.approx(np.mean(terms), rel=1e-4)
 
 
 def test_volumes_are_learned_from_and_single_images_found(make_shards, organs, tmp_path) -> None:

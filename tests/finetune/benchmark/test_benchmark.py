@@ -18,7 +18,7 @@ from finetune.benchmark.plain_clicks import plain_first_clicks, plain_next_click
 from finetune.benchmark.rounds import batch_of, encode_each_round, loss_of, prompting_of
 from finetune.model.losses import SegmentationLoss
 from finetune.prompts.clicks import ClickSampling, next_click, random_clicks
-from finetune.stage import PromptedLoss
+from finetune.rounds import PromptedLoss
 from pretrain.sizes import SIZES, EncoderSize
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pad SAM's attention windows")

@@ -16,7 +16,7 @@ from finetune.model.losses import SegmentationLoss
 from finetune.model.prompt_encoder import Prompts
 from finetune.model.segmenter import Segmenter
 from finetune.prompts.simulate import ClicksAndBoxes
-from finetune.stage import PromptedLoss
+from finetune.rounds import PromptedLoss
 from pretrain.sizes import SIZES, EncoderSize
 
 SIZE = 64

@@ -26,7 +26,7 @@ from finetune.model.losses import SegmentationLoss
 from finetune.model.prompt_encoder import Prompts
 from finetune.prompts.mixed import Mixed
 from finetune.prompts.replaced import ReplacedPoints, wrong_points
-from finetune.stage import PromptedLoss
+from finetune.rounds import PromptedLoss
 from finetune.train import COMMAND
 from pretrain.encoder.pixels import normalise_pixels
 from pretrain.engine.checkpoint import latest_checkpoint

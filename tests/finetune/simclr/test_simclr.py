@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from data_prep.common.cli import run_program
 from data_prep.common.parsing import parse
 from finetune.__main__ import COMMANDS
+from finetune.baselines import UNet
 from finetune.inference.loading import load_segmenter
 from finetune.simclr.config import SimclrConfig
-from finetune.simclr.stage import SimclrStage
+from finetune.simclr.stage import Simclr, SimclrStage
 from helpers.networks import train
 from pretrain.encoder.pixels import normalise_pixels
 from pretrain.engine.checkpoint import latest_checkpoint
@@ -49,7 +50,9 @@ def test_the_loss_is_that_of_lightly_and_of_the_paper(image_shards) -> None:
     assert batch.first.shape == (4, 3, 32, 32) and 1 < batch.first.max() <= 255
     found, _ = stage.losses(stage.model, batch, 0)
     views = [normalise_pixels(each) for each in (batch.first, batch.second)]
-    vectors = stage.model.head(stage.encoder(torch.cat(views)).mean((2, 3)))  # (8, 128)
+    convolution, projection = stage.model.head[0], stage.model.head[-1]
+    features = convolution(stage.encoder(torch.cat(views))).relu()
+    vectors = projection(features.mean((2, 3)))  # (8, 128)
     torch.testing.assert_close(found, NTXentLoss(0.2)(vectors[:4], vectors[4:]))
     unit = vectors / vectors.norm(dim=1, keepdim=True)
     terms = []
@@ -58,6 +61,22 @@ def test_the_loss_is_that_of_lightly_and_of_the_paper(image_shards) -> None:
         others = sum(likeness[k] for k in range(8) if k != one)
         terms.append(-(likeness[(one + 4) % 8] / others).log())
     torch.testing.assert_close(found, torch.stack(terms).mean())
+
+
+def test_what_is_pooled_differs_between_images_behind_an_instance_norm() -> None:
+    torch.manual_seed(0)
+    rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    waves = [(columns / k).sin() * (k % 3) + (rows / (k + 2)).cos() for k in range(2, 10)]
+    images = torch.stack(waves)[:, None].expand(-1, 3, -1, -1)
+    encoder = UNet(64, ("any",), features=(16, 32, 64, 128, 256)).encoder()
+    pooled = Simclr(encoder, 256, 0.5).head[:4]  # without the projection
+    with torch.no_grad():
+        features = encoder(images)
+        plain, ours = (
+            (each.std(0).mean() / each.mean()).item()
+            for each in (features.mean((2, 3)), pooled(features))
+        )
+    assert ours > 2 * plain
 
 
 def test_views_are_a_function_of_the_draw_and_leave_the_random_state(image_shards) -> None:
