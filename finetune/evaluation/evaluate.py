@@ -83,6 +83,11 @@ def evaluate_run(config: EvaluateConfig, resolved: str) -> None:
     protocols = [chosen.build(Protocol) for chosen in config.protocols]
     for protocol in protocols:
         require_prompts(segmenter.decoder, "protocols", protocol)
+    if config.calibration and not segmenter.decoder.gives_log_odds:
+        name = type(segmenter.decoder).__name__
+        raise UserError(
+            f"calibration: {name} gives no probabilities of several targets; leave it out"
+        )
     cases = LabelledCases(config.data, config.seed)
     for protocol in protocols:
         protocol.begin(segmenter, list(cases.targets))

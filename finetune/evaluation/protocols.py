@@ -191,7 +191,8 @@ class JitteredBox(Protocol):
     """A box drawn inexactly."""
 
     ratio: float = 0.1
-    """Standard deviation of the box's edges as a share of its side."""
+    """Standard deviation of the box's edges as a share of its side (SAM: 0.1, by at most 20 pixels
+    of 1024; the bound grows in proportion)."""
 
     def answers(
         self,

@@ -26,7 +26,8 @@ class SamU(Protocol):
     boxes: int = 10
     """Boxes that are drawn."""
     jitter: float = 0.1
-    """Standard deviation of a box's edges as a share of its side (SAM: 0.1, 20 pixels at most)."""
+    """Standard deviation of a box's edges as a share of its side (SAM: 0.1, by at most 20
+    pixels of 1024; the bound grows in proportion)."""
 
     def __post_init__(self) -> None:
         assert self._spread  # checks the options

@@ -84,7 +84,7 @@ class NnunetConfig(ScoringOptions):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; `auto`: a GPU if there is one."""
     workers: int = 4
-    """Processes in which nnU-Net prepares and changes images; 0 does it in that which trains."""
+    """Processes in which nnU-Net prepares and changes images; 0 does it in the training process."""
     until: Literal["files", "plans", "training", "masks", "scores"] = "scores"
     """Last step to take: the cases as files of nnU-Net's layout, which needs no nnU-Net; its plans;
     the trained networks; the masks of the test split; their scores."""

@@ -72,7 +72,7 @@ def read_mask(path: Path, record: Record) -> NDArray[np.integer[Any]]:
     A volume is turned as its own header says it lies.
 
     Raises:
-        UserError: It cannot be read, has another size, or values that are no whole numbers.
+        UserError: It cannot be read, has another size, or values that are not whole numbers.
     """
     assert record.mask is not None
     bounds = ReadOptions.max_pixels, ReadOptions.max_bytes

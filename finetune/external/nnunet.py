@@ -208,8 +208,8 @@ class NnunetRun:
         found = sorted(path.stem for path in self.preprocessed.glob("*Plans.json"))
         if len(found) != 1:
             raise UserError(
-                f"{self.preprocessed}: holds {len(found)} plans; remove {STATE_FILE}'s"
-                " folder and start again"
+                f"{self.preprocessed}: holds {len(found)} plans; delete"
+                f" {self.config.output} and start again"
             )
         return found[0]
 

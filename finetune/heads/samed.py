@@ -28,6 +28,7 @@ class SamedDecoder(SamDecoder):
     )
 
     def __init__(self, image_size: int, targets: Sequence[str]) -> None:
+        self.gives_log_odds = len(targets) == 1  # against the background alone
         self.prompt_encoder = build_prompt_encoder(image_size)
         self.mask_decoder = build_mask_decoder(masks=len(targets))
         self.parts = {"prompt_encoder": self.prompt_encoder, "mask_decoder": self.mask_decoder}

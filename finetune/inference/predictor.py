@@ -195,8 +195,8 @@ class Predictor:
     ) -> tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]]:
         """The masks of one object, or of M, with how sure the model is of each pixel.
 
-        The box is drawn several times as its author might have drawn it, too, and the predictions
-        are averaged (SAM-U, Deng et al. 2023, arXiv 2307.04973). Clicks are taken one after the
+        The box is redrawn several times, each time slightly differently, and the predictions are
+        averaged (SAM-U, Deng et al. 2023, arXiv 2307.04973). Clicks are taken one after the
         other, as by the command `predict --uncertainty`.
 
         Args:
@@ -204,7 +204,7 @@ class Predictor:
             clicks: As in `predict`.
             text: As in `predict`.
             draws: How many boxes are drawn for each object; the same ones in every call.
-            jitter: Standard deviation of a box's edges as a share of its side.
+            jitter: Standard deviation of a box's edges as a share of its side, see `jitter_box`.
 
         Returns:
             Masks (M, H, W), where the mean probability is above one half; that probability

@@ -44,6 +44,8 @@ class Decoder(ABC):
 
     takes_prompts: ClassVar[bool] = True
     """Whether clicks and boxes say what is segmented; else the prompt's target alone does."""
+    gives_log_odds: bool = True
+    """Whether logits are the log odds of a pixel; otherwise only their sign means something."""
     new: ClassVar[tuple[str, ...]] = ()
     """Beginnings of the names of weights that SAM's checkpoints lack, or have in another shape;
     they start new."""

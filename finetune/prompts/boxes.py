@@ -39,7 +39,7 @@ def jitter_box(
     rng: np.random.Generator,
     size: tuple[int, int],
     ratio: float = 0.1,
-    max_pixels: float = 20.0,
+    max_pixels: float | None = None,
 ) -> NDArray[np.float64]:
     """Move each side of a box by Gaussian noise, as SAM does in training (SAM paper, appendix A).
 
@@ -50,14 +50,14 @@ def jitter_box(
         ratio: Standard deviation of the noise as a share of the box's width (for x0, x1) or
             height (for y0, y1).
         max_pixels: Bound on the noise in an image whose longest side is `REFERENCE_SIDE`; scaled
-            in proportion in others.
+            in proportion in others. None: SAM's 20 for SAM's ratio of 0.1, and in proportion.
 
     Returns:
         (4,) float, inside the image, with x0 <= x1 and y0 <= y1.
     """
     x0, y0, x1, y1 = np.asarray(box, dtype=np.float64)
     height, width = size
-    bound = max_pixels * max(size) / REFERENCE_SIDE
+    bound = (200 * ratio if max_pixels is None else max_pixels) * max(size) / REFERENCE_SIDE
     deviation = ratio * np.array([x1 - x0, y1 - y0] * 2)
     noise = (rng.standard_normal(4) * deviation).clip(-bound, bound)
     corners = (np.array([x0, y0, x1, y1]) + noise).reshape(2, 2)  # rows: corners; columns: x, y

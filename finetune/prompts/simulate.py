@@ -36,7 +36,8 @@ class ClicksAndBoxes(Prompting):
     single_share: float = 0.5
     """Share of the steps with clicks that start from one click on the object, as users do."""
     box_jitter: float = 0.1
-    """Standard deviation of a box's edges as a share of its side (SAM: 0.1, 20 pixels at most)."""
+    """Standard deviation of a box's edges as a share of its side (SAM: 0.1, by at most 20
+    pixels of 1024; the bound grows in proportion)."""
     clicks: ClickSampling = field(default_factory=ClickSampling)
     """Random clicks of the first round."""
     skipped_rounds: int = 0

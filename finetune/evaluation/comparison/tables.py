@@ -242,8 +242,8 @@ def differences_table(comparison: Comparison) -> Table:
         " with its 95 % interval (Student's t over groups). p: two-sided paired permutation test,"
         " which turns the signs of all differences of a group together (all possibilities up to"
         f" {EXACT_GROUPS} groups, 19 999 drawn ones for more). p, Holm: corrected by Holm's"
-        f" method for the number of p-values in this table, {len(tested)}; a difference with less"
-        " than 0.05 there is clear although many were tested.",
+        f" method for the number of p-values in this table, {len(tested)}; what is below 0.05"
+        " there remains significant after correction.",
         *_limits([row.difference.groups for row in tested]),
     ]
     if not comparison.groups_known:

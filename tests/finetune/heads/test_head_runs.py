@@ -20,6 +20,7 @@ from finetune.config import CaseSelection, ModelConfig, TrainConfig
 from finetune.data.cases import LabelledCases
 from finetune.evaluation.evaluate import evaluate
 from finetune.evaluation.protocols import TargetOnly
+from finetune.heads import SamedDecoder
 from finetune.inference.loading import load_segmenter
 from finetune.model.building import build_model
 from finetune.publish.card import model_card
@@ -97,6 +98,22 @@ def test_a_head_learns_two_targets_and_that_they_may_be_absent(made, recipe, rat
     assert len(scores["no prompt"]) == len(scores["no prompt, absent"]) == 8
     assert min(scores["no prompt"]) > 0.8 and np.mean(scores["no prompt"]) > 0.9
     assert np.mean(scores["no prompt, absent"]) > 0.8
+
+
+def test_calibration_asks_for_probabilities(made, capsys):
+    """SAMed's masks of several targets are where an output is the largest, by how much it is."""
+    given = [*options(made, "samed"), "--optim.steps=1", "--optim.batch_size=1", "--threads=1"]
+    given += ["--optim.warmup_steps=0", "--data.validation=0", "--evaluators.validation=null"]
+    run_command("finetune/train.py", COMMAND, given)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    words = ["evaluate", f"--run={made / 'run'}", f"--data.shards={made / 'test'}", "--device=cpu"]
+    words += ["--protocols=TargetOnly", "--calibration", f"--output={made / 'results'}"]
+    with pytest.raises(SystemExit):
+        run_program("finetune", COMMANDS, words)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: calibration: SamedDecoder gives no probabilities of several")
+    assert not (made / "results").exists()
+    assert SamedDecoder(64, ("alone",)).gives_log_odds
 
 
 def test_a_run_is_validated_used_and_published_without_prompts(made, capsys):

@@ -43,6 +43,16 @@ def test_bound_scales_with_the_image():
     assert jitter_box(box, rng, (240, 256), ratio=0.0).tolist() == box.tolist()
 
 
+def test_more_noise_moves_a_box_further():
+    """The bound grows with it: otherwise 0.3 of an object this large would be as 0.1."""
+    box = np.array([60.0, 60.0, 160.0, 160.0])
+    spreads = []
+    for ratio in (0.1, 0.2, 0.3):
+        rng = np.random.default_rng(0)
+        spreads.append(np.std([jitter_box(box, rng, (224, 224), ratio) - box for _ in range(500)]))
+    assert spreads == pytest.approx([spreads[0], 2 * spreads[0], 3 * spreads[0]])
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (64, 48)])
 def test_box_stays_in_the_image_and_upright(size):
     rng = np.random.default_rng(3)
