@@ -93,7 +93,7 @@ def read_mask(path: Path, record: Record) -> NDArray[np.integer[Any]]:
         )
     labels = np.rint(mask).astype(np.int64)
     if (labels != mask).any():
-        raise UserError(f"{path}: has values that are no whole numbers; give labels")
+        raise UserError(f"{path}: has values that are not whole numbers; give labels")
     return labels
 
 

@@ -83,8 +83,8 @@ class PredictConfig(ModelSource):
     NIfTI of 0 to 1. At each pixel it is that of the least certain object. Without a box there is
     one prediction, whose entropy it is. 0: no map."""
     jitter: float = 0.1
-    """With `uncertainty`: standard deviation of the boxes' edges as a share of their side (SAM: 0.1,
-    by at most 20 pixels of 1024; the bound grows in proportion)."""
+    """With `uncertainty`: standard deviation of the boxes' edges as a share of their side (SAM:
+    0.1, by at most 20 pixels of 1024; the bound grows in proportion)."""
     adapters: bool = True
     """Use the adapters of the run; --no-adapters leaves them out."""
     overlay: bool = True

@@ -60,7 +60,7 @@ class Discs(nn.Module):
     image_size = 64
     targets = ("liver", "tumour", "both")
     previous_mask, multimask, stack, text_encoder = True, False, 1, None
-    decoder = SimpleNamespace(takes_prompts=True)
+    decoder = SimpleNamespace(takes_prompts=True, gives_log_odds=True)
 
     def __init__(self) -> None:
         super().__init__()

@@ -76,7 +76,7 @@ def test_masks_that_cannot_be_meant_are_refused(volume, picture, tmp_path) -> No
     refused(picture, np.zeros((5, 7), np.uint8), "is 5 x 7 pixels, and its case 5 x 6")
     refused(picture, np.zeros((5, 6, 3), np.uint8) + np.arange(3, dtype=np.uint8), "colour")
     refused(volume, np.zeros((6, 5, 3), np.uint8), "is 3 x 5 x 6 pixels, and its case 4 x 5 x 6")
-    refused(volume, np.full((6, 5, 4), 0.4, np.float32), "no whole numbers")
+    refused(volume, np.full((6, 5, 4), 0.4, np.float32), "not whole numbers")
     refused(volume, np.zeros((6, 5, 4, 2), np.uint8), "a mask is one volume of labels")
     (tmp_path / "b2.png").write_bytes(b"\x89PNG")
     with pytest.raises(UserError, match=r"b2\.png"):
