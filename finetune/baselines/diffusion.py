@@ -13,8 +13,11 @@ of steps as in the code of Nichol and Dhariwal 2021 (arXiv 2102.09672), on which
 
 What differs from all three: the U-Net is MONAI's, without dropout; the variance in sampling is
 fixed, while EnsemDiff and MedSegDiff learn it; there is no running mean of the weights; several
-targets are the channels of one mask. SegDiff's U-Net begins with one more convolution, behind the
-sum. MedSegDiff's samples are fused by their mean, not by STAPLE; its image encoder has no decoder
+targets are the channels of one mask. The mask that is guessed at each step is kept within -1 and 1,
+and noise of the smaller variance is added, where SegDiff's code does neither. EnsemDiff and
+MedSegDiff have masks of 0 and 1. SegDiff's U-Net begins with one more convolution, behind the sum.
+MedSegDiff's U-Net sees the noisy mask alone, as in its paper; in its code it sees the image, too.
+MedSegDiff's samples are fused by their mean, not by STAPLE; its image encoder has no decoder
 and no loss of its own, as the published code has; its FF-Parser starts as the identity. Constants
 are those of published code and abstracts; the papers themselves were not at hand.
 """
