@@ -3,13 +3,15 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from data_prep.common.parsing import parse
-from finetune.few_shot import study, work
+from finetune.few_shot import study
 from finetune.few_shot.arms import find_arms
 from finetune.few_shot.config import FewShotConfig
 from finetune.few_shot.process import Commands, Ended
@@ -143,14 +145,19 @@ def test_a_run_that_fails_stops_no_other_is_named_and_can_be_mended(
     assert ("narrow", 1, 1) in records(study)
 
 
-def test_what_another_process_makes_is_left_to_it(
-    whole, tmp_path, options, few_shot, monkeypatch, capsys
-):
+def test_what_another_process_makes_is_left_to_it(whole, tmp_path, options, few_shot, capsys):
     study = tmp_path / "study"
     shutil.copytree(whole, study)
     shutil.rmtree(study / "evaluations/narrow/cases1-draw0")
-    monkeypatch.setattr(work, "lock_file", lambda *arguments: False)
-    few_shot(options(study))
+    lock = study / "locks" / "narrow-cases1-draw0"
+    holding = "import fcntl, sys; file = open(sys.argv[1], 'ab'); fcntl.lockf(file, fcntl.LOCK_EX)"
+    holding += "; print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", holding, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        few_shot(options(study))
+        other.communicate()
     assert (
         "narrow, 1 case, draw 0: skipped, since another process is making it"
         in capsys.readouterr().out
