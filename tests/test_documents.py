@@ -29,13 +29,16 @@ from segment_anything import sam_model_registry
 
 from data_prep.__main__ import COMMANDS as DATA_PREP
 from data_prep.common.given import options_of
+from data_prep.common.parsing import parse_all
 from data_prep.common.signatures import read_parameters
 from data_prep.layouts import list_layouts
 from data_prep.options import ShardOptions, ShardSegOptions
 from finetune.__main__ import COMMANDS as FINETUNE
 from finetune.config import TrainConfig
+from finetune.train import COMMAND as FINETUNE_TRAIN
 from pretrain.__main__ import COMMANDS as PRETRAIN
 from pretrain.config import PretrainConfig
+from pretrain.train import COMMAND as PRETRAIN_TRAIN
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -394,6 +397,43 @@ def test_options_that_the_readme_names_exist():
     named = set(options_named_in(README))
     assert len(named) > 10
     assert named <= known, named - known
+
+
+PROGRAMS = {
+    "python -m data_prep ": DATA_PREP,
+    "python -m pretrain ": PRETRAIN,
+    "python -m finetune ": FINETUNE,
+}
+SCRIPTS = {"pretrain/train.py ": PRETRAIN_TRAIN, "finetune/train.py ": FINETUNE_TRAIN}
+
+
+def parsed(command: str) -> None:
+    """Check the options of a command line of ours, as the program does before anything else."""
+    for start, commands in PROGRAMS.items():
+        if command.startswith(start):
+            name, *words = shlex.split(command.removeprefix(start))
+            found = commands[name]
+            words = found.named(words)
+            parse_all(found.find_configs(words), name, words)
+            return
+    (script,) = (script for script in SCRIPTS if script in command)
+    words = shlex.split(command.partition(script)[2])
+    parse_all(SCRIPTS[script].find_configs(words), script, words)
+
+
+@pytest.mark.parametrize(
+    "document", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name
+)
+def test_commands_in_the_documents_have_options_that_are_taken(document, monkeypatch):
+    """Their data are not here. `accelerate launch ...` stands for the command before it."""
+    monkeypatch.chdir(ROOT)
+    before = ""
+    for command in commands_of(document):
+        if command.startswith("accelerate launch ..."):
+            command = before + command.removeprefix("accelerate launch ...")
+        elif command.startswith("accelerate launch"):
+            before = command
+        parsed(command)
 
 
 def test_figures_in_the_readme_are_those_of_the_benchmarks():
