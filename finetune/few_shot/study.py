@@ -207,6 +207,9 @@ def _find_sources(arm: Arm, missing: Sequence[Run]) -> dict[str, str]:
     tested = LabelledCases(arm.evaluation.data, arm.evaluation.seed)
     weights = {"encoder": config.encoder, "sam": config.sam}
     found = {name: sha256(find_weights(file)) for name, file in weights.items() if file is not None}
+    tower = {} if config.model.text is None else config.model.text.init_args
+    if (file := tower.get("pretrained")) and Path(file).is_file():  # or the name of known weights
+        found["model.text.pretrained"] = sha256(Path(file))
     return {**found, IMAGES: cases.shards.fingerprint, TESTED: tested.shards.fingerprint}
 
 

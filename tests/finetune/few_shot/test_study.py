@@ -224,7 +224,9 @@ def test_other_images_and_other_files_are_refused(whole, tmp_path, options, few_
         sources.write_text(before)
 
 
-def test_test_images_that_are_added_change_their_digest(labelled_shards, tmp_path, options):
+def test_test_images_that_change_change_their_digest(
+    labelled_shards, tmp_path, in_process, options
+):
     shards = tmp_path / "shards"
     shutil.copytree(labelled_shards, shards)
     config, _ = parse(FewShotConfig, "few_shot", options(tmp_path, f"--shards={shards}"))
@@ -236,6 +238,21 @@ def test_test_images_that_are_added_change_their_digest(labelled_shards, tmp_pat
     (shards / "dataset.json").write_text(json.dumps(document))
     after = study._find_sources(arm, runs)
     assert {name for name in before if before[name] != after[name]} == {"test images"}
+
+
+def test_the_weights_of_a_text_tower_are_watched_too(labelled_shards, tmp_path, options):
+    tower = tmp_path / "clip.safetensors"
+    arms = json.dumps(
+        {"told": {"config": "configs/finetune/msa_text.yaml", "model.text.pretrained": str(tower)}}
+    )
+    config, _ = parse(FewShotConfig, "few_shot", options(tmp_path, f"--arms={arms}"))
+    (arm,) = find_arms(config)
+    found = []
+    for weights in (b"one", b"other"):
+        tower.write_bytes(weights)
+        found.append(study._find_sources(arm, runs_of(config, [arm])))
+    changed = {name for name in found[0] if found[0][name] != found[1][name]}
+    assert changed == {"model.text.pretrained"}
 
 
 def test_the_table_of_what_is_there_needs_nothing_else(
