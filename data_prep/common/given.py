@@ -197,10 +197,10 @@ class Given:
         elif option.is_mapping:
             changed = dict(before) if isinstance(before, Mapping) else {}
             key, _, inner = inner.partition(".")
-            if key not in changed and inner not in ("", "class_path"):
+            is_off = value is None and inner in ("", "class_path")
+            if key not in changed and (is_off or inner not in ("", "class_path")):
                 hint = nearest(key, changed) or f"; name its class first: --{name}.{key} CLASS"
                 raise UserError(f"{place}: there is no {key!r} in {name}{hint}")
-            is_off = value is None and inner in ("", "class_path")
             changed[key] = None if is_off else _with_option(changed.get(key), inner, value, place)
         else:
             changed = _with_option(before, inner, value, place)

@@ -149,8 +149,8 @@ def _notes(points: Sequence[Point], draws: int, baseline: str) -> Iterator[str]:
         yield "Draws of all cases differ by their seed alone."
     if unpaired := dict.fromkeys(point.arm for point in points if point.other_cases):
         yield (
-            f"{', '.join(unpaired)} was evaluated on other test cases than {baseline}, so they are"
-            " not compared."
+            f"Not compared, since evaluated on other test cases than {baseline}:"
+            f" {', '.join(unpaired)}."
         )
     compared = [point.shared_draws for point in points if point.difference is not None]
     if min([*compared, *(point.draws for point in points)]) == 1:

@@ -124,6 +124,10 @@ def test_null_takes_a_class_out_of_a_recipe(tmp_path, how):
     assert list(parse(TrainConfig, "train", recipe)[0].evaluators) == ["validation"]
     given, resolved = parse(TrainConfig, "train", [*recipe, *words])
     assert given.evaluators == {} and yaml.safe_load(resolved)["evaluators"] == {}
+    if how != "file":
+        typed = [words[0].replace("validation", "validaton"), *words[1:]]
+        with pytest.raises(UserError, match="no 'validaton' in evaluators; did you mean valid"):
+            parse(TrainConfig, "train", [*recipe, *typed])
 
 
 def test_null_is_refused_where_it_means_nothing(tmp_path):
