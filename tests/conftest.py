@@ -200,18 +200,24 @@ class Launch:
         launcher = [sys.executable, "-m", "accelerate.commands.launch"]
         return [*launcher, f"--config_file=configs/accelerate/{config}.yaml", script, *options]
 
+    def _command(self, script: str, *options: str, processes: int) -> list[str]:
+        """One process is started as the launcher would start it, which itself takes seconds."""
+        if processes == 1:
+            return [sys.executable, script, *options]
+        return self.command(script, *options, processes=processes)
+
     def __call__(
         self, script: str, *options: str, processes: int = 1
     ) -> subprocess.CompletedProcess[str]:
         """Run to the end."""
-        command = self.command(script, *options, processes=processes)
+        command = self._command(script, *options, processes=processes)
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
     def signalled(
         self, script: str, *options: str, output: Path, lines: int, number: int, processes: int = 1
     ) -> subprocess.CompletedProcess[str]:
         """Run until metrics.jsonl has so many lines, then signal every process of the run."""
-        command = self.command(script, *options, processes=processes)
+        command = self._command(script, *options, processes=processes)
         process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -227,9 +233,11 @@ class Launch:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         # The launcher starts its processes in sessions of their own.
-        for child in psutil.Process(process.pid).children(recursive=True):
+        started = psutil.Process(process.pid)
+        training = [started] if processes == 1 else []
+        for each in (*training, *started.children(recursive=True)):
             with contextlib.suppress(psutil.NoSuchProcess):
-                child.send_signal(number)
+                each.send_signal(number)
         if number == signal.SIGKILL:
             process.kill()
         out, _ = process.communicate(timeout=120)

@@ -45,6 +45,7 @@ def test_a_launcher_that_ends_alone_leaves_no_orphan(
             assert launcher.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
         training = psutil.Process(launcher.pid).children(recursive=True)
+        assert len(training) >= processes
         launcher.send_signal(number)
         launcher.wait()
     assert not end_of(training, 40), (tmp_path / "log").read_text()
