@@ -24,8 +24,9 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage
 from safetensors.torch import save_file
+from segment_anything.build_sam import _build_sam
 
-from helpers.documents import commands_of, small_sam
+from helpers.documents import commands_of
 from helpers.recipes import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -62,14 +63,14 @@ ADDED = {
 }
 """What is added to a command that holds these words, so that it takes seconds."""
 
+SMALL_SAM = (192, 12, 3, [2, 5, 8, 11])
+"""A vit_t, as segment_anything describes encoders: it stands in for vit_b."""
 REGISTRY = f"""
-import sys
-sys.path.append({str(ROOT / "tests")!r})
-from helpers.documents import small_sam
+from functools import partial
 from segment_anything import sam_model_registry
-sam_model_registry["vit_b"] = small_sam
+from segment_anything.build_sam import _build_sam
+sam_model_registry["vit_b"] = partial(_build_sam, *{SMALL_SAM})
 """
-"""Makes segment_anything's vit_b as small as the checkpoint of the workspace."""
 
 SBATCH = """#!/usr/bin/env bash
 # Stands in for sbatch: runs the tasks of an array one after the other, of a training array two.
@@ -201,7 +202,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name in ("CT_small.dcm", "MR_small.dcm", "examples_rgb_color.dcm", "SC_rgb_rle.dcm"):
         shutil.copy(str(get_testdata_file(name)), folder / "scans")
     torch.manual_seed(0)
-    torch.save(small_sam().state_dict(), folder / "sam_vit_b_01ec64.pth")
+    torch.save(_build_sam(*SMALL_SAM).state_dict(), folder / "sam_vit_b_01ec64.pth")
     text = {"width": 32, "heads": 2, "layers": 1}
     vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
     save_file(open_clip.CLIP(512, vision, text).state_dict(), folder / "clip_vit_b_16.safetensors")

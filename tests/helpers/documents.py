@@ -1,13 +1,7 @@
-"""Commands that documents, scripts and recipes print, and the SAM that they are given."""
+"""Commands that documents, scripts and recipes print."""
 
 import re
-from functools import partial
 from pathlib import Path
-
-from segment_anything.build_sam import _build_sam
-
-small_sam = partial(_build_sam, 192, 12, 3, [2, 5, 8, 11])
-"""Builds a SAM with a vit_t, which stands in for `sam_model_registry["vit_b"]`."""
 
 
 def shell_commands(text: str) -> list[str]:
