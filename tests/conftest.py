@@ -211,7 +211,7 @@ class Launch:
     ) -> subprocess.CompletedProcess[str]:
         """Run to the end."""
         command = self._command(script, *options, processes=processes)
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
 
     def signalled(
         self, script: str, *options: str, output: Path, lines: int, number: int, processes: int = 1

@@ -86,7 +86,7 @@ def finished(options) -> tuple[Path, str]:
     command = [sys.executable, "-m", "finetune", *command_line(options)]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # quicker for so little work
     done = subprocess.run(
-        command, cwd=ROOT, env=one_thread, capture_output=True, text=True, timeout=300
+        command, cwd=ROOT, env=one_thread, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
     return options["output"], done.stdout
