@@ -1,16 +1,31 @@
-"""Recipes of few-shot curves, and the array's example: every option in them is one."""
+"""Recipes of few-shot curves start as their headers say; the array's example is a study."""
 
 import re
 import shlex
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from data_prep.common.parsing import parse
 from finetune.few_shot.arms import find_arms
 from finetune.few_shot.config import FewShotConfig
 from finetune.few_shot.study import runs_of
 from helpers.recipes import ROOT, recipes_of
+from pretrain.encoder.sam import build_encoder
+
+SMALL = (
+    *("--cases=1", "--draws=1", "--threads=1", "--training.data.workers=0"),
+    *(
+        "--training.optim.steps=2",
+        "--training.optim.batch_size=2",
+        "--training.optim.warmup_steps=1",
+    ),
+    *("--training.model.image_size=64", "--arms.unet.model.image_size=64"),
+    "--arms.unet.model.network.features=[4, 8, 8, 8, 8]",
+)
+"""What makes a run of a study take seconds."""
 
 
 def options_of(path: str, script: str) -> list[str]:
@@ -36,6 +51,26 @@ def test_a_recipe_is_a_study_of_arms_that_differ_in_what_they_start_from(recipe)
     }
     for each in pretrained:
         assert replace(each, encoder=None, model=new.model) == new
+
+
+@pytest.mark.parametrize("recipe", recipes_of("configs/few_shot"))
+@pytest.mark.usefixtures("shallow", "in_process")
+def test_a_recipe_starts_as_its_header_says(
+    recipe, labelled_shards, few_shot, tmp_path, monkeypatch
+):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "hippocampus").symlink_to(labelled_shards)
+    for seed, run in enumerate(("laptop", "laptop-mae")):
+        torch.manual_seed(seed)
+        step = tmp_path / "runs" / run / "checkpoints" / "step-00000001"
+        step.mkdir(parents=True)
+        save_file(build_encoder("vit_t").state_dict(), step / "encoder.safetensors")
+    monkeypatch.chdir(tmp_path)
+    few_shot([*options_of(recipe, "finetune few_shot"), *SMALL])
+    scored = {path.parts[-3] for path in tmp_path.glob("results/few_shot/evaluations/*/*/run.json")}
+    assert scored == {"nothing", "mae", "three", "unet"}
+    assert (tmp_path / "results/few_shot/few_shot.png").is_file()
 
 
 def test_arms_that_the_header_of_a_recipe_names_can_be_added():
