@@ -31,6 +31,8 @@ class ScoreConfig(ScoringOptions):
 
     They lie in the pixels of the files that `python -m finetune nnunet --until files` writes of
     these cases, and are named after them without the channel: the mask of KEY_0000.png is KEY.png.
+    A program that was trained on the labels of those files gives masks with other values than the
+    shard set's; that command prints the `values` to give.
     """
 
     data: HeldOut

@@ -4,6 +4,8 @@ The cases are written as files, nnU-Net plans, prepares, trains and predicts, an
 scored as `evaluate` scores. Each step that is done is noted, and is not done again.
 """
 
+import json
+import shlex
 from pathlib import Path
 
 import yaml
@@ -133,6 +135,8 @@ class NnunetRun:
         """The cases as nnU-Net's raw data set."""
         if not self.raw.is_dir():
             self.data.write(self.raw)
+        if self.config.until == "files":
+            print(f"masks that another program makes of imagesTs: {self._score_command()}")
 
     def make_plans(self) -> None:
         """nnU-Net's plans and prepared cases, and folds that do not cut a group in two.
@@ -184,6 +188,15 @@ class NnunetRun:
         """Tables and figures of the masks, as `evaluate` writes them."""
         masks = Masks(self.masks, self.test, self.data.encoding.values)
         print("\n" + write_scores(masks, self.config, self.config.output, "nnU-Net"), end="")
+
+    def _score_command(self) -> str:
+        """How masks are scored whose values are the labels of the files."""
+        data, values = self.config.data, self.data.encoding.values
+        words = ["python", "-m", "finetune", "score", "--data.shards", str(data.shards)]
+        words += ["--data.split", self.config.test_split]
+        words += ["--data.targets", json.dumps(data.targets)] if data.targets else []
+        words += ["--values", json.dumps(values), "--masks", "MASKS", "--output", "RESULTS"]
+        return shlex.join(words)
 
     def _parts(self) -> dict[str, LabelledCases]:
         return {"train": self.train, "test": self.test}

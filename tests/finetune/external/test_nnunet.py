@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -111,6 +112,36 @@ def test_a_failing_program_ends_it_and_the_same_command_goes_on(
     ((call,), _) = nnunet("--folds=[0, 2]")
     assert " -f 0 2 " in call and call.endswith(" --continue_prediction")
     assert all(row.dice == 1 for row in read_results(tmp_path / "run" / "results.csv"))
+
+
+@pytest.mark.parametrize("targets", [None, ["tumour"]])
+def test_masks_of_a_program_trained_on_the_files_are_scored_as_printed(
+    make_split, organs, no_figures, tmp_path, capsys, targets
+) -> None:
+    """The labels of the files are not the values of the shard set."""
+    samples = [organs(seed, (30, 40), 5) for seed in range(4)]
+    for sample in samples:
+        sample.mask *= 2  # 2 and 4
+    labels = {"organ": [2, 3], "tumour": [4]}
+    made = make_split(samples, labels)
+    words = [f"--data.shards={made}", f"--output={tmp_path / 'run'}", "--until=files"]
+    words += [f"--data.targets={targets}"] if targets else []
+    run_program("python -m finetune", COMMANDS, ["nnunet", *words])
+    (line,) = (each for each in capsys.readouterr().out.splitlines() if "finetune score" in each)
+    dataset = ShardDataset(made, "test")
+    encoding = Encoding({name: labels[name] for name in targets or labels})
+    (tmp_path / "masks").mkdir()
+    for index in range(len(dataset)):
+        record = dataset.record(index)
+        write_labels(encoding.encode(record.mask), record, tmp_path / "masks")
+    command = line.partition(": ")[2]
+    command = command.replace("MASKS", str(tmp_path / "masks")).replace(
+        "RESULTS", str(tmp_path / "r")
+    )
+    run_program("python -m finetune", COMMANDS, shlex.split(command)[3:])
+    rows = read_results(tmp_path / "r" / "results.csv")
+    assert {row.target for row in rows} == set(targets or labels)
+    assert all(row.dice == 1 for row in rows)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
