@@ -48,6 +48,7 @@ def test_options_that_the_readme_names_exist():
     known |= {f"objectives.emix.{name}" for name in read_parameters("pretrain.objectives.EMix")}
     prompting = read_parameters("finetune.prompts.simulate.ClicksAndBoxes")
     known |= {f"prompts.{name}" for name in prompting}
+    known |= {f"training.{name}" for name in options_of(TrainConfig)}  # of studies
     known |= {f"no_{name}" for name in known}  # of those that are true or false
     named = set(options_named_in(README))
     assert len(named) > 10

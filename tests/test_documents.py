@@ -328,9 +328,8 @@ def test_the_few_shot_script_starts_as_its_header_says(after_readme, run):
     (command,) = commands_of(ROOT / "slurm/few_shot.sbatch")
     if not (after_readme / "runs/quickstart").exists():
         run(*commands_of(ROOT / "configs/pretrain/quickstart.yaml"))
-    shutil.rmtree(after_readme / "results/few_shot", ignore_errors=True)  # of the README
     assert "runs: 6, 1 of them of this task" in run(command)
-    done = sorted((after_readme / "results/few_shot/evaluations").glob("*/*/run.json"))
+    done = sorted((after_readme / "results/few_shot_quickstart/evaluations").glob("*/*/run.json"))
     assert [path.parts[-3] for path in done] == ["new", "pretrained"]
 
 

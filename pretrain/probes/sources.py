@@ -18,7 +18,7 @@ DEFAULT_IMAGE_SIZE = 224
 
 
 def untrained(size: EncoderSize, seed: int) -> SamEncoder:
-    """The encoder that a run from nothing begins with, under this seed.
+    """The encoder that a run from scratch begins with, under this seed.
 
     PyTorch's global random state is left as it was.
     """
