@@ -29,6 +29,7 @@ def draw_curves(points: Mapping[str, Sequence[Point]], arms: Sequence[str], path
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for axes in grid.flat[len(panels) :]:
         axes.axis("off")
+    lines = {}
     for name, axes in zip(panels, grid.flat, strict=False):
         ticks: dict[int, str] = {}
         for index, arm in enumerate(arms):
@@ -42,7 +43,7 @@ def draw_curves(points: Mapping[str, Sequence[Point]], arms: Sequence[str], path
             curve = sorted(curve, key=lambda point: point.groups)
             numbers, colour = [point.groups for point in curve], f"C{index}"
             means = [point.dice.mean for point in curve]
-            axes.plot(numbers, means, style, marker="o", color=colour, label=label)
+            (lines[label],) = axes.plot(numbers, means, style, marker="o", color=colour)
             low, high = [p.dice.low for p in curve], [p.dice.high for p in curve]
             axes.fill_between(numbers, low, high, color=colour, alpha=0.12, linewidth=0)
             ticks |= {point.groups: f"{point.groups}" for point in curve if point.cases}
@@ -52,5 +53,7 @@ def draw_curves(points: Mapping[str, Sequence[Point]], arms: Sequence[str], path
         axes.set_xticks(list(ticks), labels=list(ticks.values()))
         axes.set(title=name, xlabel="labelled cases", ylabel="Dice", ylim=(0, 1))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small", loc="lower right")
+    figure.legend(
+        lines.values(), lines.keys(), loc="outside lower center", ncols=min(len(lines), 2 * columns)
+    )
     save_figure(figure, path)
