@@ -276,8 +276,8 @@ class CompareConfig:
     """Names of the runs in the tables; null: those of the folders."""
     output: Path | None = None
     """A Markdown file (.md), or a new folder for everything: comparison.md, .tex and .html, a CSV
-    file for each table, and figures/. null prints the table of Dice by
-    prompt alone, without p-values."""
+    file for each table, and figures/. null prints the table of Dice by prompt alone, without
+    p-values."""
     protocols: list[str] | None = None
     """Prompts to compare, as the rows of the results name them; null: all. Fewer comparisons need
     less correction of their p-values."""

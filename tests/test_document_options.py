@@ -38,11 +38,8 @@ def test_options_that_the_readme_names_exist():
     for command in (*DATA_PREP.values(), *FINETUNE.values(), *PRETRAIN.values()):
         configs += () if isinstance(command.configs, str) else command.configs
     configs += (layout for layouts in list_layouts().values() for layout in layouts)
-    known = {"help", "config", "version"} | {
-        "array",
-        "dependency",
-        "exclude",
-    }  # of sbatch, of rsync
+    known = {"help", "config", "version"}
+    known |= {"array", "dependency", "exclude"}  # of sbatch, of rsync
     known |= {f"evaluators.{name}" for name in ("probe", "held_out", "figures", "validation")}
     known |= {name for config in configs for name in options_of(config)}
     known |= {f"objectives.emix.{name}" for name in read_parameters("pretrain.objectives.EMix")}

@@ -28,6 +28,7 @@ from segment_anything.build_sam import _build_sam
 
 from helpers.documents import commands_of
 from helpers.recipes import ROOT
+from pretrain.sizes import SIZES
 
 README = (ROOT / "README.md").read_text()
 RECIPES = (
@@ -63,7 +64,8 @@ ADDED = {
 }
 """What is added to a command that holds these words, so that it takes seconds."""
 
-SMALL_SAM = (192, 12, 3, [2, 5, 8, 11])
+VIT_T = SIZES["vit_t"]
+SMALL_SAM = (VIT_T.width, VIT_T.depth, VIT_T.heads, list(VIT_T.global_blocks))
 """A vit_t, as segment_anything describes encoders: it stands in for vit_b."""
 REGISTRY = f"""
 from functools import partial

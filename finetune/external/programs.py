@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -25,16 +25,31 @@ def find_program(name: str) -> Path | None:
 
 
 @contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Inside, what asks this process to end is an exception, as Ctrl-C always is."""
+def _held_signals() -> Iterator[Callable[[], None]]:
+    """Inside, what asks this process to end waits until the function given is called.
+
+    It is raised there, or where it arrives afterwards: by then the program that was started is
+    known, and can be ended, too.
+    """
+    arrived: list[BaseException] = []
+    is_held = True
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(INTERRUPTED)
+        ending = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(INTERRUPTED)
+        if not is_held:
+            raise ending
+        arrived.append(ending)
 
-    numbers = (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+    def release() -> None:
+        nonlocal is_held
+        is_held = False
+        if arrived:
+            raise arrived[0]
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
-        yield
+        yield release
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -55,7 +70,7 @@ def run_logged(words: Sequence[str | Path], log: Path, environment: Mapping[str,
     log.parent.mkdir(parents=True, exist_ok=True)
     started = log.stat().st_size if log.exists() else 0
     with (
-        _signals_raise(),
+        _held_signals() as release,
         log.open("ab", buffering=0) as file,
         subprocess.Popen(
             line,
@@ -69,6 +84,7 @@ def run_logged(words: Sequence[str | Path], log: Path, environment: Mapping[str,
     ):
         assert process.stdout is not None
         try:
+            release()
             while chunk := process.stdout.read(CHUNK):
                 file.write(chunk)
                 sys.stdout.write(chunk.decode(errors="replace"))

@@ -134,12 +134,10 @@ def test_masks_of_a_program_trained_on_the_files_are_scored_as_printed(
     for index in range(len(dataset)):
         record = dataset.record(index)
         write_labels(encoding.encode(record.mask), record, tmp_path / "masks")
-    command = line.partition(": ")[2]
-    command = command.replace("MASKS", str(tmp_path / "masks")).replace(
-        "RESULTS", str(tmp_path / "r")
-    )
-    run_program("python -m finetune", COMMANDS, shlex.split(command)[3:])
-    rows = read_results(tmp_path / "r" / "results.csv")
+    places = {"MASKS": str(tmp_path / "masks"), "RESULTS": str(tmp_path / "results")}
+    printed = shlex.split(line.partition(": ")[2])[3:]
+    run_program("python -m finetune", COMMANDS, [places.get(word, word) for word in printed])
+    rows = read_results(tmp_path / "results" / "results.csv")
     assert {row.target for row in rows} == set(targets or labels)
     assert all(row.dice == 1 for row in rows)
 
@@ -164,13 +162,34 @@ def test_a_program_ends_with_the_command(tmp_path, number) -> None:
         wait_until(lambda child=child: not is_alive(child))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_program_ends_with_a_command_that_is_ended_while_it_starts(tmp_path, number) -> None:
+    code = (
+        "import os, subprocess\nfrom pathlib import Path\n"
+        "from finetune.external.programs import run_logged\n"
+        "class Popen(subprocess.Popen):\n"
+        "    def __init__(self, *arguments, **options):\n"
+        "        super().__init__(*arguments, **options)\n"
+        "        Path('child').write_text(str(self.pid))\n"
+        f"        os.kill(os.getpid(), {int(number)})\n"
+        "subprocess.Popen = Popen\n"
+        "run_logged(['sleep', '300'], Path('log.txt'), {})\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, timeout=60)
+    assert done.returncode != 0
+    child = (tmp_path / "child").read_text()
+    wait_until(lambda: not is_alive(child))
+
+
 def is_alive(process: str) -> bool:
     status = Path("/proc", process, "stat")
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 20
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.05)
