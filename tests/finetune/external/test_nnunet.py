@@ -26,6 +26,7 @@ from finetune.external.raw import folds_of
 from helpers.recipes import ROOT, command_of
 
 LABELS = {"liver": [1], "tumour": [2], "both": [1, 2]}
+IMPORTS_OURS = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture
@@ -150,9 +151,8 @@ def test_a_program_ends_with_the_command(tmp_path, number) -> None:
         "inner = 'sleep 300 & echo $! > children; echo $$ >> children; wait'\n"
         "run_logged(['bash', '-c', inner], Path('log.txt'), {})\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", code], cwd=tmp_path, env=IMPORTS_OURS, stderr=subprocess.DEVNULL
     ) as command:
         children = tmp_path / "children"
         wait_until(lambda: children.exists() and len(children.read_text().split()) == 2)
@@ -175,9 +175,8 @@ def test_a_program_ends_with_a_command_that_is_ended_while_it_starts(tmp_path, n
         "subprocess.Popen = Popen\n"
         "run_logged(['sleep', '300'], Path('log.txt'), {})\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     words = [sys.executable, "-c", code]
-    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, timeout=60)
+    done = subprocess.run(words, cwd=tmp_path, env=IMPORTS_OURS, capture_output=True, timeout=60)
     assert done.returncode != 0
     child = (tmp_path / "child").read_text()
     wait_until(lambda: not is_alive(child))
