@@ -92,7 +92,7 @@ class PromptedLoss(nn.Module):
             if trained or not dices:
                 dices.append(self.round_dice(decoded, masks, valid))
             if trained:
-                loss = self.round_loss(decoded, masks, valid, self._volumes(batch))
+                loss = self.round_loss(decoded, masks, valid, self._groups(batch))
                 auxiliary = self.auxiliary_loss(embeddings, batch)
                 yield loss if auxiliary is None else loss + auxiliary
 
@@ -118,17 +118,17 @@ class PromptedLoss(nn.Module):
         return mask_dice(used, masks, valid).mean()
 
     def round_loss(
-        self, decoded: Decoded, masks: Tensor, valid: Tensor, volumes: Tensor | None = None
+        self, decoded: Decoded, masks: Tensor, valid: Tensor, groups: Tensor | None = None
     ) -> Tensor:
         """() loss of one round, for masks and valid pixels (M, 1, S, S).
 
         Args:
-            volumes: (M,) to which volume each mask belongs, whose loss is that of all its slices
-                together; None: each mask by itself.
+            groups: (M,) to which group each mask belongs; the masks of a group have one loss
+                together, as one large mask. None: each mask by itself.
         """
         logits = self.segmenter.upsample(decoded.low_res)
-        if volumes is not None:
-            logits, masks, valid = (join_slices(x, volumes) for x in (logits, masks, valid))
+        if groups is not None:
+            logits, masks, valid = (join_slices(x, groups) for x in (logits, masks, valid))
         return self.loss(logits, masks, valid, decoded.iou)[0]
 
     def auxiliary_loss(self, maps: Tensor, batch: SegmentationBatch) -> Tensor | None:
@@ -138,8 +138,14 @@ class PromptedLoss(nn.Module):
             return None
         return network.auxiliary_loss(maps, self._truth(batch), batch.valid)
 
-    def _volumes(self, batch: SegmentationBatch) -> Tensor | None:
-        """(M,) which target of which stack each mask is of, for a network of volumes."""
+    def _groups(self, batch: SegmentationBatch) -> Tensor | None:
+        """(M,) which masks have one loss together; None: each has its own.
+
+        Those of a target in the whole batch if the loss says so; for a network of volumes those of
+        a target in a stack.
+        """
+        if self.loss.whole_batch:
+            return batch.targets
         network = self.segmenter.image_encoder
         if not (isinstance(network, Network) and network.for_stacks):
             return None

@@ -69,6 +69,11 @@ class SegmentationStage(Stage):
             raise UserError(
                 "loss: NoMaskLoss is for networks with a loss of their own; leave it out"
             )
+        if loss.whole_batch and self.prompting.for_stacks:
+            raise UserError(
+                "loss.whole_batch: masks that are carried from slice to slice are judged one by"
+                " one; leave it false"
+            )
         if options.data.without_targets != 0 and not self.prompting.asks_for_absent:
             raise UserError(
                 "data.without_targets: only texts and decoders without prompts can ask for what is"

@@ -105,25 +105,31 @@ def mask_dice(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> T
     return 2 * iou / (1 + iou)
 
 
-def join_slices(values: Tensor, volume: Tensor) -> Tensor:
-    """What is known of each slice of several volumes, as one tall image for each volume.
+def join_slices(values: Tensor, group: Tensor) -> Tensor:
+    """What is known of each slice of several groups, as one tall image for each group.
 
     Args:
         values: (M, 1, H, W), a mask, logits or valid pixels of each slice.
-        volume: (M,) int64, to which volume a slice belongs.
+        group: (M,) int64, to which group, such as a volume, a slice belongs.
 
     Returns:
-        (V, 1, D H, W) of V volumes, the slices of each in their order below each other; volumes of
+        (G, 1, D H, W) of G groups, the slices of each in their order below each other; groups of
         less than D slices are filled up with zeros.
     """
-    order = volume.argsort(stable=True)
-    counts = volume.unique(return_counts=True)[1].tolist()
-    slices = pad_sequence(list(values[order].split(counts)), batch_first=True)  # (V, D, 1, H, W)
+    order = group.argsort(stable=True)
+    counts = group.unique(return_counts=True)[1].tolist()
+    slices = pad_sequence(list(values[order].split(counts)), batch_first=True)  # (G, D, 1, H, W)
     return slices.transpose(1, 2).flatten(2, 3)
 
 
 class MaskLoss(ABC):
-    """Loss of predicted masks."""
+    """Loss of predicted masks.
+
+    Attributes:
+        whole_batch: Whether all masks of a target in a batch are given to it as one large mask.
+    """
+
+    whole_batch: bool = False
 
     @abstractmethod
     def __call__(
@@ -169,6 +175,9 @@ class SegmentationLoss(MaskLoss):
     """Exponent of the focal loss: how little easy pixels count."""
     focal_alpha: float = 0.25
     """Share of the object's pixels in the focal loss, 0..1."""
+    whole_batch: bool = False
+    """Whether a target's masks in the batch of a process are judged together, as one large mask,
+    and not one by one: those without the target then weigh little."""
 
     def __post_init__(self) -> None:
         for name in ("dice", "bce", "bce_object", "focal", "iou", "focal_gamma"):

@@ -13,6 +13,7 @@ from PIL import Image
 
 import finetune
 from data_prep.common.cli import run_command, run_program
+from data_prep.common.errors import UserError
 from data_prep.common.parsing import parse
 from data_prep.records import Sample
 from finetune.__main__ import COMMANDS
@@ -98,6 +99,43 @@ def test_a_head_learns_two_targets_and_that_they_may_be_absent(made, recipe, rat
     assert len(scores["no prompt"]) == len(scores["no prompt, absent"]) == 8
     assert min(scores["no prompt"]) > 0.8 and np.mean(scores["no prompt"]) > 0.9
     assert np.mean(scores["no prompt, absent"]) > 0.8
+
+
+def test_dice_of_samed_is_that_of_each_target_in_the_whole_batch(made) -> None:
+    """0.8 of it and 0.2 of cross entropy, against loops; slices without a target weigh little."""
+    config, _ = parse(TrainConfig, "train", [*options(made, "samed"), "--data.validation=0"])
+    stage = SegmentationStage(config, CPU)
+    stage.model.train()
+    samples = [stage.dataset[index, index] for index in range(12)]
+    batch = stage.collate(samples)
+    loss, _ = stage.losses(stage.model, batch, 0)
+    prompting, rng = stage.model.prompting, np.random.default_rng(0)
+    embeddings = stage.model._encode(batch, rng)
+    (found,) = prompting.predictions(stage.segmenter, embeddings, batch, rng)
+    probabilities = stage.segmenter.upsample(found.decoded.low_res).sigmoid()[:, 0].detach()
+    terms = []
+    for target in (0, 1):
+        overlap = probability = truth = entropy = pixels = 0.0
+        for number in np.flatnonzero(batch.targets == target):
+            p, t = probabilities[number], batch.masks[number].double()
+            valid = batch.valid[batch.image[number]]
+            overlap += float((p * t)[valid].sum())
+            probability += float(p[valid].sum())
+            truth += float(t[valid].sum())
+            entropy -= float((t * p.log() + (1 - t) * (1 - p).log())[valid].sum())
+            pixels += int(valid.sum())
+        dice = 1 - (2 * overlap + 1) / (probability + truth + 1)
+        terms.append(0.8 * dice + 0.2 * entropy / pixels)
+    assert 6 < batch.masks.flatten(1).any(1).sum() < 18  # some images lack a target
+    assert loss.item() == pytest.approx(np.mean(terms), rel=1e-4)
+
+
+def test_masks_that_are_carried_have_no_loss_together(made) -> None:
+    given = [f"--data.shards={made / 'train'}", f"--output={made / 'run'}", "--model.image_size=64"]
+    given += ["--model.encoder_size=tiny", "--prompts=finetune.prompts.carried.Carried"]
+    config, _ = parse(TrainConfig, "train", [*given, "--loss.whole_batch=true"])
+    with pytest.raises(UserError, match=r"loss\.whole_batch: masks that are carried .* false"):
+        SegmentationStage(config, CPU)
 
 
 def test_calibration_asks_for_probabilities(made, capsys):
