@@ -11,7 +11,7 @@ from finetune.config import ModelConfig
 from finetune.model.building import build_model
 from finetune.model.segmenter import Segmenter
 from pretrain.benchmark.clock import Clock
-from pretrain.engine.cpu import has_fast_bf16
+from pretrain.engine.cpu import bf16_is_fast
 
 MASKS_PER_IMAGE = 4
 
@@ -28,7 +28,7 @@ class Bench:
     @property
     def bf16(self) -> bool:
         """Whether steps run in bfloat16, as a recipe would on this device."""
-        return self.device.type == "cuda" or has_fast_bf16()
+        return bf16_is_fast(self.device)
 
     @property
     def model_name(self) -> str:

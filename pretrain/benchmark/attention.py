@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from pretrain.benchmark.clock import PRECISIONS, Bench
+from pretrain.benchmark.clock import Bench, precisions
 from pretrain.encoder.attention import (
     BACKENDS,
     Backend,
@@ -41,7 +41,7 @@ def attention_rows(bench: Bench, backends: dict[str, Backend]) -> Iterator[list[
     for side in sorted({ATTENTION_WINDOW, *(size // PATCH for size in bench.config.sizes)}):
         batch = 25 if side <= ATTENTION_WINDOW else 1
         positions = dense_positions(side, side, device)
-        for precision, dtype in PRECISIONS.items():
+        for precision, dtype in precisions(device).items():
             shape = (batch if device.type == "cpu" else 8 * batch, side * side, 3, HEADS, CHANNELS)
             # As parts of a joint projection, as the encoder gives them.
             joint = torch.randn(shape, device=device, dtype=dtype)

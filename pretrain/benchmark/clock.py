@@ -12,13 +12,18 @@ from torch import Tensor
 from data_prep.common.errors import UserError
 from data_prep.common.results import Results, processor
 from pretrain.config import BenchmarkOptions
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from pretrain.engine.cpu import bf16_is_fast
 
 Name = TypeVar("Name", bound=Hashable)
 
 RETRIES = 3
 """Further measurements of the matrix rate where something seems to run above it."""
+
+
+def precisions(device: torch.device) -> dict[str, torch.dtype]:
+    """Types that are measured, by name: bf16 too where a run would compute in it."""
+    measured = {"fp32": torch.float32}
+    return measured | {"bf16": torch.bfloat16} if bf16_is_fast(device) else measured
 
 
 def images_of(config: BenchmarkOptions, pixels: int, device: torch.device) -> int:
@@ -126,7 +131,7 @@ def matrix_rates(clock: Clock, device: torch.device) -> dict[str, float]:
     """FLOP/s of a matrix product of an encoder's shape, the practical ceiling of what follows."""
     rows, inner, columns, products = 4096, 768, 3072, 4
     calls: dict[str, Callable[[], object]] = {}
-    for name, dtype in PRECISIONS.items():
+    for name, dtype in precisions(device).items():
         a = torch.randn(rows, inner, device=device, dtype=dtype)
         b = torch.randn(inner, columns, device=device, dtype=dtype)
         out = torch.empty(rows, columns, device=device, dtype=dtype)

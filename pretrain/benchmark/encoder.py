@@ -9,7 +9,7 @@ from segment_anything.modeling import ImageEncoderViT
 from timm.layers import resample_abs_pos_embed_nhwc
 from torch import Tensor, nn
 
-from pretrain.benchmark.clock import Bench, images_of
+from pretrain.benchmark.clock import Bench, images_of, precisions
 from pretrain.benchmark.steps import train
 from pretrain.encoder.flops import encoder_flops
 from pretrain.encoder.sam import SamEncoder, build_encoder
@@ -103,7 +103,7 @@ def dense_table(bench: Bench, pixels: int, untuned: dict[str, float]) -> None:
             calls: dict[tuple[str, str], Callable[[], object]] = {
                 (model, precision): partial(call, models[model], images, precision == "bf16")
                 for model in models
-                for precision in ("fp32", "bf16")
+                for precision in precisions(device)
             }
             seconds = bench.clock(calls)
             if kind in untuned:

@@ -6,9 +6,9 @@ from concurrent.futures import ProcessPoolExecutor
 
 import torch
 
-from pretrain.benchmark.clock import Bench, images_of
+from pretrain.benchmark.clock import Bench, images_of, precisions
 from pretrain.benchmark.steps import DENSE, MAE, build_step
-from pretrain.engine.cpu import use_cores
+from pretrain.engine.cpu import bf16_is_fast, use_cores
 from pretrain.engine.memory import peak_memory
 
 KINDS = (
@@ -23,9 +23,10 @@ KINDS = (
 
 def memory_table(bench: Bench) -> None:
     """Peak memory of a process that does two steps, and what each further image takes."""
+    precision = list(precisions(bench.device))[-1]
     bench.results.add(
-        "Peak memory of a training step at 224 pixels in bf16, without the optimiser: of a "
-        "process with one image, and what each further one adds."
+        f"Peak memory of a training step at 224 pixels in {precision}, without the optimiser: of "
+        "a process with one image, and what each further one adds."
     )
     header = ["step", "recomputed blocks", "GB with one image", "MB for each further image"]
     bench.results.table(header, memory_rows(bench))
@@ -55,5 +56,5 @@ def measure_step(
     step = build_step(name, encoder_size, where, recompute)
     batch = torch.randn(images, 3, 224, 224, device=where)
     for _ in range(2):
-        step(batch, True)
+        step(batch, bf16_is_fast(where))
     return peak_memory(where)

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.benchmark.clock import Bench, images_of
+from pretrain.benchmark.clock import Bench, images_of, precisions
 from pretrain.benchmark.steps import DENSE, LIGHTLY, MAE, MASK_TOKENS, STEPS, build_step
 
 PIXELS = 224
 
 
 def objective_tables(bench: Bench) -> None:
-    """Steps without the optimiser: all kinds in the device's precision, and MAE in both."""
+    """Steps without the optimiser: all kinds in the device's precision, and MAE in each."""
     config, device = bench.config, bench.device
     batch = images_of(config, PIXELS, device)
     images = torch.randn(batch, 3, PIXELS, PIXELS, device=device)
@@ -56,9 +56,9 @@ def count_flops(step: Callable[[Tensor, bool], None], images: Tensor) -> float:
 def compare_with_lightly(
     bench: Bench, steps: dict[str, Callable[[Tensor, bool], None]], images: Tensor
 ) -> None:
-    """MAE on as many tokens, with the same decoder, in both precisions."""
+    """MAE on as many tokens, with the same decoder, in each precision."""
     rows = []
-    for precision in ("fp32", "bf16"):
+    for precision in precisions(bench.device):
         calls = {name: partial(step, images, precision == "bf16") for name, step in steps.items()}
         ours, theirs = bench.clock(calls).values()
         rows.append([precision, f"{ours:.3f}", f"{theirs:.3f}", f"{theirs / ours:.2f} x"])

@@ -16,7 +16,7 @@ from data_prep.shards.write import write_shards
 from pretrain import stage
 from pretrain.benchmark.clock import Bench, images_of
 from pretrain.config import PretrainConfig
-from pretrain.engine.cpu import has_fast_bf16
+from pretrain.engine.cpu import bf16_is_fast
 from pretrain.engine.metrics import read_metrics
 from pretrain.engine.optim import build_optimizer
 
@@ -35,7 +35,7 @@ def training_table(bench: Bench) -> None:
         folder = Path(name)
         shards = bench.config.shards or make_shards(folder / "shards")
         batch_size = 4 * images_of(bench.config, 224, bench.device)
-        bf16 = bench.device.type == "cuda" or has_fast_bf16()
+        bf16 = bf16_is_fast(bench.device)
         words = recipe(bench, shards, batch_size, bf16)
         memory = batch_size / step_in_memory(bench, words)
         rows: list[list[object]] = [["step on data in memory", 1, f"{memory:.1f}", "100%"]]

@@ -1,6 +1,7 @@
 """Training of a stage: set up, step, check, log, judge, save, and stop when asked to."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from textwrap import wrap
 from typing import Any
 
@@ -15,7 +16,7 @@ from data_prep.common.files import write_text
 from data_prep.loader.batches import OrderedDataset, build_loader
 from data_prep.loader.signals import term_blocked
 from pretrain.engine.checkpoint import State
-from pretrain.engine.cpu import keep_freed_memory, use_cores
+from pretrain.engine.cpu import bf16_is_fast, keep_freed_memory, use_cores
 from pretrain.engine.evaluator import Evaluator
 from pretrain.engine.figures import draw_losses, draw_rates, save_figure
 from pretrain.engine.launch import allotted_cores, join_step, processes_here
@@ -60,6 +61,9 @@ def train(stage_class: type[Stage], options: RunOptions, resolved: str) -> None:
         accelerator.print(f"output {options.output} is done already")
         accelerator.end_training()
         return
+    if accelerator.mixed_precision != options.precision:
+        accelerator.print("precision: bf16 is slow on this CPU, so this run computes in fp32")
+        options = replace(options, precision="no")
     share = options.optim.share(world)
     require_trackers(options.trackers)
     stage = stage_class(options, device)
@@ -141,9 +145,10 @@ def train(stage_class: type[Stage], options: RunOptions, resolved: str) -> None:
 def build_accelerator(options: RunOptions, find_unused_parameters: bool) -> Accelerator:
     """Accelerate for a run: one process or several, on GPUs or on the CPU."""
     join_step(options.output)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),  # else several processes would not find each other
-        mixed_precision=options.precision,
+        cpu=device.type == "cpu",  # else several processes would not find each other
+        mixed_precision=options.precision if bf16_is_fast(device) else "no",
         kwargs_handlers=[
             DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)
         ],

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data_prep.common.errors import UserError
 from pretrain.engine.checkpoint import State
+from pretrain.engine.cpu import bf16_is_fast
 from pretrain.engine.launch import processes_here
 from pretrain.engine.memory import devices_of, free_memory, pass_memory
 from pretrain.engine.run_options import RunOptions
@@ -88,7 +89,9 @@ def _by_trying(
         if all(gather_object([_runs(accelerator, stage, batch, each * trained)])):
             return passes
         tried = passes
-    raise UserError(f"out of memory with one image in a pass; {advice(options, stage)}")
+    raise UserError(
+        f"out of memory with one image in a pass; {advice(options, stage, accelerator.device)}"
+    )
 
 
 def _runs(accelerator: Accelerator, stage: Stage, batch: Any, reserved: int) -> bool:
@@ -137,7 +140,7 @@ def _by_counting(
             return passes
     raise UserError(
         f"one image takes {(fixed + per_image) / 1e9:.1f} GB, and {(room + fixed) / 1e9:.1f} GB are"
-        f" free for each process; {advice(options, stage)}"
+        f" free for each process; {advice(options, stage, accelerator.device)}"
     )
 
 
@@ -161,9 +164,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
-def advice(options: RunOptions, stage: Stage) -> str:
+def advice(options: RunOptions, stage: Stage, device: torch.device) -> str:
     """Options with which a pass takes less, other than the number of passes."""
-    savings = [*(["--precision bf16"] if options.precision == "no" else []), *stage.savings()]
+    fp32 = options.precision == "no" and bf16_is_fast(device)
+    savings = [*(["--precision bf16"] if fp32 else []), *stage.savings()]
     return (
         f"take less memory with {' or '.join(savings)}" if savings else "a larger device is needed"
     )
@@ -187,4 +191,4 @@ def one_line_out_of_memory(
             new = stage.bound(share // more, world) != stage.bound(share // passes, world)
             why = " in a new run (it contrasts fewer images with each other)" if new else ""
             parts.append(f"make more passes with --optim.accumulate {more}{why}")
-        raise UserError("; ".join([*parts, advice(options, stage)])) from None
+        raise UserError("; ".join([*parts, advice(options, stage, accelerator.device)])) from None

@@ -139,7 +139,8 @@ class RunOptions:
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Steps, batch and optimiser."""
     precision: Literal["no", "bf16"] = "no"
-    """bf16 runs the forward pass in bfloat16 where that is safe."""
+    """bf16 runs the forward pass in bfloat16 where that is safe. On a CPU that is slow in it the
+    run computes in float32, and says so."""
     threads: int | None = None
     """CPU threads of each process; null: the machine's cores, divided among the processes."""
     evaluators: dict[str, Component] = field(

@@ -45,7 +45,7 @@ class ProbeOptions:
     workers: int = 2
     """Processes that read and decode, for each process that encodes."""
     precision: Literal["no", "bf16"] = "no"
-    """bf16 runs the encoder in bfloat16 where that is safe."""
+    """bf16 runs the encoder in bfloat16 where that is safe, and on a CPU where it is fast."""
     threads: int | None = None
     """CPU threads of each process; null: the machine's cores, divided among the processes."""
 

@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from data_prep.common.cli import write_resolved_config
 from data_prep.common.errors import UserError
 from data_prep.common.files import write_text
-from pretrain.engine.cpu import use_cores
+from pretrain.engine.cpu import bf16_is_fast, use_cores
 from pretrain.engine.figures import save_figure
 from pretrain.probes.config import ProbeOptions
 from pretrain.probes.features import THUMBNAIL, extract
@@ -44,7 +44,7 @@ def probe(config: ProbeOptions, resolved: str) -> None:
                 accelerator,
                 config.batch_size,
                 config.workers,
-                config.precision == "bf16",
+                config.precision == "bf16" and bf16_is_fast(accelerator.device),
                 progress=True,
             )
         )

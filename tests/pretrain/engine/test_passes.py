@@ -81,6 +81,12 @@ class LinearStage:
         return ["--recompute_blocks true"]
 
 
+@pytest.fixture(autouse=True)
+def fast_bf16(monkeypatch) -> None:
+    """The advice is that of a processor on which bf16 saves time, too."""
+    monkeypatch.setattr("pretrain.engine.cpu.has_fast_bf16", lambda: True)
+
+
 @pytest.fixture
 def accelerator():
     yield Accelerator(cpu=True)
@@ -103,8 +109,14 @@ def test_by_trying_the_images_of_a_pass_are_halved_until_it_runs(
     assert all(p.grad is None for p in stage.model.parameters())
 
 
-def test_where_not_even_one_image_runs_the_line_says_what_to_change(accelerator):
-    with pytest.raises(UserError, match=r"one image.*--precision bf16 or --recompute_blocks true"):
+@pytest.mark.parametrize(
+    ("fast", "advice"), [(True, "--precision bf16 or --recompute"), (False, "with --recompute")]
+)
+def test_where_not_even_one_image_runs_the_line_says_what_to_change(
+    fast, advice, accelerator, monkeypatch
+):
+    monkeypatch.setattr("pretrain.engine.cpu.has_fast_bf16", lambda: fast)
+    with pytest.raises(UserError, match=rf"one image.*{advice}_blocks true"):
         passes._by_trying(accelerator, options_of(), LinearStage(0), 2, [1, 2])
 
 
