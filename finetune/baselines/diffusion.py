@@ -142,10 +142,12 @@ class Diffusion(Network):
         return kept.sqrt() * masks + (1 - kept).sqrt() * noise
 
     def auxiliary_loss(self, maps: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-        """Mean squared error of the predicted noise over the valid pixels (Ho et al., eq. 14)."""
-        inside = valid[:, None].float().expand(-1, self.targets, -1, -1)
-        wrong = maps[:, self.targets :].square() * inside
-        return wrong.sum() / inside.sum().clamp(min=1)
+        """Mean squared error of the predicted noise (Ho et al., eq. 14), on padding, too.
+
+        Masks are drawn from noise over the whole square. What was never learned on padding would be
+        wrong there, and reach the image through normalisation and attention.
+        """
+        return maps[:, self.targets :].square().mean()
 
     @torch.no_grad()
     def forward(self, images: Tensor, stacks: Sequence[int] = ()) -> Tensor:
