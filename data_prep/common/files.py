@@ -71,23 +71,33 @@ def new_folder(path: Path) -> Iterator[Path]:
     first.
 
     Raises:
-        UserError: `path` is a file, or a folder that is not empty.
+        UserError: `path` is a file or a folder that is not empty, or another process writes it.
     """
+    _require_new(path)
+    temporary = path.with_name(f".{path.name}.partial")
+    lock = path.with_name(f".{path.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(lock, path):
+        try:
+            _require_new(path)  # it may have been written while this process waited
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as opened:
+                        os.fsync(opened.fileno())
+            temporary.replace(path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _require_new(path: Path) -> None:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: is there already; give a new or empty folder")
-    temporary = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
-        temporary.replace(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def lock_file(file: BinaryIO, seconds: float, lock: Locking = fcntl.flock) -> bool:

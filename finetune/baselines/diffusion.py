@@ -87,7 +87,8 @@ class Diffusion(Network):
         refused = {
             f"condition is {condition!r}; there are {', '.join(DENOISERS)}": condition
             not in DENOISERS,
-            "steps, samples, channels, blocks and heads must be positive": min(whole) < 1,
+            "steps, samples, channels, blocks and heads must be positive": min(whole) < 1
+            or not channels,
             f"steps is {steps}; it must be {LEAST_STEPS} or more": steps < LEAST_STEPS,
             f"sampling_steps is {sampling_steps}; there are {steps} steps": sampling_steps > steps,
             f"eta is {eta}; it must lie in 0..1": not 0 <= eta <= 1,

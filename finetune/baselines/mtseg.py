@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from data_prep.common.errors import UserError
 from finetune.baselines.unet_blocks import UNetDecoder, UNetEncoder
 from finetune.model.losses import dice_loss
-from finetune.model.network import Network
+from finetune.model.network import Network, require_positive
 
 
 class MTSeg(Network):
@@ -50,6 +50,7 @@ class MTSeg(Network):
         region_weight: float = 0.5,
     ) -> None:
         super().__init__(image_size, targets)
+        require_positive(width=width)
         if unknown := [name for name in region if name not in targets]:
             raise UserError(
                 f"model.network.region: there is no target {unknown[0]!r}; there are"

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from data_prep.common.errors import UserError
 from finetune.baselines.spatial import SpatialNetwork, import_monai
+from finetune.model.network import require_positive
 
 
 class ResUNet(SpatialNetwork):
@@ -28,8 +28,7 @@ class ResUNet(SpatialNetwork):
         self, image_size: int, targets: Sequence[str], width: int = 64, volumes: bool = False
     ) -> None:
         super().__init__(image_size, targets, volumes)
-        if width < 1:
-            raise UserError(f"model.network.width is {width}; it must be at least 1")
+        require_positive(width=width)
         self.network = ResidualUNet(self.dimensions, width, len(targets))
 
 

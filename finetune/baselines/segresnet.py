@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from finetune.baselines.spatial import SpatialNetwork, import_monai
+from finetune.model.network import require_positive
 
 
 class SegResNet(SpatialNetwork):
@@ -28,6 +29,7 @@ class SegResNet(SpatialNetwork):
         volumes: bool = False,
     ) -> None:
         super().__init__(image_size, targets, volumes)
+        require_positive(width=width)
         self.network = import_monai().SegResNet(
             self.dimensions,
             init_filters=width,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from finetune.baselines.spatial import SpatialNetwork, import_monai
+from finetune.model.network import require_positive
 
 
 class SwinUnetr(SpatialNetwork):
@@ -22,6 +23,7 @@ class SwinUnetr(SpatialNetwork):
         self, image_size: int, targets: Sequence[str], width: int = 48, volumes: bool = False
     ) -> None:
         super().__init__(image_size, targets, volumes)
+        require_positive(width=width)
         self.network = import_monai().SwinUNETR(
             in_channels=3,
             out_channels=len(targets),

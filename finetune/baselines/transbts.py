@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 from data_prep.common.errors import UserError
 from finetune.baselines.spatial import whole_precision
-from finetune.model.network import Network
+from finetune.model.network import Network, require_positive
 
 STRIDE = 8
 """Voxels to a token along each axis."""
@@ -72,10 +72,12 @@ class TransBTS(Network):
         dropout: float = 0.1,
     ) -> None:
         super().__init__(image_size, targets)
-        if slices < 1 or width % GROUPS or embedding % heads:
+        sizes = {"slices": slices, "width": width, "embedding": embedding}
+        require_positive(**sizes, depth=depth, heads=heads, hidden=hidden)
+        if width % GROUPS or embedding % heads:
             raise UserError(
-                f"model.network: slices {slices} must be positive, width {width} a multiple of"
-                f" {GROUPS}, and embedding {embedding} one of heads {heads}"
+                f"model.network: width {width} must be a multiple of {GROUPS}, and embedding"
+                f" {embedding} one of heads {heads}"
             )
         widths = [width * 2**level for level in range(len(BLOCKS))]
         self.first = nn.Sequential(nn.Conv3d(3, width, 3, padding=1), nn.Dropout3d(0.2))

@@ -26,7 +26,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from data_prep.common.errors import UserError
 from finetune.baselines.unet_blocks import double_convolution
-from finetune.model.network import Network
+from finetune.model.network import Network, require_positive
 
 PATCH = 16
 """Pixels to a token."""
@@ -58,10 +58,11 @@ class TransUNet(Network):
         dropout: float = 0.1,
     ) -> None:
         super().__init__(image_size, targets)
-        if len(blocks) != len(STAGES) or width % heads:
+        require_positive(width=width, depth=depth, heads=heads)
+        if len(blocks) != len(STAGES) or min(blocks) < 1 or width % heads:
             raise UserError(
-                f"model.network: blocks {list(blocks)} must be three numbers, and width {width} a"
-                f" multiple of heads {heads}"
+                f"model.network: blocks {list(blocks)} must be three positive numbers, and width"
+                f" {width} a multiple of heads {heads}"
             )
         convolutions = ResNetV2(
             list(blocks),

@@ -21,7 +21,7 @@ from torch import Tensor
 from data_prep.common.errors import UserError
 from finetune.baselines.unet_blocks import UNetDecoder, UNetEncoder
 from finetune.model.decoder import Decoded, Decoder
-from finetune.model.network import Network
+from finetune.model.network import Network, require_positive
 from finetune.model.prompt_encoder import Prompts
 
 
@@ -39,6 +39,7 @@ class UltraUNet(Network):
         self, image_size: int, targets: Sequence[str], width: int = 64, radius: float = 0.02
     ) -> None:
         super().__init__(image_size, targets)
+        require_positive(width=width)
         if not 0 < radius < 1:
             raise UserError(f"model.network.radius is {radius}; it must lie in 0..1")
         self.radius = radius * image_size

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from data_prep.common.errors import UserError
 from finetune.baselines.spatial import SpatialNetwork, import_monai
+from finetune.model.network import require_positive
 
 
 class Unetr(SpatialNetwork):
@@ -33,7 +34,8 @@ class Unetr(SpatialNetwork):
         slices: int = 32,
     ) -> None:
         super().__init__(image_size, targets, volumes)
-        if slices < 1 or slices % self.divisor:
+        require_positive(width=width, heads=heads, filters=filters, slices=slices)
+        if slices % self.divisor:
             raise UserError(
                 f"model.network.slices is {slices}; it must be a multiple of {self.divisor}"
             )

@@ -18,7 +18,9 @@ from finetune.evaluation.comparison.tables import notes_on_missing
 
 def compare_runs(config: CompareConfig, resolved: str) -> None:
     """Compare evaluated runs case by case: tables, tests, curves and pictures."""
-    names = config.names or [folder.name for folder in config.results]
+    names = config.names or [folder.resolve().name for folder in config.results]
+    if not all(name.strip() for name in names):
+        raise UserError("names: a name is empty; give each run one")
     if len(set(names)) < len(names):
         raise UserError(f"names: give different names to the runs, which are {', '.join(names)}")
     runs = {
@@ -56,8 +58,19 @@ def _require_one_tolerance(runs: dict[str, Evaluated]) -> None:
 
 
 def _with_groups(runs: dict[str, Evaluated]) -> dict[str, Evaluated]:
-    """The rows of earlier versions, which know no groups, with those that other runs know."""
-    groups = {row.case: row.group for run in runs.values() for row in run.rows if row.group}
+    """The rows of earlier versions, which know no groups, with those that other runs know.
+
+    Raises:
+        UserError: A case belongs to different groups in two runs.
+    """
+    groups: dict[str, str] = {}
+    for name, run in runs.items():
+        for row in run.rows:
+            if row.group and groups.setdefault(row.case, row.group) != row.group:
+                raise UserError(
+                    f"{name}: case {row.case} belongs to another group, such as a patient, than in"
+                    " the runs before it; evaluate all on the same shard set"
+                )
     return {
         name: replace(
             run, rows=[replace(row, group=groups.get(row.case, row.group)) for row in run.rows]

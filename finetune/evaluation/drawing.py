@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from finetune.data.cases import LabelledCases, LabelledImage
@@ -99,6 +100,7 @@ def draw_dice_by_clicks(
     lines = -(-len(targets) // columns)
     figure = Figure(figsize=(3.6 * columns, 3.2 * lines), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    legend: dict[str, Line2D] = {}
     for index, axes in enumerate(grid.flat):
         if index >= len(targets):
             axes.axis("off")
@@ -107,19 +109,20 @@ def draw_dice_by_clicks(
             lines_of_run: dict[str, list[Summary]] = {}
             for row in rows:
                 if row.target == targets[index] and row.protocol in clicks:
-                    way = re.sub(r"^\d+ clicks?", name, row.protocol).strip()
+                    way = (name + re.sub(r"^\d+ clicks?", "", row.protocol)).strip()
                     lines_of_run.setdefault(way, []).append(row)
             for way, shown in lines_of_run.items():
                 numbers = [clicks[row.protocol] for row in shown]
                 means = [row.dice.mean for row in shown]
-                (line,) = axes.plot(numbers, means, marker="o", label=way)
+                (line,) = axes.plot(numbers, means, marker="o")
+                legend.setdefault(way, line)
                 low, high = [row.dice.low for row in shown], [row.dice.high for row in shown]
                 axes.fill_between(numbers, low, high, color=line.get_color(), alpha=0.15)
         axes.set(title=targets[index], xlabel="clicks", xticks=sorted({*clicks.values()}))
     grid[0, 0].set(ylabel="Dice", ylim=(0, 1))
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    if len(labels) > 1:
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+    if len(legend) > 1:
+        names, handles = list(legend), list(legend.values())
+        figure.legend(handles, names, loc="outside lower center", ncols=columns)
     save_figure(figure, path)
 
 

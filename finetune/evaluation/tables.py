@@ -111,7 +111,7 @@ def summarise(rows: Sequence[Row], targets: Sequence[str] = ()) -> list[Summary]
     names = [name for name in given if name != ALL_TARGETS]
     kinds = list(dict.fromkeys((row.protocol, row.unit) for row in rows))
     summaries = []
-    for target in names if len(names) < 2 else [*names, ALL_TARGETS]:
+    for target in names if len(names) == 1 else [*names, ALL_TARGETS]:
         members = [row for row in rows if target in (row.target, ALL_TARGETS)]
         held = {(row.protocol, row.unit) for row in members}
         for protocol, unit in [kind for kind in kinds if kind in held] or kinds:

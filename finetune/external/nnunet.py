@@ -127,6 +127,10 @@ class NnunetRun:
                     f"output: {folder} was made of other shards than {self.config.data.shards};"
                     " name another folder"
                 )
+            if any(now[name] != before.get(name) for name in ("tolerance", "hd95", "absent")):
+                for name in ("results.csv", "summary.csv", "summary.md"):
+                    # `compare` would take them for those of the new options
+                    (folder / name).unlink(missing_ok=True)
         else:
             write_json(state, {"cases": cases, "done": []})
         write_resolved_config(folder, resolved)

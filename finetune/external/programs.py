@@ -47,7 +47,8 @@ def _held_signals() -> Iterator[Callable[[], None]]:
             raise arrived[0]
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
-    before = {number: signal.signal(number, stop) for number in numbers}
+    heard = [each for each in numbers if signal.getsignal(each) != signal.SIG_IGN]  # nohup
+    before = {number: signal.signal(number, stop) for number in heard}
     try:
         yield release
     finally:

@@ -58,6 +58,8 @@ def _by_name(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The options of each arm; those of `--arms.NAME.OPTION` are found under `NAME.OPTION`."""
     arms: dict[str, dict[str, Any]] = {}
     for key, value in given.items():
+        if not isinstance(key, str):
+            raise UserError(f"arms: the name {key!r} is not a text; put it in quotes")
         name, dot, option = key.partition(".")
         if dot and name not in arms:
             raise UserError(f"arms.{key}: there is no arm {name!r}{nearest(name, arms)}")
@@ -137,13 +139,18 @@ def _words(options: Mapping[str, Any], config: type[Any]) -> list[str]:
 
 def _refuse(place: str, given: Mapping[str, Any], own: tuple[str, ...]) -> None:
     for name in _names(given):
+        if not isinstance(name, str):
+            raise UserError(f"{place}: {name!r} is not the name of an option")
         if name in own:
             raise UserError(f"{place}: {name} is given to each run by the study; leave it out")
 
 
-def _names(given: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted names of options, those of groups among them."""
+def _names(given: Mapping[Any, Any], prefix: str = "") -> Iterator[Any]:
+    """Dotted names of options, those of groups among them; what is no text is given as it is."""
     for name, value in given.items():
+        if not isinstance(name, str):
+            yield name
+            continue
         yield prefix + name
         if isinstance(value, Mapping):
             yield from _names(value, f"{prefix}{name}.")

@@ -9,7 +9,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any, NamedTuple
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 LAST = 4096
 """Bytes of what a command writes to stderr that are kept, to say why it failed."""
 
@@ -26,8 +26,8 @@ class Ended(NamedTuple):
 class Commands:
     """Runs commands of this environment's Python, one at a time. A context manager.
 
-    Inside, Ctrl-C, TERM and USR2 ask the command that is running to end, which training does once
-    it has saved; a second Ctrl-C ends it at once.
+    Inside, Ctrl-C, TERM, USR2 and HUP (of a terminal that is closed) ask the command that is
+    running to end, which training does once it has saved; a second Ctrl-C ends it at once.
 
     Attributes:
         stopped: Whether a signal came.
@@ -40,7 +40,8 @@ class Commands:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Commands":
-        self._before = {number: signal.signal(number, self._stop) for number in SIGNALS}
+        heard = [each for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN]  # nohup
+        self._before = {number: signal.signal(number, self._stop) for number in heard}
         return self
 
     def __exit__(self, *exception: object) -> None:

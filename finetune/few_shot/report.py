@@ -149,7 +149,7 @@ def _notes(points: Sequence[Point], draws: int, baseline: str) -> Iterator[str]:
         yield "Draws of all cases differ by their seed alone."
     if unpaired := dict.fromkeys(point.arm for point in points if point.other_cases):
         yield (
-            f"Not compared, since evaluated on other test cases than {baseline}:"
+            f"Not compared, since evaluated on other test cases or targets than {baseline}:"
             f" {', '.join(unpaired)}."
         )
     compared = [point.shared_draws for point in points if point.difference is not None]

@@ -41,7 +41,7 @@ class Point:
     shared_draws: int = 0
     """Draws that the arm and the baseline have, over which the difference is."""
     other_cases: bool = False
-    """Whether there is no difference because the baseline was evaluated on other test cases."""
+    """Whether there is no difference since the baseline was evaluated on other cases or targets."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,12 @@ def points_of(runs: Sequence[Run], baseline: str) -> list[Point]:
             members = [groups[case] for case in next(iter(dice.values()))]
             against = {} if arm == baseline else tables.get((baseline, cases), {})
             shared = [draw for draw in dice if draw in against]
-            same = all(dice[draw].keys() == against[draw].keys() for draw in shared)
+            # of the same targets of the same cases
+            same = not against or all(
+                _asked(each, protocol, target) == _asked(other, protocol, target)
+                for each in done[arm, cases]
+                for other in done[baseline, cases]
+            )
             difference = _difference(dice, against, shared, members) if shared and same else None
             points.append(
                 Point(
@@ -121,12 +126,7 @@ def _dice(found: Sequence[_Done], protocol: str, target: str, key: Key) -> Dice:
     """
     dice: Dice = {}
     for each in found:
-        asked = (
-            row
-            for row in each.rows
-            if row.protocol == protocol and target in (row.target, ALL_TARGETS)
-        )
-        if means := case_means(asked, "dice"):
+        if means := case_means(_rows(each, protocol, target), "dice"):
             dice[each.draw] = means
     first = next(iter(dice.values()), {})
     for draw, means in dice.items():
@@ -136,6 +136,17 @@ def _dice(found: Sequence[_Done], protocol: str, target: str, key: Key) -> Dice:
                 " draws before it; remove its folder below evaluations/ and start again"
             )
     return dice
+
+
+def _rows(done: _Done, protocol: str, target: str) -> list[Row]:
+    return [
+        row for row in done.rows if row.protocol == protocol and target in (row.target, ALL_TARGETS)
+    ]
+
+
+def _asked(done: _Done, protocol: str, target: str) -> set[tuple[str, str]]:
+    """The cases, each with the targets that were asked for."""
+    return {(row.case, row.target) for row in _rows(done, protocol, target)}
 
 
 def _table(dice: Dice) -> np.ndarray:

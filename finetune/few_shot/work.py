@@ -40,6 +40,10 @@ def make_runs(config: FewShotConfig, runs: Sequence[Run]) -> list[Failure]:
     """
     mine = runs[config.task :: config.tasks]
     left = [run for run in mine if not run.is_done]
+    if not config.keep_runs:
+        for run in mine:
+            if run.is_done:  # but the process that made it ended before it removed the folder
+                shutil.rmtree(run.folder, ignore_errors=True)
     share = f", {len(mine)} of them of this task" if config.tasks > 1 else ""
     print(f"runs: {len(runs)}{share}; done before: {len(mine) - len(left)}", flush=True)
     failures: list[Failure] = []

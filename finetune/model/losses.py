@@ -177,7 +177,7 @@ class SegmentationLoss(MaskLoss):
     """Share of the object's pixels in the focal loss, 0..1."""
     whole_batch: bool = False
     """Whether a target's masks in the batch of a process are judged together, as one large mask,
-    and not one by one: those without the target then weigh little."""
+    and not one by one: those without the target then weigh little. It needs `iou` 0."""
 
     def __post_init__(self) -> None:
         for name in ("dice", "bce", "bce_object", "focal", "iou", "focal_gamma"):
@@ -185,6 +185,10 @@ class SegmentationLoss(MaskLoss):
                 raise UserError(f"loss.{name} is {getattr(self, name)}; it must not be negative")
         if self.dice + self.bce + self.focal == 0:
             raise UserError("loss.dice, loss.bce and loss.focal are all 0; set one above 0")
+        if self.whole_batch and self.iou:
+            raise UserError(
+                "loss.whole_batch: the IoU of one mask cannot be learned then; set loss.iou to 0"
+            )
         if not 0 <= self.focal_alpha <= 1:
             raise UserError(f"loss.focal_alpha is {self.focal_alpha}; it must lie in 0..1")
 

@@ -90,6 +90,17 @@ class Network(nn.Module, ABC):
         return Maps(image_size, targets)
 
 
+def require_positive(**sizes: int) -> None:
+    """Refuse sizes of a network that are not positive, given by the names of its options.
+
+    Raises:
+        UserError: One is 0 or negative.
+    """
+    for name, size in sizes.items():
+        if size < 1:
+            raise UserError(f"model.network.{name} is {size}; it must be at least 1")
+
+
 class Maps(Decoder):
     """Picks the map of each prompt's target out of those that a network gives."""
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from data_prep.common.files import atomic_path
 from pretrain.engine.metrics import read_metrics
@@ -12,7 +13,13 @@ from pretrain.engine.progress import IMAGES_PER_SECOND, MFU
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
+    """Write a figure as PNG, whole or not at all.
+
+    Its texts hold names that users gave, in which a dollar sign begins no formula.
+    """
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
 

@@ -205,7 +205,7 @@ def _case_times(run: Evaluated) -> dict[tuple[str, str], float]:
     """
     times: dict[tuple[str, str], dict[str, float]] = {}
     for each in run.seconds:
-        for target in (each.target, ALL_TARGETS):
+        for target in {each.target, ALL_TARGETS}:
             cases = times.setdefault((target, each.protocol), {})
             cases[each.case] = cases.get(each.case, 0.0) + each.seconds
     return {key: float(np.median(list(cases.values()))) for key, cases in times.items()}

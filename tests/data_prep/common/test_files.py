@@ -54,6 +54,18 @@ def test_a_second_writer_is_refused_and_disturbs_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_second_writer_of_a_folder_is_refused_and_disturbs_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_prep.common.files.LOCK_SECONDS", 0.1)
+    path = tmp_path / "folder"
+    with new_folder(path) as temporary:
+        (temporary / "a.txt").write_text("first")
+        refused = pytest.raises(UserError, match="folder: another process is writing it")
+        with refused, new_folder(path):
+            pass
+    assert (path / "a.txt").read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def write_often(path, text, start):
     start.wait()
     for _ in range(100):

@@ -255,6 +255,7 @@ def test_a_toy_problem_is_learned(rows: int) -> None:
         ({"steps": 10}, "steps is 10; it must be 21 or more"),
         ({"sampling_steps": 31}, "sampling_steps is 31; there are 30 steps"),
         ({"samples": 0}, "must be positive"),
+        ({"channels": (), "attention": ()}, "must be positive"),
         ({"eta": 2.0}, "eta is 2.0"),
         ({"heads": 3}, r"multiples of heads 3"),
         ({"attention": (True,)}, r"attention \[True\] as many"),

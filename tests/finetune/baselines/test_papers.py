@@ -241,6 +241,12 @@ def test_ultraunet_segments_an_image_for_each_prompt() -> None:
         (MTSeg, {"region": ("thyroid",)}, "there is no target 'thyroid'; there are disc, cup"),
         (MTSeg, {"margin": 1.0}, "margin 1.0"),
         (UltraUNet, {"radius": 0.0}, "radius"),
+        (TransUNet, {"heads": 0}, "heads is 0"),
+        (TransUNet, {"blocks": (3, 0, 9)}, "blocks .3, 0, 9. must be three positive"),
+        (TransBTS, {"heads": 0}, "heads is 0"),
+        (TransBTS, {"width": 0}, "width is 0"),
+        (MTSeg, {"width": 0}, "width is 0"),
+        (UltraUNet, {"width": 0}, "width is 0"),
     ],
 )
 def test_options_that_cannot_be_are_refused(kind, options, named) -> None:

@@ -263,9 +263,11 @@ def test_what_cannot_be_compared_is_one_line(tmp_path: Path, capsys) -> None:
         (f"[{one}, {tmp_path / 'gone'}]", "results.csv: cannot be read"),
         (f"[{one}, {tmp_path / 'text'}]", "is not a results.csv of evaluate"),
         (f"[{one}, {one}]", "give different names"),
+        (f"[{one}, {one}] --names=['', b]", "a name is empty"),
     ):
         with pytest.raises(SystemExit):
-            run_program("finetune", COMMANDS, ["compare", f"--results={results}"])
+            words = f"--results={results}".split(" --")
+            run_program("finetune", COMMANDS, ["compare", words[0], *(f"--{w}" for w in words[1:])])
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line
 
@@ -292,6 +294,19 @@ def test_options_that_fit_no_run_are_one_line(tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit):
         run_program("finetune", COMMANDS, ["compare", *folders])
     assert "NSD of one is at 1 and that of two at 2" in capsys.readouterr().err
+
+
+def test_a_case_has_one_group_in_all_runs(tmp_path: Path, capsys) -> None:
+    for name, groups in (("one", "xxyyzzuu"), ("two", "xyzuvwrs"), ("none", "")):
+        (tmp_path / name).mkdir()
+        found = [replace(row, group=groups[int(row.case[4:])] if groups else "") for row in rows(0)]
+        (tmp_path / name / "results.csv").write_text(results_csv(found))
+    run_program("finetune", COMMANDS, ["compare", f"{tmp_path}/one", f"{tmp_path}/none"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run_program("finetune", COMMANDS, ["compare", f"{tmp_path}/one", f"{tmp_path}/two"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "two: case case1 belongs to another group" in line
 
 
 def test_fewer_prompts_need_less_correction(tmp_path: Path) -> None:

@@ -69,6 +69,12 @@ def test_a_target_without_a_case_is_a_row():
     )
 
 
+def test_answers_for_all_targets_alone_have_a_row():
+    (summary,) = summarise([row("p", "all targets", 0.5, 2.0), row("q", "all targets", 0.7, 2.0)])
+    assert (summary.target, summary.cases, summary.dice.mean) == ("all targets", 2, 0.6)
+    assert summarise([]) == []
+
+
 def test_tables_hold_the_figures():
     rows = [row("p", "liver", 0.5, 2.0, group="x"), row("q", "liver", 0.7, math.inf)]
     (line, _) = list(csv.DictReader(results_csv(rows).splitlines()))

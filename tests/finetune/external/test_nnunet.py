@@ -84,6 +84,11 @@ def test_masks_that_come_back_as_they_were_are_right(nnunet, stand_ins, tmp_path
     (tmp_path / "run" / "results.csv").unlink()
     assert nnunet("--tolerance=2")[0] == []
     assert len(read_results(tmp_path / "run" / "results.csv")) == 6
+    # scores of another tolerance than the recorded one are not left behind
+    nnunet("--until=files", "--tolerance=2")
+    assert (tmp_path / "run" / "results.csv").is_file()
+    nnunet("--until=files", "--tolerance=3")
+    assert not (tmp_path / "run" / "results.csv").exists()
     assert "data.cases None, not 2" in nnunet("--data.cases=2", fails=True)[1]
 
 

@@ -71,7 +71,7 @@ def test_the_last_line_says_why_a_command_failed(module, capfd):
     assert capfd.readouterr().err.splitlines() == ["step 1", "error: no such option"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_asks_the_command_to_end(number, module):
     before = signal.getsignal(number)
     with Commands() as commands:
@@ -80,6 +80,17 @@ def test_a_signal_asks_the_command_to_end(number, module):
         assert commands.stopped
     thread.join()
     assert signal.getsignal(number) == before
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Commands() as commands:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not commands.stopped
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_interrupt_ends_it_at_once(module):

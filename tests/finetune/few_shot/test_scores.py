@@ -156,7 +156,23 @@ def test_arms_that_were_evaluated_on_other_cases_are_said_not_to_be_compared(stu
     write_report(SimpleNamespace(output=tmp_path, baseline="new"), runs)
     text = (tmp_path / "few_shot.md").read_text()
     assert "Difference to new:" not in text
-    assert "Not compared, since evaluated on other test cases than new: mae." in text
+    assert "Not compared, since evaluated on other test cases or targets than new: mae." in text
+
+
+def test_arms_that_were_evaluated_on_other_targets_are_compared_by_those_of_both(study, tmp_path):
+    runs = study()
+    targets = list(dict.fromkeys(point.target for point in points_of(runs, "new")))[:-1]
+    for run in runs:
+        if run.arm.name == "mae":
+            path = run.evaluation / "results.csv"
+            kept = [line for line in path.open() if f",{targets[0]}," not in line]
+            path.write_text("".join(kept))
+    found = [point for point in points_of(runs, "new") if point.arm == "mae"]
+    compared = {point.target for point in found if point.difference is not None}
+    assert compared == set(targets[1:]) != set()
+    write_report(SimpleNamespace(output=tmp_path, baseline="new"), runs)
+    said = "Not compared, since evaluated on other test cases or targets than new: mae."
+    assert said in (tmp_path / "few_shot.md").read_text()
 
 
 def test_the_files_hold_the_points_and_name_what_is_missing(study, tmp_path, capsys):

@@ -24,6 +24,7 @@ from finetune.evaluation.protocols import TargetOnly
 from finetune.heads import SamedDecoder
 from finetune.inference.loading import load_segmenter
 from finetune.model.building import build_model
+from finetune.model.losses import SegmentationLoss
 from finetune.publish.card import model_card
 from finetune.publish.config import PublishOptions
 from finetune.publish.facts import read_run
@@ -133,9 +134,14 @@ def test_dice_of_samed_is_that_of_each_target_in_the_whole_batch(made) -> None:
 def test_masks_that_are_carried_have_no_loss_together(made) -> None:
     given = [f"--data.shards={made / 'train'}", f"--output={made / 'run'}", "--model.image_size=64"]
     given += ["--model.encoder_size=tiny", "--prompts=finetune.prompts.carried.Carried"]
-    config, _ = parse(TrainConfig, "train", [*given, "--loss.whole_batch=true"])
+    config, _ = parse(TrainConfig, "train", [*given, "--loss.whole_batch=true", "--loss.iou=0"])
     with pytest.raises(UserError, match=r"loss\.whole_batch: masks that are carried .* false"):
         SegmentationStage(config, CPU)
+
+
+def test_the_iou_of_a_mask_is_not_learned_from_the_whole_batch() -> None:
+    with pytest.raises(UserError, match=r"loss\.whole_batch: .* set loss\.iou to 0"):
+        SegmentationLoss(whole_batch=True)
 
 
 def test_calibration_asks_for_probabilities(made, capsys):

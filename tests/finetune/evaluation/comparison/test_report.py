@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from data_prep.common.cli import run_program
 from finetune.__main__ import COMMANDS
@@ -15,7 +16,7 @@ from finetune.evaluation.comparison.cases import choose_cases, draw_cases
 from finetune.evaluation.comparison.results import Evaluated, read_evaluation
 from finetune.evaluation.comparison.tables import notes_on_missing, scores_table
 from finetune.evaluation.details import ClickDice, Details, Seconds
-from finetune.evaluation.tables import Row, results_csv
+from finetune.evaluation.tables import ALL_TARGETS, Row, results_csv
 from finetune.evaluation.thumbnails import Thumbnail
 
 CASES = [f"case{n}" for n in range(8)]
@@ -185,6 +186,27 @@ def test_a_slow_first_case_does_not_count(folders) -> None:
     slow = [replace(s, seconds=99.0) if s.case == CASES[0] else s for s in run.seconds]
     table = scores_table({"sam": replace(run, seconds=slow)})
     assert {row[-1].values for row in table.rows if row[0].text == "rim"} == {(0.25,)}
+
+
+def test_a_text_for_all_targets_takes_its_own_time(folders) -> None:
+    run, name = read_evaluation(folders[0]), "text that names all"
+    rows = [replace(r, target=ALL_TARGETS, protocol=name) for r in run.rows if r.target == "rim"]
+    rows = [r for r in rows if r.prompts == run.rows[0].prompts]
+    rows = list({r.case: r for r in rows}.values())
+    seconds = [Seconds(case, ALL_TARGETS, name, 1.0) for case in CASES]
+    table = scores_table({"sam": replace(run, rows=rows, clicks=[], seconds=seconds)})
+    assert [row[-1].values for row in table.rows] == [(1.0,)]
+
+
+def test_names_are_drawn_as_they_are(folders, tmp_path, monkeypatch) -> None:
+    legends = []
+    monkeypatch.setattr(
+        Figure, "legend", lambda self, handles, names, **options: legends.append([*names])
+    )
+    names = ["a$x_$", "_b\\1"]
+    words = ["compare", *map(str, folders[:2]), f"--names={json.dumps(names)}"]
+    run_program("finetune", COMMANDS, [*words, f"--output={tmp_path / 'o'}"])
+    assert names in legends
 
 
 def test_pictures_that_were_not_wanted_are_named(folders) -> None:
