@@ -263,11 +263,9 @@ def test_what_cannot_be_compared_is_one_line(tmp_path: Path, capsys) -> None:
         (f"[{one}, {tmp_path / 'gone'}]", "results.csv: cannot be read"),
         (f"[{one}, {tmp_path / 'text'}]", "is not a results.csv of evaluate"),
         (f"[{one}, {one}]", "give different names"),
-        (f"[{one}, {one}] --names=['', b]", "a name is empty"),
     ):
         with pytest.raises(SystemExit):
-            words = f"--results={results}".split(" --")
-            run_program("finetune", COMMANDS, ["compare", words[0], *(f"--{w}" for w in words[1:])])
+            run_program("finetune", COMMANDS, ["compare", f"--results={results}"])
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line
 
@@ -278,6 +276,7 @@ def test_options_that_fit_no_run_are_one_line(tmp_path: Path, capsys) -> None:
     (tmp_path / "full" / "file").touch()
     for options, message in (
         (["--protocols=[boxes]"], "no run has rows for 'boxes'; did you mean box?"),
+        (["--names=['', b]"], "names: a name is empty"),
         (["--reference=text"], "one has no rows under 'text'"),
         ([f"--output={tmp_path}/table.tex"], "is not a Markdown file"),
         ([f"--output={tmp_path}/full"], "is there already"),

@@ -199,14 +199,16 @@ def test_a_text_for_all_targets_takes_its_own_time(folders) -> None:
 
 
 def test_names_are_drawn_as_they_are(folders, tmp_path, monkeypatch) -> None:
-    legends = []
-    monkeypatch.setattr(
-        Figure, "legend", lambda self, handles, names, **options: legends.append([*names])
-    )
+    legends, drawn = [], Figure.legend
+
+    def legend(self, handles, names, **options):
+        legends.append(drawn(self, handles, names, **options))
+
+    monkeypatch.setattr(Figure, "legend", legend)
     names = ["a$x_$", "_b\\1"]
     words = ["compare", *map(str, folders[:2]), f"--names={json.dumps(names)}"]
     run_program("finetune", COMMANDS, [*words, f"--output={tmp_path / 'o'}"])
-    assert names in legends
+    assert names in [[text.get_text() for text in each.get_texts()] for each in legends]
 
 
 def test_pictures_that_were_not_wanted_are_named(folders) -> None:
