@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from data_prep.common.errors import UserError
 from finetune.config import TrainConfig
@@ -134,8 +135,14 @@ class SegmentationStage(Stage):
         return batch.keys
 
     def bound(self, per_pass: int, processes: int) -> dict[str, Any]:
-        """The images, wherever they lie."""
-        return {"data.shards of fingerprint": self.dataset.cases.shards.fingerprint[:12]}
+        """The images, and how many there are in a pass where what one teaches depends on others."""
+        bound: dict[str, Any] = {
+            "data.shards of fingerprint": self.dataset.cases.shards.fingerprint[:12]
+        }
+        norms = (module for module in self.segmenter.modules() if isinstance(module, _BatchNorm))
+        if self.model.loss.whole_batch or any(norms):
+            bound["images judged or normalised together"] = per_pass
+        return bound
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """What is trained."""
@@ -155,7 +162,7 @@ class SegmentationStage(Stage):
             "window": cases.window,
             "plane": cases.plane,
             "multimask": self.prompting.multimask,
-            "previous_mask": self.prompting.previous_mask,
+            "mask_prompts": bool(self.prompting.gives_masks),
             "rough_masks": self.prompting.rough_masks,
             "text_multimask": self.prompting.text_multimask,
             "stack": self.segmenter.stack,

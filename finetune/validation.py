@@ -120,7 +120,7 @@ class Validation(Evaluator):
         trained = cast(SegmentationStage, stage)
         trained.segmenter.multimask = trained.prompting.multimask
         trained.segmenter.text_multimask = trained.prompting.text_multimask
-        trained.segmenter.previous_mask = trained.prompting.previous_mask
+        trained.segmenter.previous_mask = bool(trained.prompting.gives_masks)
         with accelerator.autocast():
             if self.prompted:
                 rows = self._prompted_scores(trained.segmenter, accelerator)

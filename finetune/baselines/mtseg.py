@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from data_prep.common.errors import UserError
 from finetune.baselines.unet_blocks import UNetDecoder, UNetEncoder
-from finetune.model.losses import dice_loss
+from finetune.model.losses import dice_loss, join_slices
 from finetune.model.network import Network, require_positive
 
 
@@ -82,9 +82,14 @@ class MTSeg(Network):
         return torch.cat([self.up(features, guided), region], dim=1)
 
     def auxiliary_loss(self, maps: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-        """The region's soft Dice loss, weighted."""
+        """The region's soft Dice loss over the batch, weighted."""
         region = self.region_of(truth)
-        return self.region_weight * dice_loss(maps[:, -1:], region, valid[:, None])
+        # Together: of an image without the region, Dice by itself teaches next to nothing.
+        together = torch.zeros(len(maps), dtype=torch.int64, device=maps.device)
+        logits, region, inside = (
+            join_slices(each, together) for each in (maps[:, -1:], region, valid[:, None])
+        )
+        return self.region_weight * dice_loss(logits, region, inside)
 
     def region_of(self, truth: Tensor) -> Tensor:
         """Masks (B, T, S, S) to the region (B, 1, S, S), bool.

@@ -28,7 +28,7 @@ SOURCES = "sources"
 """Name of the document on the files that the frozen weights came from."""
 DATA = "data"
 """Name of the document on how the model was trained: `targets`, `window`, `multimask`,
-`text_multimask`, `previous_mask`, `rough_masks`, `stack`, the `plane` of slices of volumes, and the
+`text_multimask`, `mask_prompts`, `rough_masks`, `stack`, the `plane` of slices of volumes, and the
 `fingerprint` of the shard set."""
 
 
@@ -95,25 +95,28 @@ def load_segmenter(
             " they are with --encoder and --sam"
         ) from None
     restore(segmenter, checkpoint)
-    segmenter.previous_mask = trained_with_previous_mask(config, trained)
+    segmenter.previous_mask = trained_with_masks(config, trained)
     segmenter.multimask = trained.get("multimask", False)  # earlier versions trained one mask
     segmenter.stack = trained.get("stack", 1)
     segmenter.text_multimask = trained.get("text_multimask", False)
     return segmenter.to(device).eval()
 
 
-def trained_with_previous_mask(config: TrainConfig, trained: Mapping[str, Any]) -> bool:
-    """Whether prompts after the first included the last prediction.
+def trained_with_masks(config: TrainConfig, trained: Mapping[str, Any]) -> bool:
+    """Whether prompts included masks: rough ones, or the last prediction.
 
     Args:
-        trained: The document `DATA`, which in earlier versions did not say.
+        trained: The document `DATA`. In earlier versions it did not say, or said `previous_mask`,
+            which was true of models that had never been prompted twice.
     """
-    if "previous_mask" in trained:
-        return bool(trained["previous_mask"])
+    if "mask_prompts" in trained:
+        return bool(trained["mask_prompts"])
+    if not trained.get("previous_mask", True):
+        return False
     # reads labelled images, with all that training needs: few runs have to wait for it
     from finetune.prompts.prompting import Prompting
 
-    return config.prompts.build(Prompting).previous_mask
+    return bool(config.prompts.build(Prompting).gives_masks)
 
 
 def load_sam(

@@ -87,11 +87,13 @@ def segment_several(
     prompted: PromptedImage, prompt: Prompt, spread: Spread, rng: np.random.Generator
 ) -> Answer:
     """The mean of what a model makes of prompts around one, with its probability."""
-    prompts = spread.around(prompt, prompted.resize.original, rng)
-    logits = torch.cat([decode_prompt(prompted, each) for each in prompts])
-    mask, probability = prompted.averaged(logits)
-    mean = logits.mean(0, keepdim=True)
-    return Answer(mask, box=prompt.box, logits=mean, probability=probability)
+    before = prompted.clock.seconds
+    with prompted.clock.running():
+        prompts = spread.around(prompt, prompted.resize.original, rng)
+        logits = torch.cat([decode_prompt(prompted, each) for each in prompts])
+        mask, probability = prompted.averaged(logits)
+    mean, seconds = logits.mean(0, keepdim=True), prompted.clock.seconds - before
+    return Answer(mask, box=prompt.box, logits=mean, probability=probability, seconds=seconds)
 
 
 def decode_prompt(prompted: PromptedImage, prompt: Prompt) -> Tensor:

@@ -45,6 +45,11 @@ class Carried(ClicksAndBoxes):
         if not 0 <= self.lost <= 1:
             raise UserError(f"prompts.lost is {self.lost}; it must lie in 0..1")
 
+    @property
+    def gives_masks(self) -> bool:
+        """As its option says, since masks are carried in any case."""
+        return self.previous_mask
+
     def prepare(self, batch: SegmentationBatch, rng: np.random.Generator) -> Any:
         """The slice of each object that is prompted, and its first prompts: a `Start`."""
         objects = objects_of(batch)

@@ -44,14 +44,15 @@ class Mixed(Prompting):
         if self.shares and (min(self.shares.values()) < 0 or not sum(self.shares.values())):
             raise UserError("prompts.shares must not be negative, and not all 0")
         kinds = [kind for name, kind in self._built.items() if self.shares.get(name, 1.0)]
-        if len({kind.previous_mask for kind in kinds}) > 1:
+        giving = {kind.gives_masks for kind in kinds} - {None}
+        if len(giving) > 1:
             raise UserError("prompts.kinds: previous_mask must be the same in all of them")
         if len({kind.steps for kind in kinds}) > 1:
             raise UserError("prompts.kinds: steps per batch must be the same in all of them")
         pointing = [kind for kind in kinds if isinstance(kind, ClicksAndBoxes | ReplacedPoints)]
         if len({kind.multimask for kind in pointing}) > 1:
             raise UserError("prompts.kinds: multimask must be the same in all with clicks or boxes")
-        self.previous_mask = all(kind.previous_mask for kind in kinds)
+        self.previous_mask = giving == {True}
         self.multimask = next((kind.multimask for kind in kinds if kind.multimask), False)
         self.steps = kinds[0].steps
         self.text_multimask = any(kind.text_multimask for kind in kinds)

@@ -39,7 +39,7 @@ class Prompting(ABC):
 
     Attributes:
         previous_mask: Whether each prompt after the first includes the logits of the last
-            prediction; in use it is then the same.
+            prediction.
         multimask: Whether a first prompt that may mean several objects, a single click or a box,
             is answered by the best of SAM's three masks; in use it is then the same. `ALWAYS`: so
             is every prompt.
@@ -66,6 +66,15 @@ class Prompting(ABC):
     """Whether it gives clicks, boxes and the like: False for decoders that take none."""
     for_stacks: bool = False
     """Whether it prompts in one slice of a stack for its neighbours, too."""
+
+    @property
+    def gives_masks(self) -> bool | None:
+        """Whether any of its prompts includes the logits of a mask; in use they then do, too.
+
+        None: none does, for want of a prompt after the first. A model that has seen no mask must be
+        given none in use, but one that another kind of prompts gives masks to may be.
+        """
+        return self.previous_mask
 
     def begin(self, segmenter: Segmenter) -> None:
         """Called once before training, with the model.

@@ -59,6 +59,11 @@ class ReplacedPoints(Prompting):
             raise UserError(f"prompts.points {list(self.points)}: give numbers of at least 1")
         self.steps = 1 + self.rounds if self.step_per_round else 1
 
+    @property
+    def gives_masks(self) -> bool | None:
+        """In every round after the first prediction, if there is one."""
+        return True if self.rounds else None
+
     def prepare(self, batch: SegmentationBatch, rng: np.random.Generator) -> "Start":
         """First prompts."""
         if rng.random() < self.box_share:

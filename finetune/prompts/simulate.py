@@ -70,6 +70,12 @@ class ClicksAndBoxes(Prompting):
                 raise UserError(f"prompts.{name} is {getattr(self, name)}; it must not be negative")
 
     @property
+    def gives_masks(self) -> bool | None:
+        """As its options say: rough masks first, or predictions with later clicks."""
+        later = self.rounds or (self.skipped_rounds and self.box_share < 1)
+        return self.previous_mask if later or self.mask_share else None
+
+    @property
     def rough_masks(self) -> bool:  # type: ignore[override]
         """As its option says."""
         return self.mask_share > 0

@@ -64,6 +64,11 @@ class Texts(Prompting):
             rounds=self.rounds, previous_mask=self.previous_mask, multimask=self.text_multimask
         )
 
+    @property
+    def gives_masks(self) -> bool | None:
+        """As its options say."""
+        return self._rounds.gives_masks
+
     def begin(self, segmenter: Segmenter) -> None:
         """Read the texts.
 

@@ -19,7 +19,7 @@ from finetune.inference.loading import (
     SOURCES,
     find_checkpoint,
     load_segmenter,
-    trained_with_previous_mask,
+    trained_with_masks,
 )
 from finetune.inference.published import Need
 from finetune.model.kept import kept_weights
@@ -138,7 +138,7 @@ def read_run(run: Path, last: bool = False) -> RunFacts:
     except (OSError, ValueError):
         raise UserError(f"run: {run} has no environment.json; is it a run folder?") from None
     trained = checkpoint.document(DATA) or {}
-    trained["previous_mask"] = trained_with_previous_mask(config, trained)
+    trained["mask_prompts"] = trained_with_masks(config, trained)
     sources = checkpoint.document(SOURCES) or segmenter.frozen_sources()
     kept = kept_weights(run)
     texts = {role: path for role, path in kept.items() if role.startswith(TEXT_ROLE)}

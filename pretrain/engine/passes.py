@@ -37,8 +37,8 @@ def choose_passes(accelerator: Accelerator, options: RunOptions, stage: Stage, s
     """Passes per step, the same in all processes: as given, or with `auto` as few as fit.
 
     A run that goes on keeps its number on the machine that it was chosen for. Elsewhere only those
-    numbers are tried with which it contrasts as many images as before (`Stage.bound`); if there are
-    none, any, and the run is then refused for that.
+    numbers are tried that leave `Stage.bound` as it was; if there are none, any, and the run is
+    refused.
 
     Raises:
         UserError: Not even one image fits.
@@ -189,6 +189,6 @@ def one_line_out_of_memory(
         parts = [f"out of memory with {share // passes} images in a pass"]
         if more is not None:
             new = stage.bound(share // more, world) != stage.bound(share // passes, world)
-            why = " in a new run (it contrasts fewer images with each other)" if new else ""
+            why = " in a new run (fewer images are then judged together)" if new else ""
             parts.append(f"make more passes with --optim.accumulate {more}{why}")
         raise UserError("; ".join([*parts, advice(options, stage, accelerator.device)])) from None

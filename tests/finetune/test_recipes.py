@@ -16,8 +16,12 @@ from safetensors.torch import save_file
 from data_prep.common.cli import run_command
 from data_prep.common.parsing import parse
 from finetune.config import ModelConfig, TrainConfig
+from finetune.evaluation.protocols import Box, Clicks
 from finetune.model.building import build_model
+from finetune.prompts.prompting import Prompting
+from finetune.prompts.simulate import ClicksAndBoxes
 from finetune.train import COMMAND
+from finetune.validation import Validation
 from helpers.recipes import ROOT, header_of, options_of_command, recipes_of
 from pretrain.engine.optim import learning_rate
 
@@ -70,6 +74,20 @@ def test_a_recipe_starts_as_its_header_says(recipe, workspace, capsys) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     assert "2 steps of 2, 1 process on cpu" in capsys.readouterr().out
     assert (workspace / options[options.index("--output") + 1] / "DONE").is_file()
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, *BASELINES])
+def test_it_is_validated_by_prompts_that_it_is_trained_on(recipe) -> None:
+    given = [f"--config={ROOT / recipe}", "--data.shards=unused", "--output=unused"]
+    config, _ = parse(TrainConfig, "train", given)
+    prompting, validation = config.prompts.build(Prompting), config.evaluators.get("validation")
+    if validation is None or not isinstance(prompting, ClicksAndBoxes):
+        return
+    protocols = validation.build(Validation).prompting
+    boxes = any(isinstance(each, Box) for each in protocols)
+    clicks = [number for each in protocols if isinstance(each, Clicks) for number in each.numbers]
+    assert boxes <= (prompting.box_share > 0)
+    assert max(clicks, default=0) <= (prompting.box_share < 1) + 9 * bool(prompting.rounds)
 
 
 @pytest.mark.parametrize("recipe", [*RECIPES, *BASELINES])

@@ -78,6 +78,8 @@ def test_without_jitter_it_answers_as_the_box(discs, organs) -> None:
     (several,) = found.values()
     for one, other in zip(plain, several, strict=True):
         assert np.array_equal(one.mask, other.mask) and other.prompts == one.prompts == 1
+        assert other.seconds > 0  # those of all its boxes
+    assert sum(each.seconds for each in several) <= prompted.clock.seconds
     moved = SamU(boxes=4, jitter=0.3).answers(prompted, truths, ["liver", "tumour"], rng)
     assert not np.array_equal(moved["mean of 4 boxes"][0].probability, several[0].probability)
     for options in ({"boxes": 0}, {"jitter": -0.1}):

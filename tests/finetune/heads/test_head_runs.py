@@ -3,6 +3,7 @@ prompts."""
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from finetune.publish.config import PublishOptions
 from finetune.publish.facts import read_run
 from finetune.stage import SegmentationStage
 from finetune.train import COMMAND
-from pretrain.engine.checkpoint import best_checkpoint
+from pretrain.engine.checkpoint import best_checkpoint, latest_checkpoint
 
 ROOT = Path(__file__).parents[3]
 LABELS = {"bright": [1], "dark": [2]}
@@ -142,6 +143,37 @@ def test_masks_that_are_carried_have_no_loss_together(made) -> None:
 def test_the_iou_of_a_mask_is_not_learned_from_the_whole_batch() -> None:
     with pytest.raises(UserError, match=r"loss\.whole_batch: .* set loss\.iou to 0"):
         SegmentationLoss(whole_batch=True)
+
+
+def test_a_run_with_dice_over_the_batch_goes_on_with_as_many_images_in_a_pass(made, capsys) -> None:
+    run = made / "run"
+    given = [*options(made, "samed"), "--optim.steps=2", "--optim.batch_size=4", "--threads=1"]
+    given += ["--optim.warmup_steps=0", "--data.validation=0", "--evaluators.validation=null"]
+    run_command("finetune/train.py", COMMAND, [*given, "--save_every=1"])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    (run / "DONE").unlink()
+    shutil.rmtree(latest_checkpoint(run).folder)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run_command("finetune/train.py", COMMAND, [*given, "--resume=auto", "--optim.accumulate=2"])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "was started with images judged or normalised together 4, not 2; continue it" in error
+    run_command("finetune/train.py", COMMAND, [*given, "--resume=auto"])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert (run / "DONE").is_file()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "bound"),
+    [("finetune/samed", True), ("finetune/cnn_head", False), ("baselines/beal", True)],
+)
+def test_passes_are_bound_where_images_are_judged_or_normalised_together(made, recipe, bound):
+    given = [f"--config={ROOT / 'configs' / recipe}.yaml", f"--data.shards={made / 'train'}"]
+    given += [f"--output={made / 'run'}", "--model.image_size=64", "--data.cache=null"]
+    config, _ = parse(TrainConfig, "train", given)
+    names = SegmentationStage(config, CPU).bound(4, 1)
+    assert ("images judged or normalised together" in names) == bound
 
 
 def test_calibration_asks_for_probabilities(made, capsys):
