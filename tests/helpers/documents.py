@@ -5,9 +5,15 @@ from pathlib import Path
 
 
 def shell_commands(text: str) -> list[str]:
-    """Commands of shell code, continued lines joined, comments dropped."""
-    lines = (line.split(" # ")[0].strip() for line in text.replace("\\\n", " ").splitlines())
-    return [" ".join(line.split()) for line in lines if line and not line.startswith("#")]
+    """Commands of shell code, continued lines joined as a shell joins them, comments dropped.
+
+    Inside quotes a line goes on without a backslash; one that is there would stay.
+    """
+    lines = [line.split(" # ")[0].rstrip() for line in text.splitlines()]
+    code = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
+    code = re.sub(r"'[^']*'", lambda quoted: quoted[0].replace("\n", " "), code)
+    lines = code.replace("\\\n", " ").splitlines()
+    return [" ".join(line.split()) for line in lines if line.strip()]
 
 
 def commands_of(path: Path) -> list[str]:
