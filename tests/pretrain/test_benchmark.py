@@ -92,7 +92,7 @@ def test_training_from_shards_is_timed_as_a_run_of_several_processes(
 
 def test_recomputed_blocks_take_less_memory_for_each_image(capsys, monkeypatch) -> None:
     monkeypatch.setattr(memory, "KINDS", ((DENSE, False), (DENSE, True)))
-    options = ["--encoder_size=vit_t", "--parts=memory", "--batch_size=12", "--repeats=1"]
+    options = ["--encoder_size=vit_t", "--parts=memory", "--batch_size=4", "--repeats=1"]
     words = ["benchmark", *options, "--results=null", "--device=cpu"]
     run_program("pretrain", COMMANDS, words)
     rows = re.findall(r"\| (no|yes) \| (\d\.\d\d) \| (\d+) \|", capsys.readouterr().out)

@@ -24,15 +24,16 @@ def as_list(samples):
     return samples
 
 if __name__ == "__main__":
-    waits = []
-    remote.time.sleep = waits.append
-    url, cache, workers = sys.argv[1:]
-    try:
-        far = ShardDataset(url, transform=describe, cache=Path(cache))
-        loader = build_loader(far, 4, workers=int(workers), collate=as_list)
-        print(json.dumps({"waits": waits, "batches": list(islice(loader, 14))}))
-    except remote.UserError as error:
-        print(json.dumps({"waits": waits, "error": str(error)}))
+    *urls, cache, workers = sys.argv[1:]
+    for url in urls:
+        waits = []
+        remote.time.sleep = waits.append
+        try:
+            far = ShardDataset(url, transform=describe, cache=Path(cache))
+            loader = build_loader(far, 4, workers=int(workers), collate=as_list)
+            print(json.dumps({"waits": waits, "batches": list(islice(loader, 14))}))
+        except remote.UserError as error:
+            print(json.dumps({"waits": waits, "error": str(error)}))
 """
 
 
@@ -46,11 +47,15 @@ def hub(hub, shard_set):
 
 @pytest.fixture
 def read(hub, tmp_path):
-    """What another process reads: the library takes its endpoint when it is imported."""
+    """What another process reads: the library takes its endpoint when it is imported.
+
+    Of several sets it is a list.
+    """
     script = tmp_path / "read.py"
     script.write_text(READ)
 
-    def run(url="hf://datasets/clinic/images/first", workers=0, **settings):
+    def run(*urls, workers=0, **settings):
+        urls = urls or ("hf://datasets/clinic/images/first",)
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
             "PYTHONPATH": os.pathsep.join(sys.path),
@@ -58,10 +63,11 @@ def read(hub, tmp_path):
             "HF_HOME": str(tmp_path / "home"),
             **settings,
         }
-        command = [sys.executable, str(script), url, str(tmp_path / "cache"), str(workers)]
+        command = [sys.executable, str(script), *urls, str(tmp_path / "cache"), str(workers)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        answers = [json.loads(line) for line in done.stdout.splitlines()]
+        return answers if len(urls) > 1 else answers[0]
 
     return run
 
@@ -105,12 +111,12 @@ def test_a_private_set_is_read_with_the_token_of_a_login(hub, shard_set, read, t
 
 
 def test_what_will_not_pass_is_told_at_once(hub, read):
-    for url, reason in (
-        ("hf://datasets/clinic/images/second", "does not exist"),
-        ("hf://datasets/clinic/imagines/first", "does not exist on the Hub, or is private; check"),
-        ("hf://datasets/clinic/a b/first", "cannot be fetched (HfUriError: Invalid"),
-    ):
-        answer = read(url)
+    reasons = {
+        "hf://datasets/clinic/images/second": "does not exist",
+        "hf://datasets/clinic/imagines/first": "does not exist on the Hub, or is private; check",
+        "hf://datasets/clinic/a b/first": "cannot be fetched (HfUriError: Invalid",
+    }
+    for (url, reason), answer in zip(reasons.items(), read(*reasons), strict=True):
         assert answer["error"].startswith(f"{url}/dataset.json: {reason}"), answer
         assert answer["waits"] == [] and "\n" not in answer["error"]
     hub.faults = [403]
