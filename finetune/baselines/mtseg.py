@@ -84,7 +84,7 @@ class MTSeg(Network):
     def auxiliary_loss(self, maps: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
         """The region's soft Dice loss over the batch, weighted."""
         region = self.region_of(truth)
-        # Together: of an image without the region, Dice by itself teaches next to nothing.
+        # Together: without the region, Dice by itself hardly pulls on a large wrong mask.
         together = torch.zeros(len(maps), dtype=torch.int64, device=maps.device)
         logits, region, inside = (
             join_slices(each, together) for each in (maps[:, -1:], region, valid[:, None])

@@ -10,6 +10,8 @@ from data_prep.common.errors import UserError
 from finetune.evaluation.protocols import Protocol
 from finetune.evaluation.tables import AS_GIVEN, ROUGH
 from finetune.inference.prompted import Answer, PromptedImage
+from finetune.inference.segmenting import check_kinds
+from finetune.model.segmenter import Segmenter
 from finetune.prompts.masks import rough_mask
 
 
@@ -24,6 +26,10 @@ class RoughMask(Protocol):
     def __post_init__(self) -> None:
         if self.roughness < 0:
             raise UserError(f"protocols: RoughMask.roughness {self.roughness} must not be negative")
+
+    def begin(self, segmenter: Segmenter, targets: Sequence[str]) -> None:
+        """Refuse a model that has seen no masks."""
+        check_kinds(segmenter, target=False, mask=True)
 
     def answers(
         self,

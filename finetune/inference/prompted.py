@@ -57,7 +57,7 @@ class PromptedImage:
         embedding: (1, 256, S / 16, S / 16), where it is known already.
 
     Attributes:
-        clock: Counts the seconds of `predict`.
+        clock: Counts the seconds of `predict`, and of `segment_several`.
 
     Raises:
         UserError: The image has another shape or type.

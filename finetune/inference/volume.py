@@ -30,7 +30,7 @@ class PromptedVolume:
         keep_bytes: Limit of the embeddings kept; those not used for longest are dropped.
 
     Attributes:
-        clock: Counts the seconds of `predict` in any slice.
+        clock: Counts the seconds of `predict` and `segment_several` in any slice.
         encoding: Seconds that the encoding of each slice took; one of a stack has its share.
         used: Slices that were asked for; whoever wants to know which were since then clears it.
     """

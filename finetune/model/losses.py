@@ -177,9 +177,9 @@ class SegmentationLoss(MaskLoss):
     focal_alpha: float = 0.25
     """Share of the object's pixels in the focal loss, 0..1."""
     whole_batch: bool = False
-    """Whether a target's masks in one pass, `optim.batch_size` over processes and
-    `optim.accumulate`, are judged together, as one large mask, and not one by one: those without
-    the target then weigh little. It needs `iou` 0."""
+    """Whether a target's masks in one pass (`optim.batch_size`, divided by the number of processes
+    and by `optim.accumulate`, images) are judged together, as one large mask, and not one by one:
+    those without the target then weigh little. It needs `iou` 0."""
 
     def __post_init__(self) -> None:
         for name in ("dice", "bce", "bce_object", "focal", "iou", "focal_gamma"):

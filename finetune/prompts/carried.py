@@ -47,7 +47,7 @@ class Carried(ClicksAndBoxes):
 
     @property
     def gives_masks(self) -> bool:
-        """As its option says, since masks are carried in any case."""
+        """As `previous_mask` says, whatever `rounds` is: neighbours are prompted in any case."""
         return self.previous_mask
 
     def prepare(self, batch: SegmentationBatch, rng: np.random.Generator) -> Any:

@@ -52,13 +52,18 @@ class Mixed(Prompting):
         pointing = [kind for kind in kinds if isinstance(kind, ClicksAndBoxes | ReplacedPoints)]
         if len({kind.multimask for kind in pointing}) > 1:
             raise UserError("prompts.kinds: multimask must be the same in all with clicks or boxes")
-        self.previous_mask = giving == {True}
+        self._gives_masks = next(iter(giving), None)
         self.multimask = next((kind.multimask for kind in kinds if kind.multimask), False)
         self.steps = kinds[0].steps
         self.text_multimask = any(kind.text_multimask for kind in kinds)
         self.rough_masks = any(kind.rough_masks for kind in kinds)
         self.asks_for_absent = any(kind.asks_for_absent for kind in kinds)
         self.for_stacks = any(kind.for_stacks for kind in kinds)
+
+    @property
+    def gives_masks(self) -> bool | None:
+        """As those of its kinds do that say it."""
+        return self._gives_masks
 
     @cached_property
     def _built(self) -> dict[str, Prompting]:

@@ -63,8 +63,9 @@ class ClicksAndBoxes(Prompting):
         for name in ("box_share", "single_share", "mask_share", "mask_only_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"prompts.{name} {getattr(self, name)} must lie in 0..1")
-        if self.mask_only_share and not self.previous_mask:
-            raise UserError("prompts.mask_only_share needs prompts.previous_mask")
+        for name in ("mask_share", "mask_only_share"):
+            if getattr(self, name) and not self.previous_mask:
+                raise UserError(f"prompts.{name} needs prompts.previous_mask")
         for name in ("box_jitter", "rounds", "skipped_rounds", "mask_roughness"):
             if getattr(self, name) < 0:
                 raise UserError(f"prompts.{name} is {getattr(self, name)}; it must not be negative")

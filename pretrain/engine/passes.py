@@ -51,7 +51,12 @@ def choose_passes(accelerator: Accelerator, options: RunOptions, stage: Stage, s
     if state.step:
         if state.machine == machine_of(accelerator):
             return state.passes
-        as_before = [n for n in candidates if stage.bound(share // n, world) == state.bound]
+        as_before = [
+            n
+            for n in candidates
+            # of a run of an earlier version some were not kept
+            if state.bound.items() <= stage.bound(share // n, world).items()
+        ]
         candidates = as_before or candidates
     stage.model.to(accelerator.device)
     with torch.random.fork_rng(devices_of(accelerator.device)), stage.alone():
@@ -189,6 +194,6 @@ def one_line_out_of_memory(
         parts = [f"out of memory with {share // passes} images in a pass"]
         if more is not None:
             new = stage.bound(share // more, world) != stage.bound(share // passes, world)
-            why = " in a new run (fewer images are then judged together)" if new else ""
+            why = " in a new run (results depend on how many images share a pass)" if new else ""
             parts.append(f"make more passes with --optim.accumulate {more}{why}")
         raise UserError("; ".join([*parts, advice(options, stage, accelerator.device)])) from None

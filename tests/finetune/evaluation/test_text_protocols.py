@@ -202,6 +202,12 @@ def test_a_rough_mask_is_given_in_the_models_frame(make_shards, organs, discs) -
     )
 
 
+def test_a_model_that_never_saw_masks_is_judged_by_none(discs) -> None:
+    discs.previous_mask = False
+    with pytest.raises(UserError, match="mask: this model was not trained with masks as prompts"):
+        RoughMask().begin(discs, list(LABELS))
+
+
 def test_options_of_protocols_are_checked() -> None:
     for made, message in (
         (lambda: Text(), r"Text\.bank"),

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from data_prep.common.components import Component
+from data_prep.common.errors import UserError
 from finetune.inference.loading import load_segmenter
 from finetune.prompts.carried import Carried
 from finetune.prompts.mixed import Mixed
@@ -55,7 +57,26 @@ def test_a_kind_that_prompts_once_goes_with_any_other() -> None:
         options = {"previous_mask": previous}
         again = Component("finetune.prompts.simulate.ClicksAndBoxes", options)
         assert Mixed({"once": once, "again": again}).gives_masks is previous
-    assert not Mixed({"once": once}).gives_masks
+    assert Mixed({"once": once}).gives_masks is None
+    inner = Component("finetune.prompts.mixed.Mixed", {"kinds": {"once": once}})
+    assert Mixed({"inner": inner, "again": again}).gives_masks is False
+
+
+def test_rough_masks_need_masks_in_later_prompts() -> None:
+    with pytest.raises(UserError, match=r"prompts\.mask_share needs prompts\.previous_mask"):
+        ClicksAndBoxes(mask_share=0.5, previous_mask=False)
+
+
+def test_a_run_whose_way_of_prompting_is_not_here_is_as_its_document_says(make_run) -> None:
+    run: Path = make_run("--model.image_size=64", targets=("disc",))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["prompts"] = {"class_path": "theirs.Prompts"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match=r"theirs\.Prompts cannot be imported"):
+        load_segmenter(run, torch.device("cpu"))
+    path = run / "checkpoints" / "step-00000002" / "data.json"
+    path.write_text(json.dumps({"targets": {"disc": [1]}, "previous_mask": True}))
+    assert load_segmenter(run, torch.device("cpu")).previous_mask
 
 
 @pytest.mark.parametrize("document", [{}, {"previous_mask": True}, {"mask_prompts": False}])

@@ -128,7 +128,7 @@ def test_kinds_have_their_shares_of_the_steps(bank) -> None:
         "text": {"class_path": "Texts", "init_args": {"bank": bank, "rounds": 0}},
     }
     mixed = Mixed(kinds=kinds, shares={"interactive": 1, "text": 3})
-    assert mixed.asks_for_absent and not mixed.previous_mask  # no kind prompts twice
+    assert mixed.asks_for_absent and mixed.gives_masks is None  # no kind prompts twice
     assert mixed.multimask and not mixed.text_multimask
     model = Asked()
     mixed.begin(model)

@@ -200,7 +200,7 @@ def test_out_of_memory_is_one_line_that_says_what_to_change(
     with pytest.raises(SystemExit):
         run(f"--output={tmp_path / 'other'}", where[0], *own, "--optim.accumulate=2")
     (line,) = (row for row in capfd.readouterr().err.splitlines() if row.startswith("error"))
-    assert "--optim.accumulate 4 in a new run (fewer images are then judged together)" in line
+    assert "--optim.accumulate 4 in a new run (results depend on how many images share" in line
     if allocator == "false":
         run(*where, *own, *alone, "--resume=auto", "--optim.accumulate=4")
         assert (tmp_path / "run" / "DONE").exists()
