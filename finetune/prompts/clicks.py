@@ -233,7 +233,9 @@ def _distance(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     of up to some thousand pixels a side.
     """
     found = cv2.distanceTransform(mask.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return np.asarray(found, dtype=np.float32)
+    # Its square roots differ in the last bit from call to call, by where in memory pixels lie; the
+    # squares are whole numbers.
+    return np.sqrt(np.rint(np.square(found, dtype=np.float64))).astype(np.float32)
 
 
 class _Components(NamedTuple):

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 
+import cv2
 import numpy as np
 import pytest
 
@@ -289,3 +290,26 @@ def test_bad_arguments_are_refused():
             evaluation_click(mask, mask, np.array([outside]))
     with pytest.raises(UserError, match="positive_steps"):
         ClickSampling(positive_steps=(0.0,))
+
+
+def test_clicks_do_not_depend_on_the_last_bit_of_a_distance(monkeypatch):
+    """OpenCV's differs from call to call, which used to decide between equally deep pixels."""
+    target, nothing = np.zeros((40, 40), bool), np.zeros((0, 2), np.int64)
+    target[3:14, 5:30] = True  # the deepest pixels are many
+    prediction = np.zeros_like(target)
+    clicks = [
+        next_click(prediction, target, nothing),
+        evaluation_click(prediction, target, nothing),
+    ]
+    exact = cv2.distanceTransform
+    rng = np.random.default_rng(0)
+
+    def rounded(*given):
+        found = exact(*given)
+        return np.nextafter(found, found + rng.choice([-1, 0, 1], found.shape), dtype=np.float32)
+
+    monkeypatch.setattr(cv2, "distanceTransform", rounded)
+    for _ in range(20):
+        for click, rule in zip(clicks, (next_click, evaluation_click), strict=True):
+            (x, y), label = rule(prediction, target, nothing)
+            assert (x, y, label) == (*click[0], click[1])
