@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.common.errors import UserError
+from finetune.prompts.distance import exact_distance
 
 Points = NDArray[np.int64]
 Labels = NDArray[np.int64]
@@ -107,7 +108,7 @@ def random_clicks(
         allowed = depth > _relaxed(positive_margin, depth.max())
         positive = _spread(allowed, positive_number, positive_step, rng) + _corner(crop)
         ring = _grow(crop, int(np.ceil(outer)), mask.shape)
-        distance = _distance(~mask[ring])
+        distance = exact_distance(~mask[ring])
         distance[(distance > outer) | ~valid[ring]] = 0
         allowed = distance > _relaxed(negative_margin, distance.max())
         negative = _spread(allowed, negative_number, negative_step, rng) + _corner(ring)
@@ -223,19 +224,7 @@ def _depth(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     What lies beyond the array is outside, so a crop to the mask's bounding box gives the same
     depths as the whole image.
     """
-    return _distance(np.pad(mask, 1))[1:-1, 1:-1]
-
-
-def _distance(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Exact distance (H, W) of each pixel in the mask to the nearest outside it, if there is one.
-
-    Rounded to float32, in which different distances stay different and equal ones equal, in images
-    of up to some thousand pixels a side.
-    """
-    found = cv2.distanceTransform(mask.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    # Its square roots differ in the last bit from call to call, by where in memory pixels lie; the
-    # squares are whole numbers.
-    return np.sqrt(np.rint(np.square(found, dtype=np.float64))).astype(np.float32)
+    return exact_distance(np.pad(mask, 1))[1:-1, 1:-1]
 
 
 class _Components(NamedTuple):

@@ -4,6 +4,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.prompts.distance import exact_distance
+
 WAVES = 4
 """A mask is bent by displacements that are drawn at so many points along each side of its box."""
 
@@ -62,9 +64,6 @@ def signed_distance(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     if mask.all() or not mask.any():
         far = max(mask.shape) * (1 if mask.any() else -1)
         return np.full(mask.shape, far, np.float32)
-    inside, outside = (
-        cv2.distanceTransform(part.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        for part in (mask, ~mask)
-    )
+    inside, outside = exact_distance(mask), exact_distance(~mask)
     # Distances run between centres, and the edge lies half a pixel before the other side's.
     return np.asarray(inside - outside + 0.5 - mask, dtype=np.float32)

@@ -87,7 +87,8 @@ def test_it_is_validated_by_prompts_that_it_is_trained_on(recipe) -> None:
     boxes = any(isinstance(each, Box) for each in protocols)
     clicks = [number for each in protocols if isinstance(each, Clicks) for number in each.numbers]
     assert boxes <= (prompting.box_share > 0)
-    assert max(clicks, default=0) <= (prompting.box_share < 1) + 9 * bool(prompting.rounds)
+    if not prompting.rounds + prompting.skipped_rounds:
+        assert max(clicks, default=0) <= (prompting.box_share < 1)
 
 
 @pytest.mark.parametrize("recipe", [*RECIPES, *BASELINES])

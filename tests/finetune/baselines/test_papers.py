@@ -164,7 +164,7 @@ def test_mtsegs_loss_is_the_dice_of_the_region_in_the_whole_batch() -> None:
         ({"margin": 0.1, "region_weight": 0.25}, [0, 1], 3),
     ):
         network = tiny(MTSeg, **options)
-        hit, found_area, true_area = 0.0, 0.0, 0.0
+        sums = np.zeros(3)
         for image in range(2):
             union = truth[image, chosen].any(0).numpy()
             region = (
@@ -173,14 +173,10 @@ def test_mtsegs_loss_is_the_dice_of_the_region_in_the_whole_batch() -> None:
             inside = valid[image].numpy()
             p = 1 / (1 + np.exp(-maps[image, 2].numpy())) * inside
             t = region * inside
-            hit, found_area, true_area = (
-                hit + (p * t).sum(),
-                found_area + p.sum(),
-                true_area + t.sum(),
-            )
+            sums += (p * t).sum(), p.sum(), t.sum()
         weight = options.get("region_weight", 0.5)
         found = network.auxiliary_loss(maps, truth, valid)
-        dice = (2 * hit + 1) / (found_area + true_area + 1)
+        dice = (2 * sums[0] + 1) / (sums[1] + sums[2] + 1)
         assert float(found) == pytest.approx(weight * (1 - dice), rel=1e-4)
 
 
