@@ -49,8 +49,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Keep each process of `make test`, and what it starts, on one core."""
     worker = getattr(config, "workerinput", {}).get("workerid")
     if worker and hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+        cores, number = sorted(os.sched_getaffinity(0)), int(worker.removeprefix("gw"))
+        # on two cores the fifth is beside the second, whose tests of SLURM mostly wait
+        os.sched_setaffinity(0, {cores[(number + number // 4) % len(cores)]})
         # PyTorch counted the cores when it was imported: more threads would wait for each other
         torch.set_num_threads(1)
 
@@ -280,7 +281,16 @@ def read_losses():
 
 
 @pytest.fixture(scope="module")
-def shallow() -> Iterator[None]:
+def no_curves() -> Iterator[None]:
+    """Training in this process draws no curves, which takes as long as a tiny run does."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("draw_losses", "draw_rates"):
+            patch.setattr(f"pretrain.engine.loop.{name}", lambda *run: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def shallow(no_curves: None) -> Iterator[None]:
     """vit_t has two blocks instead of twelve, and stage one draws nothing, in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pretrain.stage.PretrainStage.draw", lambda stage: {})

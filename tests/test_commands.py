@@ -1,5 +1,6 @@
 """Every command: its help, what starting it imports, and how options are read."""
 
+import os
 import re
 import subprocess
 import sys
@@ -61,6 +62,27 @@ def test_a_reader_that_wants_no_more_is_no_error() -> None:
 def test_version(program: str) -> None:
     status, output, errors, _ = start(program, "--version")
     assert (status, output, errors) == (0, "samaritan 0.1.0\n", "")
+
+
+@pytest.mark.parametrize(("given", "seen"), [("", "False True True"), (", []", "True True False")])
+def test_what_a_program_imports_is_not_searched_for_garbage(
+    given: str, seen: str, tmp_path
+) -> None:
+    """But what a process that only calls a command imports is none of the command's business."""
+    (tmp_path / "job.py").write_text(
+        "import gc\nenabled = gc.isenabled()\n"
+        "def run(words): print(enabled, gc.isenabled(), gc.get_freeze_count() > 0)\n"
+    )
+    code = "from data_prep.common.cli import Command, run_command\n"
+    code += f"run_command('job', Command('A job.', 'job:run'){given})"
+    path = os.pathsep.join([str(ROOT), str(tmp_path)])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.stderr) == (f"{seen}\n", "")
 
 
 @pytest.mark.parametrize(

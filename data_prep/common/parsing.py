@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_origin
 
@@ -81,8 +82,9 @@ def _resolve(configs: Configs, program: str, given: Given) -> tuple[tuple[Any, .
     return tuple(made), resolved
 
 
+@lru_cache(maxsize=64)
 def build_parser(configs: Configs, program: str) -> ArgumentParser:
-    """The jsonargparse parser of the fields of `configs`."""
+    """The jsonargparse parser of the fields of `configs`; it is asked for again for each run."""
     parser = ArgumentParser(
         prog=program,
         description="\n\n".join(config.__doc__ or "" for config in configs),

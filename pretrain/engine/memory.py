@@ -73,6 +73,8 @@ class TensorMemory(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.device):  # most of what tensors without numbers are asked
+            return result
         known = {each.untyped_storage()._cdata for each in tree_leaves(args) if is_tensor(each)}
         for each in tree_leaves(result):
             if is_tensor(each) and each.untyped_storage()._cdata not in known:

@@ -6,8 +6,10 @@ import torch
 
 from pretrain.engine.peaks import BF16, FP32, known_peak
 
-INNER, COLUMNS, REPEATS = 768, 3072, 10
+INNER, COLUMNS = 768, 3072
 """Matrix product of an encoder's shape."""
+REPEATS, SECONDS = 3, 0.2
+"""Least number of products, and how long they are repeated: a run does not wait to be measured."""
 
 
 def device_peak(device: torch.device, precision: str) -> tuple[float, str]:
@@ -29,13 +31,13 @@ def device_peak(device: torch.device, precision: str) -> tuple[float, str]:
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a matrix product, the best of a few."""
-    rows = 2048 if device.type == "cpu" else 8192
+    rows = 1024 if device.type == "cpu" else 8192
     a = torch.ones(rows, INNER, device=device, dtype=dtype)
     b = torch.ones(INNER, COLUMNS, device=device, dtype=dtype)
-    best = float("inf")
-    for _ in range(REPEATS):
+    seconds: list[float] = []
+    while len(seconds) < REPEATS or sum(seconds) < SECONDS:
         start = time.perf_counter()
         product = a @ b
         float(product[0, 0])  # waits for the device
-        best = min(best, time.perf_counter() - start)
-    return 2 * rows * INNER * COLUMNS / best
+        seconds.append(time.perf_counter() - start)
+    return 2 * rows * INNER * COLUMNS / min(seconds)

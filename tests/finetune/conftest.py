@@ -23,6 +23,11 @@ from finetune.model.segmenter import Decoded
 from pretrain.sizes import SIZES, EncoderSize
 
 
+@pytest.fixture(scope="module", autouse=True)
+def undrawn(no_curves: None) -> None:
+    """Curves are looked at in the tests of stage one, whose loop draws those of both stages."""
+
+
 class Records:
     """Reads the samples of a test: their paths are their places in the list."""
 

@@ -62,7 +62,8 @@ def test_a_recipe_starts_as_its_header_says(recipe, workspace, monkeypatch, caps
     options = options_of_command(recipe)
     output = Path(options[options.index("--output") + 1])
     shutil.rmtree(output, ignore_errors=True)
-    size = [] if "start_from" in (ROOT / recipe).read_text() else ["--encoder_size=vit_t"]
+    started = "\nstart_from:" in (ROOT / recipe).read_text()  # its size is that of its checkpoint
+    size = [] if started else ["--encoder_size=vit_t"]
     run_command("pretrain/train.py", COMMAND, [*options, *SMALL, *size])
     AcceleratorState._reset_state(reset_partial_state=True)
     assert "1 steps of 2, 1 process on cpu" in capsys.readouterr().out
