@@ -19,10 +19,10 @@ quickstart: $(STAMP)
 	  --input "$$QUICKSTART_DATA" \
 	  --output "out/quickstart-$$(basename "$$QUICKSTART_DATA")")
 
-# Five files at a time on two cores, since many tests wait for others' processes; the files that take
-# longest come first.
+# Four files at a time, two on each of two cores, since many tests wait for others' processes; the
+# files that take longest come first.
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses 5 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check

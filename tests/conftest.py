@@ -46,12 +46,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep each process of `make test`, and what it starts, on one core."""
+    """Keep each process of `make test`, and what it starts, on one core.
+
+    Ctrl-C is heard, also where a shell started the tests in the background, which ignores it.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = getattr(config, "workerinput", {}).get("workerid")
     if worker and hasattr(os, "sched_setaffinity"):
-        cores, number = sorted(os.sched_getaffinity(0)), int(worker.removeprefix("gw"))
-        # on two cores the fifth is beside the second, whose tests of SLURM mostly wait
-        os.sched_setaffinity(0, {cores[(number + number // 4) % len(cores)]})
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
         # PyTorch counted the cores when it was imported: more threads would wait for each other
         torch.set_num_threads(1)
 

@@ -64,17 +64,30 @@ def test_version(program: str) -> None:
     assert (status, output, errors) == (0, "samaritan 0.1.0\n", "")
 
 
-@pytest.mark.parametrize(("given", "seen"), [("", "False True True"), (", []", "True True False")])
-def test_what_a_program_imports_is_not_searched_for_garbage(
-    given: str, seen: str, tmp_path
-) -> None:
-    """But what a process that only calls a command imports is none of the command's business."""
+@pytest.mark.parametrize(
+    ("lines", "seen"),
+    [
+        (["run_command('job', JOB)"], "False True True"),
+        (["run_command('job', JOB, [])"], "True True False"),
+        (["gc.disable()", "run_command('job', JOB, [])"], "False False False"),
+        (
+            [
+                "with suppress(ImportError): run_command('job', Command('Absent.', 'absent:run'))",
+                "run_command('job', JOB, [])",
+            ],
+            "True True False",
+        ),
+    ],
+)
+def test_what_a_program_imports_is_not_searched_for_garbage(lines, seen, tmp_path) -> None:
+    """But a process that only calls a command searches, or not, as it did."""
     (tmp_path / "job.py").write_text(
         "import gc\nenabled = gc.isenabled()\n"
         "def run(words): print(enabled, gc.isenabled(), gc.get_freeze_count() > 0)\n"
     )
-    code = "from data_prep.common.cli import Command, run_command\n"
-    code += f"run_command('job', Command('A job.', 'job:run'){given})"
+    imports = ["import gc", "from contextlib import suppress"]
+    imports += ["from data_prep.common.cli import Command, run_command"]
+    code = "\n".join([*imports, "JOB = Command('A job.', 'job:run')", *lines])
     path = os.pathsep.join([str(ROOT), str(tmp_path)])
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import takewhile
@@ -67,7 +67,7 @@ def run_program(
         commands: By name.
         arguments: The words after it; by default those of this process.
     """
-    words = _words(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
     with one_line_errors():
         if words[:1] in (["-h"], ["--help"]):
             print(_overview(program, commands))
@@ -78,7 +78,7 @@ def run_program(
             hint = nearest(words[0], commands) if words else ""
             raise UserError(wrong + (hint or f"; there are {', '.join(commands)}"))
         else:
-            _run(f"{program} {words[0]}", commands[words[0]], words[1:])
+            _run(f"{program} {words[0]}", commands[words[0]], words[1:], arguments is None)
 
 
 def run_command(program: str, command: Command, arguments: Sequence[str] | None = None) -> None:
@@ -87,34 +87,29 @@ def run_command(program: str, command: Command, arguments: Sequence[str] | None 
     Args:
         arguments: The words after it; by default those of this process.
     """
-    words = _words(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
     with one_line_errors():
         if words[:1] == ["--version"]:
             _print_version()
         else:
-            _run(program, command, words)
+            _run(program, command, words, arguments is None)
 
 
-def _words(arguments: Sequence[str] | None) -> list[str]:
-    """The arguments, or those of this process, which then is the program and nothing else.
+@contextmanager
+def _imports_stay() -> Iterator[None]:
+    """What is imported inside is not searched for garbage, now or later: it stays to the end.
 
-    All that it imports stays to its end: a search for garbage among it took a fifth of the time of
-    a short command, so there is none until `_function` has imported the last of it.
+    The search took a fifth of the time of a short command.
     """
-    if arguments is not None:
-        return list(arguments)
+    searched = gc.isenabled()
     gc.disable()
-    return sys.argv[1:]
-
-
-def _function(command: Command) -> Callable[..., Any]:
-    """Import what a command runs."""
-    function = load(command.function)
-    if not gc.isenabled():
+    try:
+        yield
         gc.freeze()
         atexit.register(_unfreeze)
-        gc.enable()
-    return function
+    finally:
+        if searched:
+            gc.enable()
 
 
 def _unfreeze() -> None:
@@ -123,7 +118,8 @@ def _unfreeze() -> None:
         gc.unfreeze()
 
 
-def _run(program: str, command: Command, words: list[str]) -> None:
+def _run(program: str, command: Command, words: list[str], is_process: bool) -> None:
+    """Run a command, in a process that does nothing else or inside another program."""
     if str(Path.cwd()) not in sys.path:  # a recipe may name classes of the working folder
         sys.path.append(str(Path.cwd()))
     if {"-h", "--help"} & {*words}:
@@ -132,9 +128,16 @@ def _run(program: str, command: Command, words: list[str]) -> None:
         usage = f"{program} [{command.words.upper()} ...]" if command.words else program
         print_help(command.find_configs(others), usage, command.summary, epilog)
         return
+    with _imports_stay() if is_process else nullcontext():
+        values = _values(program, command, words)
+        function = load(command.function)
+    function(*values)
+
+
+def _values(program: str, command: Command, words: list[str]) -> tuple[Any, ...]:
+    """What a command's function is called with."""
     if not command.configs:
-        _function(command)(words)
-        return
+        return (words,)
     words = command.named(words)
     configs, resolved = parse_all(command.find_configs(words), program, words)
     for config in configs:
@@ -142,7 +145,7 @@ def _run(program: str, command: Command, words: list[str]) -> None:
             if config.threads is not None and config.threads < 1:
                 raise UserError(f"--threads: {config.threads} is not 1 or more")
             share_cores(config.threads)  # before anything imports PyTorch
-    _function(command)(*configs, resolved)
+    return *configs, resolved
 
 
 def load(name: str) -> Callable[..., Any]:

@@ -34,6 +34,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     rows = 1024 if device.type == "cpu" else 8192
     a = torch.ones(rows, INNER, device=device, dtype=dtype)
     b = torch.ones(INNER, COLUMNS, device=device, dtype=dtype)
+    torch.mm(a, b)  # the first one starts threads and libraries
     seconds: list[float] = []
     while len(seconds) < REPEATS or sum(seconds) < SECONDS:
         start = time.perf_counter()

@@ -117,6 +117,7 @@ def test_without_an_encoder_all_is_trained(labelled_shards, tmp_path, launch) ->
     done = launch(*RECIPE, *options)
     assert done.returncode == 0, done.stderr
     assert "frozen" not in done.stdout
+    assert {path.name for path in (run / "figures").iterdir()} == {"losses.png", "rates.png"}
     segmenter = load_segmenter(run, torch.device("cpu"))
     assert set(trained_weights(run)) == set(segmenter.state_dict())
 

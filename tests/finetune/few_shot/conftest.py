@@ -74,8 +74,6 @@ def in_process(here):
         patch.syspath_prepend(here)
         patch.setattr(Commands, "run", run)
         patch.setattr("finetune.evaluation.evaluate.draw_results", lambda *arguments: None)
-        patch.setattr("pretrain.engine.loop.draw_losses", lambda *arguments: None)
-        patch.setattr("pretrain.engine.loop.draw_rates", lambda *arguments: None)
         yield ran
 
 
