@@ -1,6 +1,7 @@
 """Tiny shard sets and runs, made on the fly."""
 
 import contextlib
+import gc
 import json
 import os
 import re
@@ -38,6 +39,7 @@ MISSING = [
     if not shutil.which(name, path=PLACES)
 ]
 collect_ignore = ["slurm"] if MISSING else []
+gc.disable()  # until all tests are imported, of which nothing is garbage
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -57,6 +59,10 @@ def pytest_configure(config: pytest.Config) -> None:
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
         # PyTorch counted the cores when it was imported: more threads would wait for each other
         torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
