@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import fill
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,8 @@ from finetune.inference.prompted import Answer
 
 Key = tuple[str, str]
 """Case and target."""
+TITLE = 22
+"""Letters that fit above a picture."""
 
 
 class Choice(NamedTuple):
@@ -84,7 +87,9 @@ def draw_cases(
             continue
         first = next(iter(kept.values()))
         answers = {
-            f"{name}: {dice[name]:.3f}\n{protocols[name]}": Answer(_fitted(mask, first.truth))
+            title_of(f"{name}: {dice[name]:.3f}", protocols[name]): Answer(
+                _fitted(mask, first.truth)
+            )
             for name, picture in kept.items()
             if (mask := picture.masks.get(protocols[name])) is not None
         }
@@ -94,6 +99,11 @@ def draw_cases(
         spread = f"Dice {min(dice.values()):.3f} to {max(dice.values()):.3f}"
         drawn[path] = f"{kind} {numbers[kind]}: {target} of case {case}, {spread}."
     return drawn
+
+
+def title_of(*lines: str) -> str:
+    """Lines of a picture's title, broken where they are wider than it."""
+    return "\n".join(fill(line, TITLE) for line in lines)
 
 
 def _fitted(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> NDArray[np.bool_]:

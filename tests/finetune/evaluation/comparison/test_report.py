@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from data_prep.common.cli import run_program
 from finetune.__main__ import COMMANDS
-from finetune.evaluation.comparison.cases import choose_cases, draw_cases
+from finetune.evaluation.comparison.cases import TITLE, choose_cases, draw_cases, title_of
 from finetune.evaluation.comparison.results import Evaluated, read_evaluation
 from finetune.evaluation.comparison.tables import notes_on_missing, scores_table
 from finetune.evaluation.details import ClickDice, Details, Seconds
@@ -249,3 +249,9 @@ def test_a_damaged_file_is_one_line(name, text, tmp_path, capsys) -> None:
         run_program("finetune", COMMANDS, ["compare", str(folder), str(tmp_path)])
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {folder / name}: ")
+
+
+def test_a_long_name_is_broken_above_its_picture():
+    title = title_of("msa_2d_equal-hippocampus: 0.831", "1 click after a text per slice")
+    assert all(len(line) <= TITLE for line in title.split("\n"))
+    assert title.replace("\n", "") == "msa_2d_equal-hippocampus: 0.8311 click after a textper slice"
